@@ -1,0 +1,182 @@
+"""Every key there is, with its default and its meaning. Recipes are short deltas on this file.
+
+    python train_main.py --config=configs/folder.py --workdir=runs/mine --config.data.dir=PATH [--config.key=value ...]
+
+A key that does not exist, or that is set and read by nobody (config.optim.beta1 under SGD), is an error.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The defaults: ResNet-50 from scratch on a folder of images, SGD with warmup and cosine."""
+    config = ConfigDict()
+    config.model = model()
+    config.data = data()
+    config.optim = optim()
+    config.run = run()
+    return config.lock()
+
+
+def model() -> ConfigDict:
+    """config.model: a named variant (resnet/model/variants.py) and, where set, single fields of its ResNetSpec.
+
+    Each field is explained in resnet/model/spec.py. None: as the named variant has it.
+    """
+    c = ConfigDict()
+    # resnet18 … resnet152 (stride in the 3×3, as torchvision), resnet50_v1 … (as published), cifar_resnet20 … 110.
+    c.name = "resnet50"
+    c.block = placeholder(str)
+    c.stage_sizes = placeholder(tuple)
+    c.width = placeholder(int)
+    c.base_width = placeholder(int)
+    c.groups = placeholder(int)
+    # Channels of the images: the feed gives RGB, so 3.
+    c.in_channels = placeholder(int)
+    # None: as many as the data has classes. A number that disagrees with the data is an error.
+    c.num_classes = placeholder(int)
+    c.stem = placeholder(str)
+    c.stride_place = placeholder(str)
+    c.shortcut = placeholder(str)
+    c.shortcut_transform = placeholder(str)
+    c.shortcut_scale = placeholder(float)
+    c.gate_bias = placeholder(float)
+    c.shortcut_dropout = placeholder(float)
+    c.order = placeholder(str)
+    c.norm = placeholder(str)
+    c.norm_groups = placeholder(int)
+    c.norm_momentum = placeholder(float)
+    c.norm_epsilon = placeholder(float)
+    c.activation = placeholder(str)
+    c.conv_bias = placeholder(bool)
+    c.squeeze_excitation = placeholder(int)
+    c.zero_init_last_gamma = placeholder(bool)
+    c.stochastic_depth = placeholder(float)
+    c.dropout = placeholder(float)
+    return c
+
+
+def data() -> ConfigDict:
+    """config.data: what is fed, and everything that happens to an image before the network."""
+    c = ConfigDict()
+    # folder (DATA_DIR/CLASS/* or DATA_DIR/{train,val,test}/CLASS/*), demo (drawn on first use), or tfds:NAME.
+    c.source = "folder"
+    # The folder of images; for tfds: its data_dir ('' = tfds' own default).
+    c.dir = ""
+    # Class folders to leave out, such as ('BACKGROUND_Google',).
+    c.exclude = ()
+    # Share of the training images held out for validation where the data bring no validation split; best is chosen there.
+    c.val_fraction = 0.1
+    # Share held out for testing where the data bring no test split.
+    c.test_fraction = 0.2
+    # Seed of both splits: another seed, another split; config.run.seed leaves them alone.
+    c.split_seed = 0
+    # An unreadable image: fail (named, before training) or skip (counted and listed).
+    c.on_error = "fail"
+    # Side in pixels of the square that the network sees.
+    c.image_size = 224
+    # Images per step over all devices.
+    c.batch_size = 64
+    # Images per evaluation step; 0: as batch_size.
+    c.eval_batch_size = 0
+    # How images reach the device. stream: decoded and cropped by tf.data on the host, uint8 across. auto: stream.
+    c.feed = "auto"
+    # Training crop: random_resized (Szegedy et al. 2015), pad (zero-padded, then cropped: CIFAR), none (as evaluation).
+    c.crop = "random_resized"
+    # Share of the image's area that a random_resized crop covers: lowest, highest.
+    c.crop_scale = (0.08, 1.0)
+    # Its aspect ratio, width over height: lowest, highest.
+    c.crop_ratio = (0.75, 1.3333333333333333)
+    # Pixels added on each side by crop='pad'.
+    c.crop_padding = 4
+    # In evaluation the shorter side becomes image_size × this, then the centre is cropped; -1: as the contract says;
+    # 0: the whole image is squashed to the square.
+    c.resize_shorter = -1.0
+    # Mirror at random: horizontal, vertical, both, none.
+    c.flip = "horizontal"
+    # Colour jitter: each factor is drawn from [1-s, 1+s]; hue shifts by up to ±s turns (0 to 0.5). 0: off.
+    c.brightness = 0.0
+    c.contrast = 0.0
+    c.saturation = 0.0
+    c.hue = 0.0
+    # Probability that a random rectangle is erased (Zhong et al. 2020).
+    c.erasing = 0.0
+    # Beta parameter of mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: off. Both: one or the other per step.
+    c.mixup = 0.0
+    c.cutmix = 0.0
+    # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py).
+    c.contract = "torch"
+    # balanced weighs each class by the inverse of its frequency; none does not.
+    c.class_weights = "none"
+    # Host threads that decode; 0: one per core.
+    c.threads = 0
+    return c
+
+
+def optim() -> ConfigDict:
+    """config.optim: the loss, the optimizer and its schedule. Weight decay leaves norms and biases alone, always."""
+    c = ConfigDict()
+    # sgd, adam, adamw, lars, rmsprop.
+    c.name = "sgd"
+    # Peak learning rate.
+    c.lr = 0.1
+    # sgd, lars, rmsprop.
+    c.momentum = 0.9
+    # sgd, lars, rmsprop.
+    c.nesterov = False
+    # adam, adamw (beta2 also rmsprop: the share of the old squared gradient kept).
+    c.beta1 = 0.9
+    c.beta2 = 0.999
+    # Added to the denominator: adam, adamw, rmsprop.
+    c.epsilon = 1e-8
+    # Trust coefficient: lars (You et al. 2017).
+    c.trust_coefficient = 0.001
+    # constant, step, cosine, polynomial; each after a linear warmup.
+    c.schedule = "cosine"
+    c.warmup_epochs = 0.0
+    # schedule='step': the rate is multiplied by step_factor at each of these epochs.
+    c.step_epochs = (30.0, 60.0, 90.0)
+    c.step_factor = 0.1
+    # schedule='polynomial': the power of the remaining share.
+    c.power = 1.0
+    # schedule='cosine' and 'polynomial': where the rate ends.
+    c.final_lr = 0.0
+    c.weight_decay = 1e-4
+    # Largest global norm of the gradient; 0: no clipping.
+    c.clip_norm = 0.0
+    # Parts that a batch is cut into, one after the other, before the one update.
+    c.accumulation = 1
+    # Share of the target spread over all classes (Szegedy et al. 2016).
+    c.label_smoothing = 0.0
+    # Decay of the exponential moving average of the weights, which evaluation then uses; 0: none.
+    c.ema = 0.0
+    return c
+
+
+def run() -> ConfigDict:
+    """config.run: how long, how often, how exact."""
+    c = ConfigDict()
+    # Passes over the training images; a fraction is fine.
+    c.epochs = 90.0
+    # Steps, instead of epochs, where above 0.
+    c.steps = 0
+    # Seed of initialisation, order, crops, augmentation and dropout.
+    c.seed = 0
+    # Activations and convolutions: float32 or bfloat16. Parameters, statistics, logits and loss are float32.
+    c.dtype = "float32"
+    # Epochs between evaluations on the validation split; a fraction is fine.
+    c.eval_every = 1.0
+    # Steps between training lines in metrics.jsonl.
+    c.log_every = 50
+    # Epochs between checkpoints; one is written after each evaluation as well, and at the end.
+    c.checkpoint_every = 1.0
+    # Newest checkpoints kept beside the best one.
+    c.keep = 2
+    # What 'best' means on the validation split: top1, balanced_accuracy or loss.
+    c.best_metric = "top1"
+    # Evaluations without a new best after which the run ends; 0: never.
+    c.early_stopping = 0
+    # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
+    c.max_bad_steps = 10
+    return c

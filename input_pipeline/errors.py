@@ -1,0 +1,13 @@
+"""The error for what a user can mend: a file, a key or a value."""
+
+
+class InputError(ValueError):
+    """A fault in what the user gave. Its message is one line that names the file, key or value and says what to do.
+
+    Commands print `error: MESSAGE` on standard error and leave with exit code 2; no traceback.
+    """
+
+
+def printable(name: str) -> str:
+    """`name` with control characters (newlines, terminal escapes) and lone surrogates escaped: safe in one line of text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)

@@ -1,0 +1,223 @@
+"""A folder of images: which sub-folders are splits, which are classes, which files are images; and how to split one.
+
+Understood are DATA_DIR/CLASS/... and DATA_DIR/{train,val,test}/CLASS/... under the usual names, also below single
+wrapping folders (caltech101/101_ObjectCategories/CLASS). Nothing is opened here: whether a file is what its name claims
+is for `images.audit` to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.images import Listing
+
+# The refused are listed all the same: the audit names them, with a hint; left out here, nobody would miss them.
+_SUPPORTED = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
+_REFUSED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm")
+IMAGE_EXTENSIONS = frozenset((*_SUPPORTED, *_REFUSED))
+_SPLIT_STEMS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+SPLIT_NAMES = {
+    stem + suffix: split
+    for split, stems in _SPLIT_STEMS.items()
+    for stem in stems
+    for suffix in ("", "_set", "set", "-set", "_data", "_images")
+}
+# What archivers and file servers leave beside the data; hidden names (.git, .ipynb_checkpoints, ._x.jpg) go anyway.
+_JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
+
+
+@dataclass(frozen=True)
+class _File:
+    path: str
+    size: int
+    mtime_ns: int
+
+
+def find_images(data_dir: Path, exclude: tuple[str, ...] = ()) -> Listing:
+    """List the images under `data_dir`, sorted by split, class and path, without opening one.
+
+    exclude: names of class folders to leave out. Ids are paths relative to `data_dir`.
+    Raises InputError for a folder that is missing, empty or without images, for split folders that contradict each
+    other, and for an excluded class that does not exist.
+    """
+    top = os.fspath(data_dir)
+    if not os.path.isdir(top):
+        raise InputError(f"{printable(top)}: no such folder; name a folder of images with --config.data.dir")
+    root = _unwrap(top)
+    splits = _split_folders(root) or {"train": root}
+    classes = {split: {os.path.basename(path): path for path in _folders(top)} for split, top in splits.items()}
+    class_names = sorted({name for folders in classes.values() for name in folders})
+    for name in exclude:
+        if name not in class_names:
+            raise InputError(f"{printable(root)}: no class folder {printable(name)!r} to exclude")
+    class_names = [name for name in class_names if name not in exclude]
+    files: list[_File] = []
+    labels: list[int] = []
+    split_names: list[str] = []
+    for split, folders in classes.items():
+        for label, name in enumerate(class_names):
+            found = sorted(_images(folders[name]), key=lambda file: file.path.split("/")) if name in folders else []
+            files += found
+            labels += [label] * len(found)
+            split_names += [split] * len(found)
+    if not files:
+        raise InputError(f"{printable(top)}: no images; expected {{CLASS}}/*.jpg or {{train,val,test}}/{{CLASS}}/*.jpg")
+    ids = tuple(os.path.relpath(file.path, top).replace(os.sep, "/") for file in files)
+    stamp = _stamp(class_names, ids, files)
+    paths = tuple(os.path.abspath(file.path) for file in files)
+
+    def examine(i: int) -> tuple[bytes, int]:
+        return Path(paths[i]).read_bytes(), labels[i]
+
+    return Listing(top, tuple(class_names), ids, tuple(split_names), paths, stamp, examine)
+
+
+def _stamp(class_names: list[str], ids: tuple[str, ...], files: list[_File]) -> str:
+    """sha256 (hex) over the classes, which number the labels, and each file's relative path, size and time."""
+    digest = hashlib.sha256(os.fsencode("\0".join(class_names) + "\0\0"))
+    for name, file in zip(ids, files, strict=True):
+        digest.update(os.fsencode(f"{name}\0{file.size}\0{file.mtime_ns}\0"))
+    return digest.hexdigest()
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What a folder holds, sorted by name, but for hidden names and known junk; InputError where it may not be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(
+                (entry for entry in entries if entry.name[0] != "." and entry.name not in _JUNK),
+                key=lambda entry: entry.name,
+            )
+    except OSError as error:
+        raise InputError(f"{printable(folder)}: cannot be listed ({error.strerror})") from error
+
+
+def _folders(folder: str) -> list[str]:
+    return [entry.path for entry in _entries(folder) if entry.is_dir()]
+
+
+def _named_as_image(entry: os.DirEntry[str]) -> bool:
+    return os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _images(folder: str) -> Iterator[_File]:
+    """Every image file below `folder`, each real folder visited once: a loop of links ends.
+
+    A link that leads nowhere is listed as it stands, for the audit to name; pipes and devices are left alone.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        about = os.stat(current)
+        if (about.st_dev, about.st_ino) in seen:
+            continue
+        seen.add((about.st_dev, about.st_ino))
+        for entry in _entries(current):
+            if entry.is_dir():
+                waiting.append(entry.path)
+            elif _named_as_image(entry):
+                try:
+                    about = entry.stat()
+                except OSError:
+                    about = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode):
+                    yield _File(entry.path, about.st_size, about.st_mtime_ns)
+
+
+def _any_image(folder: str) -> bool:
+    return next(_images(folder), None) is not None
+
+
+def _image_folders(folder: str) -> list[str]:
+    """The sub-folders of `folder` below which there is an image."""
+    return [path for path in _folders(folder) if _any_image(path)]
+
+
+def _split_of(folder: str) -> str | None:
+    return SPLIT_NAMES.get(os.path.basename(folder).lower())
+
+
+def _unwrap(folder: str) -> str:
+    """`folder`, or the only one below it, and so on, as long as that is neither a split nor a class by itself."""
+    while True:
+        below = _folders(folder)
+        if len(below) != 1 or _split_of(below[0]) or any(_named_as_image(entry) for entry in _entries(folder)):
+            return folder
+        # A class has images right in it; so a lone folder with none, but with folders of images, wraps the rest.
+        if any(_named_as_image(entry) for entry in _entries(below[0])) or not _image_folders(below[0]):
+            return folder
+        folder = below[0]
+
+
+def _split_folders(root: str) -> Mapping[str, str] | None:
+    """Folder of each split of `root`, train first; None where its sub-folders are classes.
+
+    A class may be called "train" (the vehicle): split folders are those with class folders of images in them.
+    """
+    named = [path for path in _folders(root) if _split_of(path)]
+    others = [path for path in _image_folders(root) if path not in named]
+    if not any(_image_folders(path) for path in named):
+        if others or not any(_any_image(path) for path in named):
+            return None
+        shown = printable(named[0])
+        raise InputError(f"{shown}: images, but no class folders; expected {shown}/{{CLASS}}/*.jpg")
+    splits: dict[str, str] = {}
+    for path in named:
+        name = _split_of(path) or ""
+        if name in splits:
+            shown = f"{printable(os.path.basename(splits[name]))!r} and {printable(os.path.basename(path))!r}"
+            raise InputError(f"{printable(root)}: {shown} both name the {name} split: keep one")
+        if not _image_folders(path):
+            raise InputError(f"{printable(path)}: no class folders with images: add them or remove the folder")
+        splits[name] = path
+    if others:
+        raise InputError(f"{printable(others[0])}: images beside {'/'.join(splits)}, but no split's name: move it away")
+    if "train" not in splits:
+        raise InputError(f"{printable(root)}: {' and '.join(sorted(splits))}, but no train folder: add one")
+    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+
+
+def stratified_choice(
+    labels: np.ndarray, fraction: float, *, seed: int, stream: int, class_names: tuple[str, ...]
+) -> np.ndarray:
+    """Choose a `fraction` of N examples at random, class by class: bool[N], True where chosen.
+
+    labels: int32[N]. Of each class the exact share, rounded down or up by largest remainder so that the total is the
+    rounded share of N (at least 1); at least one example per class is left. The draw is a function of (labels, seed,
+    stream) alone. Raises InputError, naming the class, where one has a single example: it cannot stand on both sides.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    if np.any(counts == 1):
+        name = printable(class_names[int(np.argmax(counts == 1))])
+        raise InputError(
+            f"class {name!r} has a single image, too few to split: add images, or give val and test folders of your "
+            "own (config.data.val_fraction=0 and test_fraction=0 make none)"
+        )
+    share = counts * fraction
+    quota = np.floor(share).astype(np.int64)
+    total = max(1, round(len(labels) * fraction))
+    room = np.maximum(counts - 1, 0)
+    quota = np.minimum(quota, room)
+    order = np.argsort(-(share - np.floor(share)), kind="stable")
+    for label in order:
+        if quota.sum() < total and quota[label] < room[label]:
+            quota[label] += 1
+    draws = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for label, number in enumerate(quota):
+        members = np.flatnonzero(labels == label)
+        chosen[members[np.argsort(draws[members], kind="stable")[:number]]] = True
+    return chosen

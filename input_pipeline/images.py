@@ -1,0 +1,257 @@
+"""What an encoded image says of itself, and the audit that reads and decodes every image once, before training.
+
+`sniff` reads a header; nothing is decoded, so a small file that claims a huge picture is refused at no cost. `audit`
+runs over a whole dataset and is remembered on disk: in a tf.data pipeline an undecodable image would surface hours
+later, without its name. Damage inside a JPEG's compressed data that decoders gloss over is not found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import struct
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from tqdm import tqdm
+
+from input_pipeline.errors import InputError, printable
+
+# A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. It is the bound from which
+# on Pillow warns.
+MAX_PIXELS = 89_478_485
+# Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
+AUDIT_VERSION = 1
+# Smaller sets are audited in a blink, and a bar would only flicker.
+_BAR_FROM = 500
+_ORIENTATION_TAG = 0x0112
+_OTHER_FORMATS = (
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"8BPS", "PSD"),
+    (b"%PDF", "PDF"),
+    (b"<", "XML, HTML or SVG"),
+)
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """format: 'JPEG', 'PNG', 'BMP', 'GIF' or 'WebP'. height, width: pixels, upright. orientation: EXIF, 1..8."""
+
+    format: str
+    height: int
+    width: int
+    orientation: int
+
+
+def sniff(data: bytes, name: str) -> ImageHeader:
+    """The header of the encoded image `data`, by its content; the file's extension has no say.
+
+    Raises InputError naming `name` for any format but JPEG, PNG, BMP, GIF, WebP, for a broken header, and for more than
+    MAX_PIXELS declared pixels.
+    """
+    reason, header = _header(data)
+    if header is None:
+        raise InputError(f"{printable(name)}: {reason}")
+    return header
+
+
+def _header(data: bytes) -> tuple[str, ImageHeader | None]:
+    """('', header), or (why there is none, None)."""
+    found = _format(data)
+    if found is None:
+        return _strange(data), None
+    kind, reader = found
+    try:
+        # The format's own reader, not Image.open: no other plugin gets to guess, and the bound is ours.
+        picture = reader(io.BytesIO(data))
+    except (SyntaxError, OSError, ValueError, struct.error, OverflowError, EOFError) as error:
+        return f"broken {kind} header ({printable(str(error))})", None
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        return f"claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: scale it down", None
+    if width * height < 1:
+        return f"claims {width} x {height} pixels", None
+    orientation = _orientation(picture)
+    if orientation >= 5:  # 5 to 8 swap rows and columns
+        width, height = height, width
+    return "", ImageHeader(kind, height, width, orientation)
+
+
+def _format(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFile]] | None:
+    if data[:3] == b"\xff\xd8\xff":
+        return "JPEG", JpegImageFile
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "PNG", PngImageFile
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "GIF", GifImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WebP", WebPImageFile
+    if data[:2] == b"BM":
+        return "BMP", BmpImageFile
+    return None
+
+
+def _strange(data: bytes) -> str:
+    """Why bytes of no known format are refused, as helpfully as their first bytes allow."""
+    if not data:
+        return "empty file"
+    if data[4:8] == b"ftyp":
+        return "HEIC or AVIF is not supported: convert it to JPEG or PNG"
+    for magic, kind in _OTHER_FORMATS:
+        if data.startswith(magic):
+            return f"{kind} is not supported: convert it to JPEG or PNG"
+    return "not an image in JPEG, PNG, BMP, GIF or WebP format"
+
+
+def _orientation(picture: ImageFile.ImageFile) -> int:
+    try:
+        # The base class' method: PngImageFile's own decodes the whole picture to look for EXIF behind the pixels.
+        value = Image.Image.getexif(picture).get(_ORIENTATION_TAG, 1)
+    except (SyntaxError, OSError, ValueError, TypeError, KeyError, IndexError, struct.error):
+        return 1  # Malformed EXIF says nothing; viewers show such a picture as stored.
+    return int(value) if value in range(1, 9) else 1
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The N examples that a dataset claims to have, before any was read.
+
+    where: the folder or dataset, for messages. class_names: sorted. ids: N unique names. split_names: of each example
+    'train', 'val' or 'test'. paths: absolute, or None. stamp: changes whenever a file changes. examine: encoded bytes
+    and label of example i; may raise OSError.
+    """
+
+    where: str
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+    split_names: tuple[str, ...]
+    paths: tuple[str, ...] | None
+    stamp: str
+    examine: Callable[[int], tuple[bytes, int]]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found of each of a listing's N examples; rows of unreadable ones hold zeros but for the reason.
+
+    labels: int32[N]. byte_sizes: int64[N], encoded. sizes: int32[N, 2], upright height and width in pixels.
+    orientations: int8[N], EXIF 1..8. reasons: why it cannot be read, '' where it can.
+    """
+
+    labels: np.ndarray
+    byte_sizes: np.ndarray
+    sizes: np.ndarray
+    orientations: np.ndarray
+    reasons: tuple[str, ...]
+
+
+# label, bytes, upright height and width, orientation, reason
+Row = tuple[int, int, int, int, int, str]
+
+
+def audit(
+    listing: Listing,
+    decode: Callable[[bytes, str], tuple[int, int]],
+    *,
+    cache_dir: str | None = None,
+    progress: bool = True,
+) -> Audit:
+    """Read, sniff and decode every example once, in threads, or recall what an earlier audit of the same files found.
+
+    decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
+    Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no
+    error. progress: a bar on standard error where that is a terminal and the set is large.
+    """
+    cache = _cache_file(listing, cache_dir)
+    rows = _recall(cache, len(listing.ids))
+    if rows is None:
+        shown = progress and sys.stderr.isatty() and len(listing.ids) >= _BAR_FROM
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            verdicts = _in_order(pool, lambda i: _verdict(listing, i, decode), len(listing.ids))
+            bar = tqdm(verdicts, "checking images", len(listing.ids), unit="image", leave=False, disable=not shown)
+            rows = list(bar)
+        _remember(cache, rows)
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+    return Audit(
+        labels=np.array(columns[0], np.int32),
+        byte_sizes=np.array(columns[1], np.int64),
+        sizes=np.array([columns[2], columns[3]], np.int32).T.reshape(-1, 2),
+        orientations=np.array(columns[4], np.int8),
+        reasons=tuple(columns[5]),
+    )
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Row], count: int) -> Iterator[Row]:
+    """work(0), work(1) ...: computed in threads, yielded in order, with a bounded number of futures alive."""
+    indices = iter(range(count))
+    waiting = deque(pool.submit(work, i) for i in islice(indices, 256))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(work, i) for i in islice(indices, 1))
+
+
+def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:
+    label = size = 0
+    try:
+        data, label = listing.examine(i)
+        size = len(data)
+    except OSError as error:
+        return label, size, 0, 0, 0, f"cannot be read ({error.strerror or error})"
+    reason, header = _header(data)
+    if header is None:
+        return label, size, 0, 0, 0, reason
+    stored = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
+    try:
+        decoded = decode(data, listing.ids[i])
+    except Exception as error:  # Any: one strange file must not end the audit of all the others.
+        message = str(error).removeprefix(f"{printable(listing.ids[i])}: ") or type(error).__name__
+        return label, size, 0, 0, 0, f"{header.format}, {printable(message[:300])}"
+    if decoded != stored:
+        return label, size, 0, 0, 0, f"{header.format} header claims {stored} pixels, but {decoded} were decoded"
+    return label, size, header.height, header.width, header.orientation, ""
+
+
+def _cache_file(listing: Listing, cache_dir: str | None) -> Path:
+    """Where the audit of just these files is kept: any file added, changed or touched gives another name."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / "audit"
+    key = hashlib.sha256(f"{AUDIT_VERSION} {listing.stamp}".encode()).hexdigest()
+    return Path(cache_dir or base) / f"{key}.json"
+
+
+def _recall(cache: Path, count: int) -> list[Row] | None:
+    """What `_remember` wrote, or None where there is nothing or something else."""
+    try:
+        columns = json.loads(cache.read_bytes())
+        rows = [tuple(row) for row in zip(*columns, strict=True)]
+    except (OSError, ValueError, TypeError):
+        return None
+    kinds = (int, int, int, int, int, str)
+    whole = len(rows) == count and all(tuple(map(type, row)) == kinds for row in rows)
+    return rows if whole else None
+
+
+def _remember(cache: Path, rows: list[Row]) -> None:
+    """Write the verdicts, column by column, in one piece: a reader sees all of it or none."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, suffix=".part", delete=False) as part:
+            json.dump(list(zip(*rows, strict=True)), part, separators=(",", ":"))
+        os.replace(part.name, cache)
+    except OSError:
+        pass  # A read-only home costs the next run a second audit, nothing else.

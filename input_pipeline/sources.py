@@ -1,0 +1,218 @@
+"""Where examples come from: an image folder, a tfds dataset or the drawn demo, opened as one `Source` of splits.
+
+The walk: list the candidates (`folder`, `demo`, `tfds_source`), read and decode each once (`images.audit`), leave out
+or refuse what cannot be read, carve the splits that are missing, fingerprint what is left. Nobody downstream asks
+again where an image came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.folder import find_images, stratified_choice
+from input_pipeline.images import Audit, Listing, audit
+
+DEMO_DIR = ".data/demo"
+SPLITS = ("train", "val", "test")
+# Streams of the random split, so that val is not drawn by the very numbers that drew test.
+_STREAMS = {"test": 1, "val": 2}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The examples of one split, in a fixed order.
+
+    name: 'train', 'val' or 'test'. labels: int32[N], index into `Source.class_names`. ids: N unique names (path
+    relative to the data folder, or 'tfds:caltech101/train#17'). sizes: int32[N, 2], height and width in pixels, upright
+    (after the EXIF orientation is applied). orientations: int8[N], EXIF orientation 1..8, 1 = upright as stored.
+    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i.
+    """
+
+    name: str
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    sizes: np.ndarray
+    orientations: np.ndarray
+    paths: tuple[str, ...] | None
+    read: Callable[[int], bytes]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Iterable[int] | np.ndarray, name: str | None = None) -> Split:
+        """The examples at `indices` (ints, in that order) as a split of their own, called `name` (default: as this)."""
+        rows = np.asarray(indices if isinstance(indices, np.ndarray) else list(indices), np.int64)
+        read = self.read
+        return Split(
+            name=name or self.name,
+            labels=self.labels[rows],
+            ids=tuple(self.ids[i] for i in rows),
+            sizes=self.sizes[rows],
+            orientations=self.orientations[rows],
+            paths=None if self.paths is None else tuple(self.paths[i] for i in rows),
+            read=lambda i: read(int(rows[i])),
+        )
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened dataset.
+
+    name: what was asked for ('folder', 'demo', 'tfds:...'). class_names: one sorted list for all splits. splits: by
+    name, 'train' always, 'val' and 'test' where there are any. fingerprint: sha256 (hex) over class names, split
+    membership, ids, labels and sizes in bytes. skipped: (id, reason) of what was left out under on_error='skip'.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, Split]
+    fingerprint: str
+    skipped: tuple[tuple[str, str], ...]
+
+
+def open_source(
+    source: str,
+    data_dir: str = "",
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    split_seed: int = 0,
+    on_error: str = "fail",
+    cache_dir: str | None = None,
+    progress: bool = True,
+    exclude: tuple[str, ...] = (),
+) -> Source:
+    """Open a dataset, each image of which has been read and decoded once: now, or by an earlier call on the same files.
+
+    source: 'folder' (images under `data_dir`), 'demo' (drawn into `data_dir`, default .data/demo, when not there) or
+    'tfds:NAME' (prepared under `data_dir`, default tfds' own). test_fraction, val_fraction: share, 0 <= f < 1, of the
+    training images, per class, that becomes the test or validation split where the dataset has none (test first; val
+    out of the rest); 0 makes none. on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such
+    images out and lists them. cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude:
+    class folders to leave out.
+
+    Raises InputError for everything that the user can mend.
+    """
+    _check(val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed, on_error=on_error)
+    listing = _list(source, data_dir, exclude)
+    found = audit(listing, _decode, cache_dir=cache_dir, progress=progress)
+    skipped = _unreadable(listing, found, on_error)
+    splits = _splits(listing, found)
+    _check_classes(listing, splits)
+    for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
+        if missing not in splits and fraction > 0:
+            splits |= _carve(splits["train"], missing, fraction, split_seed, listing.class_names)
+    ordered = {name: splits[name] for name in SPLITS if name in splits}
+    bytes_of = dict(zip(listing.ids, found.byte_sizes.tolist(), strict=True))
+    return Source(source, listing.class_names, ordered, _fingerprint(listing.class_names, ordered, bytes_of), skipped)
+
+
+def _check(*, val_fraction: float, test_fraction: float, split_seed: int, on_error: str) -> None:
+    for key, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 <= fraction < 1:
+            raise InputError(f"config.data.{key}={fraction}: give a share of the training images, 0 <= share < 1")
+    if not 0 <= split_seed < 2**64:
+        raise InputError(f"config.data.split_seed={split_seed}: give a number from 0 to 2**64 - 1")
+    if on_error not in ("fail", "skip"):
+        raise InputError(f"config.data.on_error={on_error!r}: choose 'fail' or 'skip'")
+
+
+def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
+    if source == "folder":
+        if not data_dir:
+            raise InputError("config.data.dir is empty: name the folder of images")
+        return find_images(Path(data_dir), exclude)
+    if source == "demo":
+        # Here, not above: a run on one's own images needs no drawing.
+        from input_pipeline.demo import write_demo
+
+        folder = Path(data_dir or DEMO_DIR)
+        write_demo(folder)
+        return find_images(folder, exclude)
+    if source.startswith("tfds:"):
+        # Here, not above: importing tensorflow_datasets takes seconds.
+        from input_pipeline.tfds_source import find_examples
+
+        return find_examples(source.removeprefix("tfds:"), data_dir, exclude)
+    raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+
+
+def _decode(data: bytes, name: str) -> tuple[int, int]:
+    """Decode as the feed does: height and width in pixels, as stored."""
+    # Here, not above: everything but the audit and the tf.data feed works on a machine without TensorFlow.
+    from input_pipeline.stream import decode
+
+    height, width, _ = decode(data, name).shape
+    return height, width
+
+
+def _unreadable(listing: Listing, found: Audit, on_error: str) -> tuple[tuple[str, str], ...]:
+    """(id, reason) of every example that the audit could not read; raises InputError where on_error is 'fail'."""
+    bad = tuple((name, reason) for name, reason in zip(listing.ids, found.reasons, strict=True) if reason)
+    if bad and on_error == "fail":
+        name, reason = bad[0]
+        rest = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(
+            f"{printable(name)}: {reason}{rest}; mend or remove it, or leave such images out with "
+            "--config.data.on_error=skip"
+        )
+    return bad
+
+
+def _splits(listing: Listing, found: Audit) -> dict[str, Split]:
+    """The readable examples of each split that the dataset itself has; 'train' even where nothing of it is left."""
+    readable = np.array([not reason for reason in found.reasons], bool)
+    membership = np.array(listing.split_names)
+    whole = Split(
+        "", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, lambda i: listing.examine(i)[0]
+    )
+    names = [name for name in SPLITS if name == "train" or np.any(membership == name)]
+    return {name: whole.take(np.flatnonzero(readable & (membership == name)), name) for name in names}
+
+
+def _check_classes(listing: Listing, splits: Mapping[str, Split]) -> None:
+    """Every class needs an image to learn from; a class without images in val or test is allowed."""
+    where = printable(listing.where)
+    if len(listing.class_names) < 2:
+        raise InputError(f"{where}: only one class, {printable(listing.class_names[0])!r}: a classifier needs two")
+    counts = {name: np.bincount(split.labels, minlength=len(listing.class_names)) for name, split in splits.items()}
+    for label, class_name in enumerate(listing.class_names):
+        if counts["train"][label]:
+            continue
+        elsewhere = [name for name in splits if counts[name][label]]
+        if elsewhere:
+            raise InputError(
+                f"{where}: class {printable(class_name)!r} is in {elsewhere[-1]} but has no image in train: add some, "
+                "remove the class, or mend the spelling of its folder"
+            )
+        raise InputError(
+            f"{where}: class {printable(class_name)!r} has no readable image: add some or remove its folder"
+        )
+
+
+def _carve(train: Split, name: str, fraction: float, seed: int, class_names: tuple[str, ...]) -> dict[str, Split]:
+    """`train` in two: a stratified `fraction` of it as the split `name`, the rest as 'train'; both keep their order."""
+    chosen = stratified_choice(train.labels, fraction, seed=seed, stream=_STREAMS[name], class_names=class_names)
+    return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
+
+
+def _fingerprint(class_names: tuple[str, ...], splits: Mapping[str, Split], bytes_of: Mapping[str, int]) -> str:
+    """sha256 (hex) over class names, split names and (id, label, size in bytes) of every example in order."""
+    digest = hashlib.sha256()
+
+    def add(*fields: object) -> None:
+        # NUL ends a field: no file name holds one, so no two lists of fields give the same bytes.
+        digest.update("".join(f"{field}\0" for field in fields).encode("utf-8", "surrogateescape"))
+
+    add(len(class_names), *class_names)
+    for name, split in splits.items():
+        add(name, len(split))
+        for example, label in zip(split.ids, split.labels.tolist(), strict=True):
+            add(example, label, bytes_of[example])
+    return digest.hexdigest()

@@ -1,0 +1,243 @@
+"""The tf.data feed: read, decode, turn upright, cut and resize on the host; batches of uint8 come out.
+
+Every step is planned from its number alone (`order`, `crops`), so a run resumes at any step at no cost, and an error in
+the graph, which names no file, is traced to the example by reading that step's examples again one at a time.
+TensorFlow is imported when the first batch or image is asked for, and never sees a GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from input_pipeline import decode as graph
+from input_pipeline.crops import Crop, boxes, stored_boxes
+from input_pipeline.errors import InputError, printable
+from input_pipeline.order import Order, evaluation_batches
+
+if TYPE_CHECKING:
+    from input_pipeline.sources import Split
+
+Batch = dict[str, np.ndarray]
+_ATTEMPTS = 3
+_BACKOFF_SECONDS = 0.2
+_PREFETCHED = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """This process' rows of one step. index: int64[b]; mask: float32[b]; box: int32[b, 4] for `decode.training_image`."""
+
+    index: np.ndarray
+    mask: np.ndarray
+    box: np.ndarray
+
+
+def train_batches(
+    split: Split,
+    order: Order,
+    crop: Crop,
+    *,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """The training batches of steps start_step, start_step + 1 ...; without end where num_steps is None.
+
+    shard: (process, number of processes); process i gets rows [i * b, (i + 1) * b) of each global batch, b =
+    order.batch_size / processes. threads: of decoding, default one a core.
+    A batch: 'image' uint8[b, S, S, 3] RGB, upright, cut; 'label' int32[b]; 'mask' float32[b], all 1; 'index' int32[b],
+    row in the split.
+
+    Raises InputError for sizes that do not fit together (at once), and for an image that cannot be read or decoded (at
+    its step), naming it, after three tries.
+    """
+    rows = _rows(order.batch_size, shard, "batch_size")
+    if order.num_examples != len(split):
+        raise InputError(f"the order is of {order.num_examples} examples, the split {split.name} holds {len(split)}")
+
+    def plan(step: int) -> _Plan:
+        index, epochs = order.indices(step)[rows], order.epochs(step)[rows]
+        box = boxes(crop, order.seed, epochs, index, split.sizes[index])
+        if crop.kind == "random_resized":
+            box = stored_boxes(box, split.sizes[index], split.orientations[index])
+        return _Plan(index, np.ones(len(index), np.float32), box)
+
+    if start_step < 0:
+        raise ValueError(f"start_step must not be negative: {start_step}")
+    stop = None if num_steps is None else start_step + num_steps
+    return _batches(split, crop, plan, start_step, stop, _threads(threads))
+
+
+def eval_batches(
+    split: Split, batch_size: int, crop: Crop, *, shard: tuple[int, int] = (0, 1), threads: int | None = None
+) -> Iterator[Batch]:
+    """Every example of `split` once, cut as `crop` says for evaluation, whatever its kind; batches as of `train_batches`.
+
+    batch_size is the global one; the last batch is filled up with black images of index 0 under mask 0, so that every
+    process sees the same number of batches. Raises InputError as `train_batches` does.
+    """
+    rows = _rows(batch_size, shard, "eval_batch_size")
+    steps = list(evaluation_batches(len(split), batch_size))
+
+    def plan(step: int) -> _Plan:
+        index, mask = steps[step]
+        return _Plan(index[rows], mask[rows], np.zeros((rows.stop - rows.start, 4), np.int32))
+
+    return _batches(split, dataclasses.replace(crop, kind="none"), plan, 0, len(steps), _threads(threads))
+
+
+def decode(data: bytes, name: str = "the image") -> np.ndarray:
+    """The pixels of an encoded image as stored (not turned upright): uint8[H, W, 3], RGB.
+
+    JPEG (also grey, CMYK), PNG (8 and 16 bits, grey, palette), GIF and WebP (first frame), BMP. Alpha is dropped, not
+    composited: the colours under it count. Raises InputError naming `name` where the bytes are no whole image.
+    """
+    tf = _tensorflow()
+    try:
+        return graph.stored_pixels(tf, tf.constant(data)).numpy()
+    except tf.errors.OpError as error:
+        raise InputError(f"{printable(name)}: cannot be decoded ({_reason(error)})") from error
+
+
+def decode_eval(data: bytes, crop: Crop, orientation: int = 1, name: str = "the image") -> np.ndarray:
+    """One encoded image, turned upright by its EXIF `orientation` (1..8) and cut as in evaluation: uint8[S, S, 3].
+
+    Matches torchvision's Resize and CenterCrop on Pillow images. Raises InputError naming `name` as `decode` does.
+    """
+    tf = _tensorflow()
+    try:
+        stored = graph.stored_pixels(tf, tf.constant(data))
+        return graph.evaluation_image(tf, stored, tf.constant(orientation), crop).numpy()
+    except tf.errors.OpError as error:
+        raise InputError(f"{printable(name)}: cannot be decoded ({_reason(error)})") from error
+
+
+def _tensorflow() -> Any:
+    # Its start-up notes would stand before every command's first line; errors still show.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    if tf.config.get_visible_devices("GPU"):
+        # Its first operation would take nearly all of the accelerator's memory, which JAX needs.
+        tf.config.set_visible_devices([], "GPU")
+    return tf
+
+
+def _rows(batch_size: int, shard: tuple[int, int], key: str) -> slice:
+    process, processes = shard
+    if not 0 <= process < processes:
+        raise ValueError(f"shard must be (process, number of processes), not {shard}")
+    if batch_size < 1 or batch_size % processes:
+        raise InputError(f"{key} {batch_size} must be a positive multiple of the number of processes, {processes}")
+    share = batch_size // processes
+    return slice(process * share, (process + 1) * share)
+
+
+def _threads(threads: int | None) -> int:
+    if threads is not None and threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    # The cores that this process may use, which in a container are fewer than the machine's; macOS does not tell.
+    return threads or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _batches(
+    split: Split, crop: Crop, plan: Callable[[int], _Plan], start: int, stop: int | None, threads: int
+) -> Iterator[Batch]:
+    """Walk the steps; after an error find its example or, where all of them read well by now, go on from that step."""
+    tf = _tensorflow()
+    step, failures = start, 0
+    while stop is None or step < stop:
+        stream = iter(_dataset(tf, split, crop, plan, step, stop, threads).as_numpy_iterator())
+        try:
+            for batch in stream:
+                yield batch
+                step, failures = step + 1, 0
+        except tf.errors.OpError as error:
+            _name_culprit(tf, split, crop, plan(step))
+            failures += 1
+            if failures == _ATTEMPTS:
+                raise InputError(f"step {step} of split {split.name} cannot be read ({_reason(error)})") from error
+            time.sleep(_BACKOFF_SECONDS * 2**failures)
+
+
+def _name_culprit(tf: Any, split: Split, crop: Crop, plan: _Plan) -> None:
+    """Read the examples of one step again, one at a time; raise InputError for the first that fails three times."""
+    for row in np.flatnonzero(plan.mask):
+        i = int(plan.index[row])
+        for attempt in range(_ATTEMPTS):
+            try:
+                data = (
+                    tf.io.read_file(os.fsencode(split.paths[i]))
+                    if split.paths is not None
+                    else tf.constant(split.read(i))
+                )
+                graph.training_image(
+                    tf, data, tf.constant(int(split.orientations[i])), tf.constant(plan.box[row]), crop
+                )
+                break
+            # OSError and ValueError come from `split.read`, the rest from the graph.
+            except (tf.errors.OpError, OSError, ValueError) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise InputError(
+                        f"{printable(split.ids[i])}: cannot be read ({_reason(error)}); "
+                        "it was readable when the dataset was opened: restore it, or start again"
+                    ) from error
+                time.sleep(_BACKOFF_SECONDS * 2**attempt)
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what TensorFlow says, without the name of its graph's node."""
+    text = str(error).split("[Op:")[0].split("[[{{")[0].split("}} ")[-1].strip()
+    return printable((text.splitlines() or [type(error).__name__])[0][:200])
+
+
+def _dataset(
+    tf: Any, split: Split, crop: Crop, plan: Callable[[int], _Plan], start: int, stop: int | None, threads: int
+) -> Any:
+    """The tf.data.Dataset of this process' batches of steps [start, stop)."""
+    paths = None if split.paths is None else np.array([os.fsencode(path) for path in split.paths], object)
+
+    def rows(step: int) -> tuple[np.ndarray, ...]:
+        planned = plan(int(step))
+        index = planned.index
+        where = index if paths is None else paths[index]
+        labels, orientations = split.labels[index].astype(np.int32), split.orientations[index].astype(np.int32)
+        return where, index.astype(np.int32), labels, planned.mask, orientations, planned.box
+
+    kinds = (tf.int64 if paths is None else tf.string, tf.int32, tf.int32, tf.float32, tf.int32, tf.int32)
+    share = len(plan(start).index)
+
+    def planned_rows(step: Any) -> tuple[Any, ...]:
+        columns = tf.numpy_function(rows, [step], kinds)
+        for column in columns[:-1]:
+            column.set_shape([share])
+        columns[-1].set_shape([share, 4])
+        return tf.data.Dataset.from_tensor_slices(tuple(columns))
+
+    def example(where: Any, index: Any, label: Any, mask: Any, orientation: Any, box: Any) -> dict[str, Any]:
+        def image() -> Any:
+            if paths is None:
+                data = tf.numpy_function(lambda i: split.read(int(i)), [where], tf.string)
+                data.set_shape([])
+            else:
+                data = tf.io.read_file(where)
+            return graph.training_image(tf, data, orientation, box, crop)
+
+        size = (crop.image_size, crop.image_size, 3)
+        pixels = tf.cond(mask > 0, image, lambda: tf.zeros(size, tf.uint8))
+        return {"image": tf.ensure_shape(pixels, size), "label": label, "mask": mask, "index": index}
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.threading.private_threadpool_size = threads
+    options.autotune.enabled = False
+    steps = tf.data.Dataset.range(start, np.iinfo(np.int64).max if stop is None else stop)
+    examples = steps.flat_map(planned_rows).map(example, num_parallel_calls=threads, deterministic=True)
+    return examples.batch(share, drop_remainder=True).prefetch(_PREFETCHED).with_options(options)

@@ -1,0 +1,172 @@
+"""Residual blocks: basic and bottleneck branches × shortcuts × orders of norm, activation and addition."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet.model.layers import ACTIVATIONS, BranchScale, Convolution, SqueezeExcitation, convolution, norm
+from resnet.model.spec import ResNetSpec, block_width
+
+
+class Block(nn.Module):
+    """One residual block, float[B, H, W, C] -> float[B, H/stride, W/stride, planes · expansion].
+
+    Layers are named after torchvision: conv1, bn1, …, downsample_conv, downsample_bn. In pre-activated orders bnN
+    stands before convN. With shortcut 'none' the block is the branch alone: a plain net's two or three layers.
+    """
+
+    spec: ResNetSpec
+    stage: int
+    stride: int
+    # 0 for the network's first block, 1 for its last: stochastic depth grows with it.
+    depth_share: float
+    # The network's very first block finds its input activated by the stem (He et al. 2016, appendix).
+    first: bool
+    dtype: Any
+    backend: Convolution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        spec = self.spec
+        activation = ACTIVATIONS[spec.activation]
+        out_channels = spec.width * 2**self.stage * spec.expansion
+        changes_shape = self.stride != 1 or x.shape[-1] != out_channels
+        activated = self._activate_input(x, train)
+        branch = self._branch(activated, train)
+        if spec.squeeze_excitation:
+            branch = SqueezeExcitation(spec.squeeze_excitation, spec.activation, self.dtype, name="se")(branch)
+        if spec.norm == "none":
+            branch = BranchScale(name="branch_scale")(branch)
+        if spec.order == "relu_before_addition":
+            branch = activation(branch)
+        if spec.shortcut == "none":
+            return activation(branch)
+        # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix).
+        entry = activated if changes_shape and spec.preactivated else x
+        shortcut = self._shortcut(entry, out_channels, changes_shape, train)
+        branch, shortcut = self._transform(branch, shortcut, x, out_channels, changes_shape, train)
+        if train and spec.stochastic_depth > 0:
+            branch = self._drop_branch(branch)
+        out = branch + shortcut
+        if self.is_mutable_collection("diagnostics"):
+            self.sow("diagnostics", "branch_to_shortcut", norm_ratio(branch, shortcut))
+        if spec.order == "bn_after_addition":
+            return activation(norm(spec, out, name=self._last_norm, train=train, dtype=self.dtype))
+        return activation(out) if spec.order == "original" else out
+
+    @property
+    def _last_norm(self) -> str:
+        return "bn3" if self.spec.block == "bottleneck" else "bn2"
+
+    def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:
+        if not self.spec.preactivated or self.first:
+            return x
+        if self.spec.order == "full_preactivation":
+            x = norm(self.spec, x, name="bn1", train=train, dtype=self.dtype)
+        return ACTIVATIONS[self.spec.activation](x)
+
+    def _branch(self, x: jax.Array, train: bool) -> jax.Array:
+        """The convolutions of the branch with norms and activations between them and, by the order, behind the last."""
+        spec, width = self.spec, block_width(self.spec, self.stage)
+        planes = spec.width * 2**self.stage
+        if spec.block == "bottleneck":
+            first_stride = self.stride if spec.stride_place == "first_1x1" else 1
+            layers = [
+                (width, 1, first_stride, 1),
+                (width, 3, self.stride // first_stride, spec.groups),
+                (planes * spec.expansion, 1, 1, 1),
+            ]
+        else:
+            layers = [(planes, 3, self.stride, 1), (planes, 3, 1, 1)]
+        for number, (features, kernel, stride, groups) in enumerate(layers, start=1):
+            last = number == len(layers)
+            layer = convolution(
+                spec,
+                features,
+                kernel,
+                stride=stride,
+                groups=groups,
+                name=f"conv{number}",
+                dtype=self.dtype,
+                backend=self.backend,
+            )
+            x = layer(x)
+            # A norm sits behind this convolution; in full pre-activation it is the next one's, hence its number.
+            if spec.order == "full_preactivation":
+                name = None if last else f"bn{number + 1}"
+            else:
+                name = None if last and spec.order == "bn_after_addition" else f"bn{number}"
+            if name:
+                zero = last and spec.zero_init_last_gamma
+                x = norm(spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero)
+            if not last:
+                x = ACTIVATIONS[spec.activation](x)
+        return x
+
+    def _shortcut(self, x: jax.Array, out_channels: int, changes_shape: bool, train: bool) -> jax.Array:
+        """Options A to D of He et al. 2015, Section 4.1, and He, T. et al. 2019, Figure 2c."""
+        spec = self.spec
+        if spec.shortcut == "A" and changes_shape:
+            # Option A: subsample, then zero channels behind; no parameters.
+            x = x[:, :: self.stride, :: self.stride, :]
+            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
+        everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
+        if not (changes_shape or everywhere):
+            return x
+        stride = self.stride
+        if spec.shortcut == "D" and stride > 1:
+            x, stride = average_pool(x, stride), 1
+        layer = convolution(
+            spec, out_channels, 1, stride=stride, name="downsample_conv", dtype=self.dtype, backend=self.backend
+        )
+        x = layer(x)
+        if spec.preactivated:
+            # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
+            return x
+        return norm(spec, x, name="downsample_bn", train=train, dtype=self.dtype)
+
+    def _transform(
+        self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """What He et al. 2016 put on the shortcut in Section 3.1, Figure 2; shape-changing shortcuts stay as they are."""
+        spec = self.spec
+        if changes_shape or spec.shortcut_transform in ("identity", "conv1x1"):
+            return branch, shortcut
+        if spec.shortcut_transform == "scale":
+            return branch * spec.shortcut_scale, shortcut * spec.shortcut_scale
+        if spec.shortcut_transform == "dropout":
+            return branch, nn.Dropout(spec.shortcut_dropout, deterministic=not train)(shortcut)
+        layer = convolution(
+            spec,
+            out_channels,
+            1,
+            name="gate",
+            bias=True,
+            bias_init=spec.gate_bias,
+            dtype=self.dtype,
+            backend=self.backend,
+        )
+        gate = nn.sigmoid(layer(x))
+        if spec.shortcut_transform == "exclusive_gate":
+            branch = branch * gate
+        return branch, shortcut * (1 - gate)
+
+    def _drop_branch(self, branch: jax.Array) -> jax.Array:
+        """Drop the branch for a random share of examples, scaled so that its expectation is unchanged."""
+        keep = 1.0 - self.spec.stochastic_depth * self.depth_share
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (branch.shape[0], 1, 1, 1))
+        return jnp.where(kept, branch / keep, 0).astype(branch.dtype)
+
+
+def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
+    """Root-mean-square of the branch over that of the shortcut: how much a block adds to what passes it."""
+    square = lambda x: jnp.mean(jnp.square(x.astype(jnp.float32)))  # noqa: E731
+    return jnp.sqrt(square(branch) / jnp.maximum(square(shortcut), 1e-12))
+
+
+def average_pool(x: jax.Array, stride: int) -> jax.Array:
+    """Mean over stride×stride windows, a last odd row and column by what they hold (torch: ceil_mode, count without pad)."""
+    odd = [(0, -size % stride) for size in x.shape[1:3]]
+    return nn.avg_pool(x, (stride, stride), (stride, stride), padding=odd, count_include_pad=False)

@@ -1,0 +1,103 @@
+"""The layers that blocks are made of: convolution, norm, activation, squeeze-and-excitation, as a spec asks for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet.model.spec import ResNetSpec
+
+Convolution = Callable[..., jax.Array]
+
+# He et al. 2015 (arXiv 1502.01852), eq. 14 (fan-out form), which keeps the gradients' variance; torchvision's choice.
+HE_INITIALIZER = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+}
+
+
+def convolution(
+    spec: ResNetSpec,
+    features: int,
+    kernel: int,
+    *,
+    name: str,
+    dtype: Any,
+    backend: Convolution,
+    stride: int = 1,
+    groups: int = 1,
+    bias: bool | None = None,
+    bias_init: float = 0.0,
+) -> nn.Conv:
+    """A kernel×kernel convolution with torch's explicit padding of kernel // 2 on all sides.
+
+    SAME padding differs from it at stride 2 (it pads less on the left), which breaks converted weights silently.
+    """
+    use_bias = (spec.conv_bias or spec.norm == "none") if bias is None else bias
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        strides=(stride, stride),
+        padding=[(kernel // 2, kernel // 2)] * 2,
+        feature_group_count=groups,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=HE_INITIALIZER,
+        bias_init=nn.initializers.constant(bias_init),
+        conv_general_dilated=backend,
+        name=name,
+    )
+
+
+def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, zero_scale: bool = False) -> jax.Array:
+    """Normalise float[B, H, W, C]; statistics, scale and bias are float32 whatever `dtype` is.
+
+    Under jit over a mesh the batch statistics are those of the global batch.
+    """
+    scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
+    if spec.norm == "batch":
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=spec.norm_momentum,
+            epsilon=spec.norm_epsilon,
+            dtype=dtype,
+            scale_init=scale_init,
+            name=name,
+        )(x)
+    if spec.norm == "group":
+        return nn.GroupNorm(
+            spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name
+        )(x)
+    return x
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel-wise gating of float[B, H, W, C] by its pooled self through two dense layers (Hu et al. 2018, eq. 3)."""
+
+    reduction: int
+    activation: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        pooled = x.mean(axis=(1, 2))
+        squeezed = nn.Dense(max(channels // self.reduction, 1), dtype=self.dtype, name="fc1")(pooled)
+        gate = nn.Dense(channels, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.activation](squeezed))
+        return x * nn.sigmoid(gate)[:, None, None, :]
+
+
+class BranchScale(nn.Module):
+    """One learned scalar, zero at the start: SkipInit (De and Smith 2020), what stands in for the norms."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.zeros, (), jnp.float32)
+        return x * scale.astype(x.dtype)

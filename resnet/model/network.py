@@ -1,0 +1,99 @@
+"""The network: stem, stages of blocks, head -> logits, and named features on request."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet.model.blocks import Block
+from resnet.model.convolution import conv_general_dilated
+from resnet.model.layers import ACTIVATIONS, Convolution, convolution, norm
+from resnet.model.spec import ResNetSpec
+
+
+class ResNet(nn.Module):
+    """A residual network: float[B, H, W, in_channels] -> logits float32[B, num_classes].
+
+    Variables are {'params', 'batch_stats'}, all float32; activations and convolutions run in `dtype`. Training with
+    dropout or stochastic depth needs an rng named 'dropout'.
+    """
+
+    spec: ResNetSpec
+    dtype: Any = jnp.float32
+    # lax.conv_general_dilated or ours (the same result, faster where XLA's own is slow); counting traces lax' one.
+    backend: Convolution = conv_general_dilated
+
+    @nn.compact
+    def __call__(
+        self, images: jax.Array, *, train: bool = False, return_features: bool = False
+    ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+        """Logits or, with `return_features`, (logits, features).
+
+        Features, in order: 'stem', 'layer1_0', 'layer1_1', …, 'layer1' (a stage's last block), …, 'pooled' (float32[B, C]).
+        Raises SpecError when the images are smaller than the network's total stride.
+        """
+        spec = self.spec
+        spec.check_image_size(min(images.shape[1:3]))
+        features: dict[str, jax.Array] = {}
+        x = features["stem"] = self._stem(images.astype(self.dtype), train)
+        number_of_blocks, block_number = sum(spec.stage_sizes), 0
+        for stage, blocks in enumerate(spec.stage_sizes):
+            for index in range(blocks):
+                block = Block(
+                    spec=spec,
+                    stage=stage,
+                    stride=2 if stage > 0 and index == 0 else 1,
+                    depth_share=block_number / max(number_of_blocks - 1, 1),
+                    first=block_number == 0,
+                    dtype=self.dtype,
+                    backend=self.backend,
+                    name=f"layer{stage + 1}_{index}",
+                )
+                x = features[f"layer{stage + 1}_{index}"] = block(x, train=train)
+                block_number += 1
+            features[f"layer{stage + 1}"] = x
+        logits = self._head(x, train, features)
+        return (logits, features) if return_features else logits
+
+    def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
+        if spec.stem == "deep":
+            # ResNet-C of He, T. et al. 2019: three 3×3 convolutions, half as wide but the last.
+            layers = [(spec.width // 2, 3, 2), (spec.width // 2, 3, 1), (spec.width, 3, 1)]
+        elif spec.stem == "cifar":
+            layers = [(spec.width, 3, 1)]
+        else:
+            layers = [(spec.width, 7, 2)]
+        for number, (features, kernel, stride) in enumerate(layers, start=1):
+            suffix = str(number) if len(layers) == 1 else f"1_{number}"
+            layer = convolution(
+                spec, features, kernel, stride=stride, name=f"conv{suffix}", dtype=self.dtype, backend=self.backend
+            )
+            x = norm(spec, layer(x), name=f"bn{suffix}", train=train, dtype=self.dtype)
+            x = activation(x)
+        if spec.stem == "cifar":
+            return x
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+
+    def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:
+        """Global average pooling and one dense layer, in float32 from the pooling on."""
+        spec = self.spec
+        if spec.order == "full_preactivation":
+            x = norm(spec, x, name="bn_last", train=train, dtype=self.dtype)
+        if spec.preactivated:
+            x = ACTIVATIONS[spec.activation](x)
+        x = features["pooled"] = x.astype(jnp.float32).mean(axis=(1, 2))
+        x = nn.Dropout(spec.dropout, deterministic=not train)(x)
+        # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
+        head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
+        return head(x)
+
+
+def initialise(network: ResNet, key: jax.Array, image_size: int) -> dict[str, Any]:
+    """Fresh variables {'params', 'batch_stats'} of a network for square images; one compiled call, nothing is trained."""
+    shape = (1, image_size, image_size, network.spec.in_channels)
+    # Shapes and values of the parameters do not depend on how convolutions are carried out; lax' own compile fastest.
+    plain = ResNet(network.spec, backend=jax.lax.conv_general_dilated)
+    variables = jax.jit(lambda k: plain.init(k, jnp.zeros(shape), train=False))(key)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}

@@ -1,0 +1,188 @@
+"""ResNetSpec: every knob of residual design as one frozen dataclass, and which combinations make sense."""
+
+import dataclasses
+
+from resnet.model.errors import SpecError
+
+# Field -> what it may be. Fields not listed here are numbers and are checked by range.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "block": ("basic", "bottleneck"),
+    "stem": ("imagenet", "cifar", "deep"),
+    "stride_place": ("3x3", "first_1x1"),
+    "shortcut": ("none", "A", "B", "C", "D"),
+    "shortcut_transform": ("identity", "scale", "exclusive_gate", "shortcut_gate", "conv1x1", "dropout"),
+    "order": (
+        "original",
+        "bn_after_addition",
+        "relu_before_addition",
+        "relu_only_preactivation",
+        "full_preactivation",
+    ),
+    "norm": ("batch", "group", "none"),
+    "activation": ("relu", "leaky_relu", "elu", "gelu", "silu"),
+}
+
+# Orders whose residual branch ends in a norm, so that its scale decides whether the branch contributes at the start.
+BRANCH_ENDS_IN_NORM = ("original", "relu_before_addition", "relu_only_preactivation")
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetSpec:
+    """A residual network of He et al. 2015 (arXiv 1512.03385) and its relatives.
+
+    Raises SpecError, with the reason, for a value out of range or a combination that makes no sense.
+    """
+
+    # Basic: 3×3, 3×3 (Figure 5 left). Bottleneck: 1×1, 3×3, 1×1 to four times the channels (Figure 5 right).
+    block: str = "bottleneck"
+    # Blocks per stage; each stage after the first halves the map and doubles the channels.
+    stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
+    # Channels of the stem and of the first stage's 3×3 convolutions.
+    width: int = 64
+    # Bottleneck 3×3 channels = planes · base_width/64 · groups: 128 gives wide nets, (groups 32, base_width 4) ResNeXt.
+    base_width: int = 64
+    # Groups (cardinality) of the bottleneck's 3×3 convolution (Xie et al. 2017).
+    groups: int = 1
+    # Channels of the input images.
+    in_channels: int = 3
+    # Outputs of the head.
+    num_classes: int = 1000
+    # imagenet: 7×7 stride 2, 3×3 max-pool stride 2. cifar: 3×3 stride 1, no pool. deep: three 3×3 (He, T. et al. 2019).
+    stem: str = "imagenet"
+    # Where a bottleneck strides: in the first 1×1 (v1, as published) or in the 3×3 (v1.5, as torchvision).
+    stride_place: str = "3x3"
+    # Section 3.3 and 4.1: none (plain net), A (zero-padded identity), B (projection where shapes change),
+    # C (projection everywhere), D (average-pool, then projection; He, T. et al. 2019).
+    shortcut: str = "B"
+    # What a shape-keeping shortcut does to its input (He et al. 2016, arXiv 1603.05027, Table 1).
+    shortcut_transform: str = "identity"
+    # Factor on branch and shortcut when shortcut_transform is 'scale' (Table 1: 0.5).
+    shortcut_scale: float = 0.5
+    # Initial bias of the gate for the two gated transforms (Table 1: 0 to -10).
+    gate_bias: float = -6.0
+    # Share of the shortcut dropped when shortcut_transform is 'dropout' (Table 1: 0.5).
+    shortcut_dropout: float = 0.5
+    # Order of norm, activation and addition (He et al. 2016, Table 2 and Figure 4).
+    order: str = "original"
+    # Normalisation: batch (Ioffe and Szegedy 2015), group (Wu and He 2018), or none: a learned scalar, zero at the
+    # start, on each branch (SkipInit, De and Smith 2020) and biases in the convolutions.
+    norm: str = "batch"
+    # Groups of channels when norm is 'group'.
+    norm_groups: int = 32
+    # Share of the old running statistics kept at each step; 0.9 is torch's momentum 0.1.
+    norm_momentum: float = 0.9
+    # Added to the variance; Keras' applications use 1.001e-5.
+    norm_epsilon: float = 1e-5
+    activation: str = "relu"
+    # Biases in the convolutions, as Keras' applications have (a BN behind them makes them redundant).
+    conv_bias: bool = False
+    # Channel reduction of squeeze-and-excitation at the end of each branch (Hu et al. 2018: 16); 0 for none.
+    squeeze_excitation: int = 0
+    # Start with the last norm's scale of each branch at zero: each block begins as its shortcut (Goyal et al. 2017).
+    zero_init_last_gamma: bool = False
+    # Share of examples for which the last block's branch is dropped, growing linearly from 0 (Huang et al. 2016).
+    stochastic_depth: float = 0.0
+    # Share of the pooled features dropped before the head.
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_values(self)
+        check_combinations(self)
+
+    @property
+    def expansion(self) -> int:
+        """Output channels of a block over its planes: 4 for bottlenecks, 1 for basic blocks."""
+        return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def preactivated(self) -> bool:
+        """Whether blocks start with their activation, so that the network needs one more at its end."""
+        return self.order in ("relu_only_preactivation", "full_preactivation")
+
+    @property
+    def total_stride(self) -> int:
+        """Input pixels per pixel of the last stage's map, along one side."""
+        return (1 if self.stem == "cifar" else 4) * 2 ** (len(self.stage_sizes) - 1)
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raise SpecError unless the last map of an image of this side is at least one pixel that saw the image."""
+        if image_size < self.total_stride:
+            raise SpecError(
+                f"image_size {image_size} is too small for this network, which reduces each side {self.total_stride} "
+                f"times; take at least {self.total_stride}, or stem='cifar' for small images"
+            )
+
+
+def check_values(spec: ResNetSpec) -> None:
+    for field, choices in CHOICES.items():
+        if getattr(spec, field) not in choices:
+            raise SpecError(f"{field}={getattr(spec, field)!r} is not one of {', '.join(choices)}")
+    sizes = spec.stage_sizes
+    if not isinstance(sizes, tuple) or not sizes or not all(type(n) is int and n > 0 for n in sizes):
+        raise SpecError(f"stage_sizes={sizes!r} must be a tuple of positive whole numbers, such as (3,4,6,3)")
+    for field in ("width", "base_width", "groups", "in_channels", "num_classes", "norm_groups"):
+        if type(getattr(spec, field)) is not int or getattr(spec, field) < 1:
+            raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
+    if type(spec.squeeze_excitation) is not int or spec.squeeze_excitation < 0:
+        raise SpecError(f"squeeze_excitation={spec.squeeze_excitation!r} must be a whole number, 0 for none")
+    for field in ("stochastic_depth", "dropout", "shortcut_dropout", "norm_momentum"):
+        if not 0.0 <= getattr(spec, field) < 1.0:
+            raise SpecError(f"{field}={getattr(spec, field)!r} must lie in [0, 1)")
+    if not spec.norm_epsilon > 0:
+        raise SpecError(f"norm_epsilon={spec.norm_epsilon!r} must be positive")
+
+
+def check_combinations(spec: ResNetSpec) -> None:
+    """Raise SpecError for a combination that would build something other than what its words say."""
+    refusals = (
+        (
+            spec.block == "basic" and (spec.groups, spec.base_width, spec.stride_place) != (1, 64, "3x3"),
+            "groups, base_width and stride_place shape the bottleneck's 3x3; block='basic' has none to shape",
+        ),
+        (
+            spec.shortcut == "none" and spec.shortcut_transform != "identity",
+            f"shortcut='none' leaves shortcut_transform={spec.shortcut_transform!r} nothing to act on",
+        ),
+        (
+            spec.shortcut == "none" and spec.order != "original",
+            "shortcut='none' has no addition to order things about; only order='original' is defined",
+        ),
+        (
+            spec.shortcut == "none" and spec.stochastic_depth > 0,
+            "stochastic_depth drops the branch and keeps the shortcut; with shortcut='none' nothing would be left",
+        ),
+        (
+            spec.shortcut == "none" and (spec.zero_init_last_gamma or spec.norm == "none"),
+            "zero_init_last_gamma and norm='none' start each branch at zero; with shortcut='none' no signal would pass",
+        ),
+        (
+            spec.shortcut == "C" and spec.shortcut_transform == "conv1x1",
+            "shortcut='C' is a 1x1 convolution on every shortcut already; take shortcut_transform='identity'",
+        ),
+        (
+            spec.zero_init_last_gamma and (spec.norm == "none" or spec.order not in BRANCH_ENDS_IN_NORM),
+            f"zero_init_last_gamma needs branches that end in a norm: order one of {', '.join(BRANCH_ENDS_IN_NORM)}, "
+            "norm 'batch' or 'group'",
+        ),
+        (
+            spec.norm == "none" and spec.order == "bn_after_addition",
+            "order='bn_after_addition' needs a norm; norm='none' has none",
+        ),
+    )
+    for refused, reason in refusals:
+        if refused:
+            raise SpecError(reason)
+    if spec.norm == "group":
+        smallest = min(spec.width, block_width(spec, 0)) // (2 if spec.stem == "deep" else 1)
+        if smallest % spec.norm_groups:
+            raise SpecError(f"norm_groups={spec.norm_groups} does not divide the network's {smallest} channels")
+    if block_width(spec, 0) % spec.groups or block_width(spec, 0) == 0:
+        raise SpecError(f"groups={spec.groups} does not divide the 3x3's {block_width(spec, 0)} channels")
+
+
+def block_width(spec: ResNetSpec, stage: int) -> int:
+    """Channels inside a block of stage `stage` (counted from 0): those of its 3×3 convolutions."""
+    planes = spec.width * 2**stage
+    if spec.block == "basic":
+        return planes
+    return planes * spec.base_width // 64 * spec.groups

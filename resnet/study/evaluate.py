@@ -1,0 +1,132 @@
+"""Evaluate a checkpoint on a split of a dataset, with and without test images that also stand in training.
+
+    python -m resnet.study.evaluate --checkpoint=DIR --data=DATA_DIR [--split=test] [--json]
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+from tqdm import tqdm
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import Source, Split, open_source
+from resnet import command
+from resnet.study.inference import Model, load_model
+from resnet.train import parallel, screen
+from resnet.train.checkpoints import Meta
+from resnet.train.evaluation import evaluate_split
+from resnet.train.result import judge, leaked
+from resnet.train.steps import make_eval_step
+
+SPLITS = ("train", "val", "test", "all")
+
+
+def main() -> int:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights")
+    parser.add_argument("--data", required=True, help="a folder of images, or tfds:NAME")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
+    parser.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable image does (default: fail)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    arguments = parser.parse_args()
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch_size={arguments.batch_size} must be at least 1")
+    model = load_model(arguments.checkpoint)
+    source = open_like(model.meta, arguments.data, arguments.on_error)
+    split = choose(source, arguments.split)
+    split = with_labels_of(model.meta, source, split)
+    predictions = evaluate_split(
+        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract), mesh := parallel.make_mesh()),
+        model.variables,
+        split,
+        model.crop,
+        batch_size=min(arguments.batch_size, len(split)),
+        mesh=mesh,
+        watch=lambda batches: tqdm(batches, total=-(-len(split) // arguments.batch_size), unit="batch", leave=False, disable=None),
+    )
+    leaks = leaked(source, arguments.split) if arguments.split != "all" else np.zeros(len(split), bool)
+    outcome = judge(arguments.split, model.meta.step, predictions, leaks)
+    if arguments.json:
+        report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
+        print(json.dumps({**report, "classes": list(model.meta.class_names), **outcome.values()}))
+    else:
+        print(f"Checkpoint of step {model.meta.step}, contract {model.meta.contract.name}, {describe_crop(model)}")
+        print(screen.figures(outcome))
+    return 0
+
+
+def open_like(meta: Meta, data: str, on_error: str) -> Source:
+    """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run)."""
+    config = meta.config
+    return open_source(
+        data if data.startswith("tfds:") else "folder",
+        "" if data.startswith("tfds:") else data,
+        val_fraction=config.get("data.val_fraction", 0.1),
+        test_fraction=config.get("data.test_fraction", 0.2),
+        split_seed=config.get("data.split_seed", 0),
+        on_error=on_error,
+        exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
+    )
+
+
+def has_class(data: str, name: str) -> bool:
+    """Whether a class that the run left out is in this dataset at all; another dataset need not have it."""
+    from pathlib import Path
+
+    folder = Path(data)
+    return data.startswith("tfds:") or any(folder.glob(name)) or any(folder.glob(f"*/{name}"))
+
+
+def choose(source: Source, name: str) -> Split:
+    """A split by name, or all of them as one. Raises InputError that lists what there is."""
+    if name == "all":
+        whole = list(source.splits.values())
+        return join(whole)
+    if name not in source.splits:
+        raise InputError(f"--split={name}: the data has {', '.join(source.splits)}; choose one of these or all")
+    return source.splits[name]
+
+
+def join(splits: list[Split]) -> Split:
+    """One split of all the examples of several, in order."""
+    starts = np.cumsum([0, *(len(split) for split in splits)])
+
+    def read(index: int) -> bytes:
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        return splits[which].read(index - int(starts[which]))
+
+    from_files = [split.paths for split in splits if split.paths is not None]
+    return Split(
+        name="all",
+        labels=np.concatenate([split.labels for split in splits]),
+        ids=tuple(name for split in splits for name in split.ids),
+        sizes=np.concatenate([split.sizes for split in splits]),
+        orientations=np.concatenate([split.orientations for split in splits]),
+        paths=tuple(path for paths in from_files for path in paths) if len(from_files) == len(splits) else None,
+        read=read,
+    )
+
+
+def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
+    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know."""
+    unknown = [name for name in source.class_names if name not in meta.class_names]
+    if unknown:
+        known = ", ".join(printable(name) for name in meta.class_names[:10]) + (", …" if len(meta.class_names) > 10 else "")
+        raise InputError(
+            f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes ({known}); "
+            "evaluate on the classes it was trained on"
+        )
+    place = np.array([meta.class_names.index(name) for name in source.class_names], np.int32)
+    return dataclasses.replace(split, labels=place[split.labels])
+
+
+def describe_crop(model: Model) -> str:
+    crop = model.crop
+    how = "squashed" if crop.resize_shorter == 0 else f"shorter side {crop.shorter_side}, centre"
+    return f"{how} {crop.image_size} × {crop.image_size}"
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,65 @@
+"""A trained network ready to be asked: what a checkpoint holds, put together."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from input_pipeline.augment import prepare
+from input_pipeline.crops import Crop
+from resnet.model.network import ResNet
+from resnet.train.checkpoints import Meta, load
+from resnet.train.state import Variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network with its variables, class names and preprocessing, from one checkpoint."""
+
+    network: ResNet
+    variables: Variables
+    meta: Meta
+    crop: Crop
+
+    def probabilities(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+        """uint8[N, S, S, 3], cropped as `crop` says -> softmax float32[N, C]; compiled once for one batch size."""
+        size = max(1, min(batch_size, len(images)))
+        rows = [jax.device_get(self._answer(self.variables, batch))[:count] for batch, count in padded(images, size)]
+        return np.concatenate(rows) if rows else np.zeros((0, len(self.meta.class_names)), np.float32)
+
+    @functools.cached_property
+    def _answer(self) -> Callable[[Variables, np.ndarray], jax.Array]:
+        network, contract = self.network, self.meta.contract
+
+        def answer(variables: Variables, batch: np.ndarray) -> jax.Array:
+            return jax.nn.softmax(network.apply(variables, prepare(batch, contract), train=False))
+
+        return jax.jit(answer)
+
+
+def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Batches of exactly `size` images, the last filled up with copies, each with the number of real ones."""
+    for start in range(0, len(images), size):
+        batch = images[start : start + size]
+        count = len(batch)
+        if count < size:
+            batch = np.concatenate([batch, np.repeat(batch[:1], size - count, axis=0)])
+        yield batch, count
+
+
+def load_model(checkpoint: str | Path) -> Model:
+    """The model in a run's workdir (its best checkpoint), a step's folder or converted weights.
+
+    Raises InputError for anything else.
+    """
+    variables, meta = load(checkpoint)
+    crop = Crop(
+        kind="none",
+        image_size=meta.image_size,
+        resize_shorter=meta.resize_shorter,
+        interpolation=meta.contract.interpolation,
+    )
+    return Model(ResNet(meta.spec), variables, meta, crop)

@@ -1,0 +1,93 @@
+"""What a trained network sees in pictures: the most probable classes of each image.
+
+    python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json]
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.images import sniff
+from input_pipeline.stream import decode_eval
+from resnet import command
+from resnet.study.evaluate import describe_crop
+from resnet.study.inference import Model, load_model
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+# Images decoded and kept at a time: a folder of any size fits.
+GROUP = 256
+
+
+def main() -> int:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched through)")
+    parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    arguments = parser.parse_args()
+    if arguments.top < 1:
+        raise InputError(f"--top={arguments.top} must be at least 1")
+    paths = list(image_files(arguments.images))
+    model = load_model(arguments.checkpoint)
+    results = list(predict(model, paths, arguments.top))
+    if arguments.json:
+        print(json.dumps({"checkpoint": arguments.checkpoint, "contract": model.meta.contract.to_json(), "images": results}))
+    else:
+        print(f"Contract {model.meta.contract.name}, {describe_crop(model)}")
+        for result in results:
+            ranked = ", ".join(f"{printable(item['class'])} {item['probability']:.1%}" for item in result["top"])
+            print(f"{printable(result['image'])}: {ranked}")
+    return 0
+
+
+def image_files(names: list[str]) -> Iterator[Path]:
+    """The files themselves and, for a folder, every image below it in sorted order. Raises InputError for what is not there."""
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not found:
+                raise InputError(f"{printable(name)}: no images in this folder ({', '.join(EXTENSIONS)})")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise InputError(f"{printable(name)}: no such file or folder")
+
+
+def predict(model: Model, paths: list[Path], top: int) -> Iterator[dict[str, Any]]:
+    """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first."""
+    names = model.meta.class_names
+    with tqdm(total=len(paths), unit="image", leave=False, disable=None if len(paths) > GROUP else True) as bar:
+        for start in range(0, len(paths), GROUP):
+            group = paths[start : start + GROUP]
+            probabilities = model.probabilities(np.stack([read_image(model, path) for path in group]))
+            for path, row in zip(group, probabilities, strict=True):
+                order = np.argsort(-row, kind="stable")[:top]
+                yield {
+                    "image": str(path),
+                    "top": [{"class": names[index], "probability": float(row[index])} for index in order],
+                }
+            bar.update(len(group))
+
+
+def read_image(model: Model, path: Path) -> np.ndarray:
+    """A file as the network sees it, uint8[S, S, 3]. Raises InputError that names the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
+    header = sniff(data, str(path))
+    try:
+        return decode_eval(data, model.crop, header.orientation)
+    except ValueError as error:
+        raise InputError(f"{printable(str(path))}: its image data cannot be decoded; replace the file") from error
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,194 @@
+"""What a configuration says, checked: types, ranges that span several keys, keys that nothing would read."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.default import get_config as default_config
+from input_pipeline.errors import InputError
+from resnet.model.spec import ResNetSpec
+from resnet.model.variants import variant
+
+Flat = dict[str, Any]
+
+# Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
+# the user believes that it acts.
+READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
+    "data.exclude": (lambda c: not c["data.source"].startswith("tfds:"), "data.source is a folder"),
+    "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
+    "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
+    "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
+    "optim.momentum": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
+    "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
+    "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw"), "optim.name is adam or adamw"),
+    "optim.beta2": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
+    "optim.epsilon": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
+    "optim.trust_coefficient": (lambda c: c["optim.name"] == "lars", "optim.name='lars'"),
+    "optim.step_epochs": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
+    "optim.step_factor": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
+    "optim.power": (lambda c: c["optim.schedule"] == "polynomial", "optim.schedule='polynomial'"),
+    "optim.final_lr": (lambda c: c["optim.schedule"] in ("cosine", "polynomial"), "optim.schedule is cosine or polynomial"),
+    "run.epochs": (lambda c: c["run.steps"] == 0, "run.steps=0"),
+    "run.best_metric": (lambda c: c["data.val_fraction"] > 0, "there is a validation split"),
+    "run.early_stopping": (lambda c: c["data.val_fraction"] > 0, "there is a validation split"),
+    "model.shortcut_scale": (lambda c: c["model.shortcut_transform"] == "scale", "model.shortcut_transform='scale'"),
+    "model.gate_bias": (
+        lambda c: c["model.shortcut_transform"] in ("exclusive_gate", "shortcut_gate"),
+        "model.shortcut_transform is a gate",
+    ),
+    "model.shortcut_dropout": (
+        lambda c: c["model.shortcut_transform"] == "dropout",
+        "model.shortcut_transform='dropout'",
+    ),
+    "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
+}
+
+# Key -> lowest and highest value, both allowed.
+RANGES: dict[str, tuple[float, float]] = {
+    "data.val_fraction": (0.0, 0.9),
+    "data.test_fraction": (0.0, 0.9),
+    "data.image_size": (1, 4096),
+    "data.batch_size": (1, 1 << 20),
+    "data.eval_batch_size": (0, 1 << 20),
+    "data.threads": (0, 1024),
+    "data.resize_shorter": (-1.0, 4.0),
+    "optim.accumulation": (1, 1 << 16),
+    "optim.label_smoothing": (0.0, 0.999),
+    "optim.ema": (0.0, 0.999999),
+    "run.steps": (0, 1 << 40),
+    "run.seed": (0, (1 << 32) - 1),
+    "run.log_every": (1, 1 << 40),
+    "run.keep": (1, 1000),
+    "run.early_stopping": (0, 1 << 20),
+    "run.max_bad_steps": (0, 1 << 20),
+}
+
+POSITIVE = ("run.epochs", "run.eval_every", "run.checkpoint_every")
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "data.on_error": ("fail", "skip"),
+    "data.feed": ("auto", "stream"),
+    "data.crop": ("random_resized", "pad", "none"),
+    "data.flip": ("horizontal", "vertical", "both", "none"),
+    "data.class_weights": ("none", "balanced"),
+    "run.dtype": ("float32", "bfloat16"),
+    "run.best_metric": ("top1", "balanced_accuracy", "loss"),
+}
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('data.batch_size', 64) for every leaf of a nested configuration."""
+    for key in sorted(config.keys()):
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def validate(config: ConfigDict) -> None:
+    """Raise InputError, one line that names the key, unless every key is known, well typed, in range and read."""
+    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    for key in given:
+        if key not in default:
+            raise InputError(f"unknown key config.{key}; configs/default.py lists all")
+    for key, was in default.items():
+        if key not in given:
+            raise InputError(f"config.{key} is missing; start your config from configs/default.py's get_config()")
+        check_type(key, given[key], was)
+    for key, (low, high) in RANGES.items():
+        if not low <= given[key] <= high:
+            raise InputError(f"config.{key}={given[key]} must lie between {low} and {high}")
+    for key in POSITIVE:
+        if not given[key] > 0:
+            raise InputError(f"config.{key}={given[key]} must be above 0")
+    for key, choices in CHOICES.items():
+        if given[key] not in choices:
+            raise InputError(f"config.{key}={given[key]!r} is not one of {', '.join(choices)}")
+    check_read(given, default)
+    if given["data.batch_size"] % given["optim.accumulation"]:
+        raise InputError(
+            f"config.optim.accumulation={given['optim.accumulation']} does not divide "
+            f"config.data.batch_size={given['data.batch_size']}"
+        )
+
+
+def check_type(key: str, value: Any, default: Any) -> None:
+    """`--config.x=a,b` on a tuple gives ('a,b',) and `--config.x=None` on a string 'None': both are caught here."""
+    if isinstance(value, str) and value == "None":
+        raise InputError(f"config.{key}=None: leave the flag away to keep the default")
+    if default is None:
+        check_model_type(key, value)
+    elif isinstance(default, tuple):
+        element = str if key == "data.exclude" else (int, float)
+        well = isinstance(value, tuple | list) and all(isinstance(v, element) for v in value)
+        well = well and (key in ("data.exclude", "optim.step_epochs") or len(value) == len(default))
+        if well and element is str and any("," in v for v in value):
+            well = False
+        if not well:
+            raise InputError(f'config.{key}={value!r} must look like {default or ("name",)!r}: write "--config.{key}=(…)"')
+    elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return
+    elif type(value) is not type(default):
+        raise InputError(f"config.{key}={value!r} must be a {type(default).__name__}, such as {default!r}")
+
+
+def check_model_type(key: str, value: Any) -> None:
+    if value is None:
+        return
+    field = next(f for f in dataclasses.fields(ResNetSpec) if f"model.{f.name}" == key) if key != "model.name" else None
+    kind = type(field.default) if field else str
+    if kind is float and type(value) is int:
+        return
+    if type(value) is not kind or (kind is tuple and not all(type(v) is int for v in value)):
+        example = repr(field.default) if field else "'resnet50'"
+        raise InputError(f"config.{key}={value!r} must be a {kind.__name__}, such as {example}")
+
+
+def check_read(given: Flat, default: Flat) -> None:
+    resolved = dict(given)
+    spec = dataclasses.asdict(variant(given["model.name"]).spec)
+    for name, value in spec.items():
+        if resolved[f"model.{name}"] is None:
+            resolved[f"model.{name}"] = value
+    for key, (condition, words) in READ_ONLY_IF.items():
+        if given[key] != default[key] and not condition(resolved):
+            raise InputError(f"config.{key}={given[key]!r} would be read by nothing; it acts only where {words}")
+
+
+def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
+    """The network that config.model describes for data of `num_classes` classes.
+
+    Raises SpecError for an impossible network, InputError for one that does not fit the data.
+    """
+    changes = {
+        field.name: config.model[field.name]
+        for field in dataclasses.fields(ResNetSpec)
+        if config.model[field.name] is not None
+    }
+    if "stage_sizes" in changes:
+        changes["stage_sizes"] = tuple(changes["stage_sizes"])
+    wanted = changes.setdefault("num_classes", num_classes)
+    if wanted != num_classes:
+        raise InputError(
+            f"config.model.num_classes={wanted}, but the data has {num_classes} classes; leave the key away to follow the data"
+        )
+    spec = dataclasses.replace(variant(config.model.name).spec, **changes)
+    if spec.in_channels != 3:
+        raise InputError(f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; leave the key away")
+    spec.check_image_size(config.data.image_size)
+    return spec
+
+
+def differences(before: Flat, after: Flat) -> list[str]:
+    """One entry per key that differs: 'optim.lr: 0.1 -> 0.2'. Lists and tuples of the same numbers are the same."""
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
+    missing = "(absent)"
+    return [
+        f"{key}: {plain(before.get(key, missing))!r} -> {plain(after.get(key, missing))!r}"
+        for key in sorted(before.keys() | after.keys())
+        if plain(before.get(key, missing)) != plain(after.get(key, missing))
+    ]
+

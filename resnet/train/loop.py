@@ -1,0 +1,294 @@
+"""A run, from configuration to figures. Read `train` as the recipe; everything it names is a pure part or a writer."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError
+from input_pipeline.sources import Source, open_source
+from input_pipeline.stream import train_batches
+from resnet.model.network import initialise
+from resnet.train import parallel, screen
+from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.train.configuration import flatten, validate
+from resnet.train.evaluation import Interrupted, evaluate_split
+from resnet.train.figures import write_curves
+from resnet.train.interruption import Interruption
+from resnet.train.plan import Plan, make_plan
+from resnet.train.progress import DataWait, EpochBar
+from resnet.train.provenance import provenance
+from resnet.train.result import test_run
+from resnet.train.state import TrainState, create_state
+from resnet.train.steps import make_eval_step, make_train_step, reset_sums, sum_names
+from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, check_room, check_workdir, claimed, write_json
+from resnet.train.writers import MetricsWriter
+
+# Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
+# progress, signals and the non-finite guard lag by a blink.
+STEPS_IN_FLIGHT = 2
+
+
+class Diverged(InputError):
+    """Too many non-finite steps in a row."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop remembers between evaluations; it travels in every checkpoint."""
+
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluated_step: int = 0
+    since_best: int = 0
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Train, or go on with, the run that `config` describes in `workdir`; the exit code (0, or 128 + a signal's number).
+
+    Raises InputError or SpecError for what the user can mend; then nothing was written.
+    """
+    validate(config)
+    flat = dict(flatten(config))
+    check_workdir(workdir, flat)
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh)
+    source = open_data(config)
+    plan = make_plan(config, source)
+    state = initial_state(config, plan, mesh)
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    # The best one, the newest ones, and the one being written.
+    check_room(workdir, (config.run.keep + 2) * state_bytes)
+    with Interruption() as interruption, claimed(workdir):
+        check_workdir(workdir, flat)
+        start_directory(workdir, flat, source)
+        print(screen.start(config, plan, source, state, workdir))
+        return Run(config, workdir, mesh, source, plan, interruption).go(state)
+
+
+def open_data(config: ConfigDict) -> Source:
+    """The dataset that config.data names, looked over once."""
+    data = config.data
+    return open_source(
+        data.source,
+        data.dir,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        split_seed=data.split_seed,
+        on_error=data.on_error,
+        exclude=tuple(data.exclude),
+    )
+
+
+def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
+    """The state before step 0, on every device: a function of the configuration and the seed alone."""
+    network = plan.network
+
+    def create(key: jax.Array) -> TrainState:
+        variables = initialise(network, key, config.data.image_size)
+        names = sum_names(network.spec.num_classes)
+        return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
+
+    return jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(config.run.seed))
+
+
+def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
+    """Write what a run's directory says of the run; a run that goes on keeps what it has."""
+    if not (workdir / PROVENANCE).exists():
+        write_json(workdir / PROVENANCE, provenance(source))
+    if not (workdir / CLASSES).exists():
+        write_json(workdir / CLASSES, list(source.class_names))
+    # Last: a folder with a configuration in it is a run.
+    if not (workdir / CONFIG).exists():
+        write_json(workdir / CONFIG, flat)
+
+
+class Run:
+    """A run that is under way: its parts, its loop, and what happens at an evaluation, a log line and a stop."""
+
+    def __init__(
+        self, config: ConfigDict, workdir: Path, mesh: Mesh, source: Source, plan: Plan, interruption: Interruption
+    ) -> None:
+        self.config, self.workdir, self.mesh, self.source, self.plan = config, workdir, mesh, source, plan
+        self.interruption = interruption
+        self.progress = Progress()
+        self.wait = DataWait()
+        step = make_train_step(plan.network, plan.optimizer, plan.recipe)
+        self.train_step = parallel.compile_train_step(step, mesh)
+        self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
+        self.reset = jax.jit(reset_sums, donate_argnums=0)
+        # 'loss' is better when lower.
+        self.sign = -1 if config.run.best_metric == "loss" else 1
+        self.threads = config.data.threads or None
+
+    def go(self, state: TrainState) -> int:
+        """Train from `state`, or from the newest checkpoint, to the end; the exit code."""
+        with Checkpoints(self.workdir, keep=self.config.run.keep, sign=self.sign) as checkpoints:
+            self.checkpoints = checkpoints
+            step, state = self.resume(state)
+            with MetricsWriter(self.workdir, resume_step=step) as writer:
+                self.writer = writer
+                bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step)
+                with bar, jax.transfer_guard("disallow"):
+                    self.bar = bar
+                    step, state = self.steps(step, state)
+                self.checkpoints.wait()
+                if self.interruption.requested:
+                    print(f"Stopped at step {step} of {self.plan.total_steps}, saved. The same command goes on from there.")
+                    return self.interruption.exit_code
+                outcome = test_run(self, step, state)
+            write_curves(self.workdir)
+        print(screen.end(self.workdir, outcome, self.config.data.source))
+        return 0
+
+    def resume(self, fresh: TrainState) -> tuple[int, TrainState]:
+        """(step, state) to start from: the newest checkpoint's, or 0 and `fresh`."""
+        newest = self.checkpoints.latest_step()
+        if newest is None:
+            return 0, fresh
+        state, meta = self.checkpoints.restore(newest, fresh, parallel.replicated(self.mesh))
+        if meta.fingerprint != self.source.fingerprint:
+            raise InputError(
+                f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
+                "restore them or give --workdir a new folder"
+            )
+        self.progress = Progress(**meta.progress)
+        print(f"Going on from step {newest} of {self.plan.total_steps}.")
+        return newest, state
+
+    def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
+        """The loop: evaluate, save, stop or step, until the plan is done."""
+        batches = self.batches(step)
+        pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
+        saved = step
+        while True:
+            if self.due(step, self.plan.eval_every) and self.progress.evaluated_step != step:
+                state, evaluated = self.evaluate(step, state)
+                if evaluated:
+                    saved = step
+            elif step != saved and self.due(step, self.plan.checkpoint_every):
+                self.save(step, state, None)
+                saved = step
+            if self.interruption.requested and step != saved:
+                self.save(step, state, None)
+            if self.interruption.requested or step == self.plan.total_steps or self.stopped_early():
+                return step, state
+            with self.wait.waiting():
+                batch = next(batches)
+            state, pulse = self.train_step(state, batch)
+            step += 1
+            self.wait.count(self.plan.batch_size)
+            pulses.append(pulse)
+            if len(pulses) > STEPS_IN_FLIGHT:
+                self.heed(jax.device_get(pulses.popleft()), step)
+            if step % self.plan.log_every == 0 or step == self.plan.total_steps:
+                state = self.log(step, state)
+
+    def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
+        """Training batches on the devices, from step `step` on."""
+        shard = (jax.process_index(), jax.process_count())
+        host = train_batches(
+            self.source.splits["train"],
+            self.plan.order,
+            self.plan.train_crop,
+            start_step=step,
+            num_steps=self.plan.total_steps - step,
+            shard=shard,
+            threads=self.threads,
+        )
+        return parallel.put_batches(host, self.mesh)
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
+        return step > 0 and (step % every == 0 or step == self.plan.total_steps)
+
+    def stopped_early(self) -> bool:
+        patience = self.config.run.early_stopping
+        return patience > 0 and self.progress.since_best >= patience
+
+    def heed(self, pulse: dict[str, np.ndarray], step: int) -> None:
+        """Show the loss of a step that is done; stop the run when too many in a row were not finite."""
+        self.bar.update(step, self.plan.batch_size, loss=float(pulse["loss"]))
+        limit = self.config.run.max_bad_steps
+        if limit and int(pulse["bad_steps"]) >= limit:
+            raise Diverged(
+                f"{limit} steps in a row up to step {step - STEPS_IN_FLIGHT} had a loss or gradient that is not finite and were "
+                f"skipped; lower --config.optim.lr or set --config.optim.clip_norm (the last checkpoint in {self.workdir} is intact)"
+            )
+
+    def log(self, step: int, state: TrainState) -> TrainState:
+        """Write a training line from the sums since the last one; the state with its sums at zero."""
+        sums = jax.device_get(state.sums)
+        count, steps = max(float(sums["count"]), 1.0), max(float(sums["steps"]), 1.0)
+        interval = self.wait.interval()
+        values = {name: float(sums[name]) / count for name in ("loss", "top1", "top5") if name in sums}
+        values["gradient_norm"] = float(sums["gradient_norm"]) / steps
+        with jax.transfer_guard("allow"):
+            values["learning_rate"] = float(self.plan.schedule(step - 1))
+        values["bad_steps"] = int(jax.device_get(state.bad_steps_total))
+        values["images_per_second"] = interval.images_per_second
+        values["data_wait"] = interval.share
+        self.writer.write(step, self.plan.epoch(step), "train", values)
+        self.bar.update(step, 0, loss=values["loss"], top1=values["top1"], wait_share=interval.share)
+        return self.reset(state)
+
+    def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, bool]:
+        """Evaluate on the validation split, note whether it is the best, save. False if a signal came in between."""
+        value: float | None = None
+        if "val" in self.source.splits:
+            with self.wait.paused(), self.bar.paused():
+                try:
+                    summary = self.predict("val", state).summary
+                except Interrupted:
+                    return state, False
+            value = float(summary[self.config.run.best_metric])
+            best = self.note(step, value)
+            self.writer.write(step, self.plan.epoch(step), "val", summary)
+            self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
+        self.progress.evaluated_step = step
+        with self.wait.paused(), self.bar.paused():
+            self.save(step, state, value)
+        return state, True
+
+    def note(self, step: int, value: float) -> bool:
+        """Whether `value` is the best so far (of equal ones the latest); remember it."""
+        best_so_far = self.progress.best_value
+        best = best_so_far is None or self.sign * value >= self.sign * best_so_far
+        strictly = best_so_far is None or self.sign * value > self.sign * best_so_far
+        if best:
+            self.progress.best_step, self.progress.best_value = step, value
+        self.progress.since_best = 0 if strictly else self.progress.since_best + 1
+        return best
+
+    def predict(self, name: str, state: TrainState) -> Any:
+        """Predictions for a split with the variables that evaluation uses."""
+        return evaluate_split(
+            self.eval_step,
+            state.evaluated(),
+            self.source.splits[name],
+            self.plan.eval_crop,
+            batch_size=self.plan.eval_batch_size,
+            mesh=self.mesh,
+            threads=self.threads or 0,
+            stop=lambda: self.interruption.requested,
+        )
+
+    def save(self, step: int, state: TrainState, value: float | None) -> None:
+        meta = Meta(
+            spec=self.plan.network.spec,
+            class_names=self.source.class_names,
+            contract=self.plan.contract,
+            image_size=self.config.data.image_size,
+            resize_shorter=self.plan.eval_crop.resize_shorter,
+            step=step,
+            config=dict(flatten(self.config)),
+            progress=dataclasses.asdict(self.progress),
+            fingerprint=self.source.fingerprint,
+        )
+        self.checkpoints.save(state, meta, value)

@@ -1,0 +1,56 @@
+"""Where a run's figures come from: revision, versions, device, data, command."""
+
+import importlib.metadata
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from input_pipeline.sources import Source
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
+
+
+def provenance(source: Source) -> dict[str, Any]:
+    """What config.json does not say and a second try needs to know; plain JSON values."""
+    return {
+        "command": " ".join(sys.argv),
+        "revision": revision(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processes": jax.process_count(),
+        "dataset": {
+            "source": source.name,
+            "fingerprint": source.fingerprint,
+            "classes": len(source.class_names),
+            "images": {name: len(split) for name, split in source.splits.items()},
+            "skipped": [list(item) for item in source.skipped],
+        },
+    }
+
+
+def revision() -> str | None:
+    """The git revision of this code, with '+changes' where files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parent
+    git = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)  # noqa: E731
+    try:
+        head = git("rev-parse", "HEAD")
+        if head.returncode:
+            return None
+        changed = git("status", "--porcelain").stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+changes" if changed else "")
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,178 @@
+"""One pure train step and one pure evaluation step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_pipeline.augment import Augmentation, augment, prepare
+from input_pipeline.contract import Contract
+from resnet.model.network import ResNet
+from resnet.train.metrics import eval_sums, train_sums
+from resnet.train.optimizer import ema_update
+from resnet.train.state import TrainState, Variables
+
+Batch = dict[str, jax.Array]
+Pulse = dict[str, jax.Array]
+# Streams of randomness that one step draws from its key.
+AUGMENT, DROPOUT = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a step does besides the network and the optimizer; static under jit.
+
+    class_weights: one positive weight per class, or () for none. accumulation: parts a batch is cut into. ema: decay of
+    the weight averages, 0 for none.
+    """
+
+    seed: int
+    contract: Contract
+    augmentation: Augmentation
+    class_weights: tuple[float, ...] = ()
+    accumulation: int = 1
+    ema: float = 0.0
+
+
+def sum_names(num_classes: int) -> tuple[str, ...]:
+    """The names in TrainState.sums: those of metrics.train_sums and the gradient's norm and the number of steps."""
+    return ("count", "loss", "top1", *(("top5",) if num_classes > 5 else ()), "gradient_norm", "steps")
+
+
+def make_train_step(
+    network: ResNet, optimizer: optax.GradientTransformation, recipe: Recipe
+) -> Callable[[TrainState, Batch], tuple[TrainState, Pulse]]:
+    """The train step: (state, {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B], …}) -> (state, pulse).
+
+    The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
+    int32 (non-finite steps in a row). The loss is the mean over the batch (weighted by class where asked). Randomness is a function of (seed, step, row).
+    A step whose loss or gradient is not finite changes nothing but the counters: params, batch statistics, optimizer
+    and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
+    With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
+    batch statistics are each part's own and move the running statistics once per part.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Pulse]:
+        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        ema = state.ema
+        if recipe.ema:
+            ema = ema_update(ema, {"params": params, "batch_stats": batch_stats}, recipe.ema, state.step)
+        pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
+        sums |= {"gradient_norm": norm, "steps": jnp.ones((), jnp.float32)}
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
+        new_state = TrainState(
+            step=state.step + 1,
+            params=keep(params, state.params),
+            batch_stats=keep(batch_stats, state.batch_stats),
+            opt_state=keep(opt_state, state.opt_state),
+            ema=keep(ema, state.ema),
+            sums={name: state.sums[name] + jnp.where(finite, sums[name], 0.0) for name in state.sums},
+            bad_steps=pulse["bad_steps"],
+            bad_steps_total=state.bad_steps_total + jnp.where(finite, 0, 1),
+        )
+        return new_state, pulse
+
+    return train_step
+
+
+def accumulate(
+    network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[Variables, Variables, dict[str, jax.Array]]:
+    """(gradient of the mean loss, new batch statistics, metric sums) of a batch, in `recipe.accumulation` parts."""
+    parts = recipe.accumulation
+
+    def part_gradient(batch_stats: Variables, part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
+        loss = lambda params: loss_sum(network, recipe, params, batch_stats, part, part_key)  # noqa: E731
+        gradient, (weight, new_stats, sums) = jax.grad(loss, has_aux=True)(state.params)
+        return gradient, weight, new_stats, sums
+
+    if parts == 1:
+        gradient, weight, batch_stats, sums = part_gradient(state.batch_stats, batch, key)
+    else:
+        # Part i holds rows i, i + parts, …: rows stay on the device that has them when the batch is sharded.
+        split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)  # noqa: E731
+        first = jax.tree.map(lambda x: x[::parts], batch)
+        shapes = jax.eval_shape(part_gradient, state.batch_stats, first, key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1], shapes[3]))
+
+        def add_part(carry: Any, numbered: Any) -> tuple[Any, None]:
+            batch_stats, totals = carry
+            number, part = numbered
+            gradient, weight, batch_stats, sums = part_gradient(batch_stats, part, jax.random.fold_in(key, number))
+            return (batch_stats, jax.tree.map(jnp.add, totals, (gradient, weight, sums))), None
+
+        numbered = (jnp.arange(parts), jax.tree.map(split, batch))
+        (batch_stats, (gradient, weight, sums)), _ = jax.lax.scan(add_part, (state.batch_stats, zeros), numbered)
+    return jax.tree.map(lambda g: g / weight, gradient), batch_stats, sums
+
+
+def loss_sum(
+    network: ResNet, recipe: Recipe, params: Variables, batch_stats: Variables, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, Variables, dict[str, jax.Array]]]:
+    """Sum of the losses of a batch's rows and (their total weight, new batch statistics, metric sums).
+
+    The loss of a row is the cross-entropy against its (smoothed, mixed) target t: -Σ_c w_c t_c log p_c, of weight
+    Σ_c w_c t_c; without class weights that is 1, and loss over weight is the mean. Masked rows count nothing.
+    """
+    num_classes = network.spec.num_classes
+    images, targets = augment(
+        jax.random.fold_in(key, AUGMENT),
+        batch["image"],
+        batch["label"],
+        recipe.augmentation,
+        recipe.contract,
+        num_classes,
+    )
+    logits, new = network.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.fold_in(key, DROPOUT)},
+    )
+    weighted = targets
+    if recipe.class_weights:
+        weighted = targets * jnp.asarray(np.asarray(recipe.class_weights, np.float32))
+    losses = -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
+    weight = jnp.sum(batch["mask"] * jnp.sum(weighted, axis=-1))
+    sums = train_sums(logits, targets, batch["label"], batch["mask"], losses)
+    return jnp.sum(losses * batch["mask"]), (weight, new.get("batch_stats", {}), sums)
+
+
+def make_eval_step(network: ResNet, contract: Contract) -> Callable[[Variables, Batch], tuple[Batch, Batch]]:
+    """The evaluation step: (variables, batch) -> (masked sums of metrics.eval_sums, rows).
+
+    Rows are the batch's, padding included: 'probabilities' float32[B, C], 'label', 'mask', 'index'. Running statistics,
+    no augmentation, no dropout; rows with mask 0 (padding) count nothing in the sums.
+    """
+
+    def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
+        logits = network.apply(variables, prepare(batch["image"], contract), train=False)
+        sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
+        rows = {name: batch[name] for name in ("label", "mask", "index")}
+        return sums, {"probabilities": jax.nn.softmax(logits), **rows}
+
+    return eval_step
+
+
+def reset_sums(state: TrainState) -> TrainState:
+    """The state with its metric sums at zero, for after they were logged."""
+    return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """One weight per class, N / (C · n_c): the inverse of its frequency, 1 on average over the examples.
+
+    Every class must occur in `labels`.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return tuple(float(weight) for weight in len(labels) / (num_classes * counts))

@@ -1,0 +1,84 @@
+"""A run's directory: claimed by one process, fixed to one configuration, written so that nothing is ever half there."""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import InputError, printable
+from resnet.train.configuration import differences
+
+CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that `path` holds the old text or the new, never a part of it."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
+    """Whether `workdir` already holds this very run (then it is to be resumed). Touches nothing.
+
+    config: the flat configuration. Raises InputError for a file, for a folder with other things in it, and for a run
+    of another configuration, with every difference.
+    """
+    name = printable(str(workdir))
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{name} is a file; give --workdir a folder")
+    stored = workdir / CONFIG
+    if not stored.exists():
+        others = [entry.name for entry in workdir.iterdir() if entry.name != LOCK] if workdir.is_dir() else []
+        if others:
+            raise InputError(
+                f"{name} is no run but holds {printable(sorted(others)[0])!r}; give --workdir a new or empty folder"
+            )
+        return False
+    try:
+        before = json.loads(stored.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder") from error
+    changed = differences(before, config)
+    if changed:
+        raise InputError(
+            f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: {'; '.join(changed)}"
+        )
+    return True
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """Hold the run's directory, made if missing. The lock dies with the process, however that ends.
+
+    Raises InputError if another process holds it or it cannot be written.
+    """
+    name = printable(str(workdir))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise InputError(f"{name} cannot be written ({error.strerror}); give --workdir a folder that can") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{name} is in use by another process; wait for it or give another --workdir") from error
+        yield
+
+
+def check_room(workdir: Path, needed: int) -> None:
+    """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
+    folder = workdir.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"{printable(str(workdir))}: checkpoints need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; "
+            "make room, lower --config.run.keep or give another --workdir"
+        )

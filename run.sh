@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# The one door: sets up what is missing, then does the job. `./run.sh help` lists the jobs.
+# Works on a fresh Debian or Ubuntu with python3.11 or newer; asks nothing, needs no root.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+  cat <<'TEXT'
+./run.sh [train]         train ResNet-50 on drawn flowers, from nothing, on CPU, in minutes
+./run.sh test [ARGS]     everything that must hold (pytest; ARGS go to it)
+./run.sh lint            ruff (lint, format) and mypy
+./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
+./run.sh python ARGS     anything, inside the environment made here
+./run.sh setup [dev|bench]   make the environment and stop
+TEXT
+}
+
+find_python() {
+  local candidate
+  for candidate in "${PYTHON:-}" python3.13 python3.12 python3.11 python3; do
+    [ -n "$candidate" ] || continue
+    if "$candidate" -c 'import sys; sys.exit(not ((3, 11) <= sys.version_info[:2] <= (3, 13)))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11, 3.12 or 3.13 found; install python3 (Debian: apt install python3) or set PYTHON=/path/to/python3" >&2
+  exit 2
+}
+
+make_environment() {
+  local python
+  .venv/bin/python -c '' 2>/dev/null && return
+  python=$(find_python)
+  rm -rf .venv
+  echo "Making .venv with $("$python" --version)"
+  # A fresh Debian may lack ensurepip (python3-venv); uv makes the environment there without it.
+  if ! "$python" -m venv .venv >/dev/null 2>&1; then
+    rm -rf .venv
+    if ! "$python" -m pip install --quiet --target .tools uv; then
+      echo "error: neither venv nor pip works with $python; install one (Debian: apt install python3-venv)" >&2
+      exit 2
+    fi
+    .tools/bin/uv venv --quiet --python "$python" .venv
+  fi
+}
+
+# install FILE: once per content of FILE; the stamp is written last, so a broken install is begun again.
+install() {
+  local file=$1 stamp
+  stamp=".venv/.installed-$(cat "$file" | cksum | tr -c '[:alnum:]\n' '-')-${file##*/}"
+  [ -e "$stamp" ] && return
+  echo "Installing $file"
+  if [ "$file" = requirements-bench.txt ] && .venv/bin/python -m pip --version >/dev/null 2>&1; then
+    # pip, not uv: it also looks where pip's own settings name a folder of wheels (a CPU build of torch, say).
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r "$file"
+  else
+    install_with_uv "$file"
+  fi
+  if [ "$file" = requirements.txt ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
+    echo "Installing JAX' CUDA plugin for $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"
+    "$(uv_path)" pip install --quiet --python .venv/bin/python "jax[cuda13]>=0.10.2,<0.12"
+  fi
+  touch "$stamp"
+}
+
+uv_path() {
+  if [ -x .venv/bin/uv ]; then echo .venv/bin/uv; else echo .tools/bin/uv; fi
+}
+
+install_with_uv() {
+  if [ ! -x .venv/bin/uv ] && [ ! -x .tools/bin/uv ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+  fi
+  "$(uv_path)" pip install --quiet --python .venv/bin/python -r "$1"
+}
+
+setup() {
+  make_environment
+  install requirements.txt
+  local extra
+  for extra in "$@"; do install "requirements-$extra.txt"; done
+}
+
+job=${1:-train}
+[ $# -gt 0 ] && shift
+case "$job" in
+  train)
+    setup
+    exec .venv/bin/python train_main.py --config=configs/demo.py --workdir=runs/demo "$@"
+    ;;
+  test)
+    setup dev
+    exec .venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)" --dist=loadfile "$@"
+    ;;
+  lint)
+    setup dev
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+    .venv/bin/mypy
+    ;;
+  bench)
+    setup bench
+    exec .venv/bin/python -m benchmarks.step "$@"
+    ;;
+  python)
+    setup
+    exec .venv/bin/python "$@"
+    ;;
+  setup) setup "$@" ;;
+  help | -h | --help) usage ;;
+  *)
+    echo "error: unknown job '$job'; ./run.sh help lists the jobs" >&2
+    exit 2
+    ;;
+esac
