@@ -1,10 +1,12 @@
 """Encoded bytes to upright, cut and resized pixels, as TensorFlow operations: the part of the feed that runs per image.
 
 The functions take the module `tf` as their first argument, so that importing this file does not import TensorFlow.
-They work inside a tf.data graph and eagerly alike; `stream` uses both. Failures are tf.errors.OpError.
+They work inside a tf.data graph and eagerly alike; `stream` uses both. Failures are tf.errors.OpError, for BMP and
+WebP outside a graph ValueError.
 """
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
@@ -71,11 +73,18 @@ def stored_pixels(tf: Any, data: Any) -> Any:
     return tf.ensure_shape(image, (None, None, 3))
 
 
-def _decode_by_pillow(data: bytes) -> np.ndarray:
-    from PIL import Image
+def _decode_by_pillow(data: bytes | np.ndarray) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(data), formats=("BMP", "WEBP")) as image:
-        return np.asarray(image.convert("RGB"))
+    # TensorFlow hands over bytes inside a graph, a scalar array of them eagerly.
+    whole = data if isinstance(data, bytes) else data.item()
+    try:
+        with Image.open(io.BytesIO(whole), formats=("BMP", "WEBP")) as image:
+            return np.asarray(image.convert("RGB"))
+    except UnidentifiedImageError as error:  # Pillow's text names a memory address.
+        raise ValueError("broken header of a BMP or WebP image") from error
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError(f"broken BMP or WebP image: {error}") from error
 
 
 def _jpeg_piece(tf: Any, data: Any, box: Any, size: int) -> Any:

@@ -25,6 +25,8 @@ DRAWING_VERSION = 1
 _STAMP = "demo.json"
 # Drawn this much larger, then reduced: smooth edges at a fraction of the cost of drawing them smooth.
 _OVERSAMPLING = 2
+# The points of a petal's outline, as shares of its length: up one side, down the other.
+_ALONG = np.concatenate([np.linspace(0, 1, 9), np.linspace(1, 0, 9)[1:-1]])
 
 Colour = tuple[int, int, int]
 # Ranges of hue, saturation and value, each 0..1, out of which a flower's colour is drawn.
@@ -78,17 +80,16 @@ class _Brush:
 
     def petal(self, direction: float, start: float, end: float, width: float, tip: float, fill: Colour) -> None:
         """A leaf shape along `direction` (radians) from radius `start` to `end`, widest after a share `tip` of it."""
-        along = np.concatenate([np.linspace(0, 1, 9), np.linspace(1, 0, 9)[1:-1]])
-        across = width / 2 * np.sin(np.pi * along ** (np.log(0.5) / np.log(tip)))
+        across = width / 2 * np.sin(np.pi * _ALONG ** (np.log(0.5) / np.log(tip)))
         across[9:] *= -1
-        outline = np.stack([start + (end - start) * along, across], 1)
+        outline = np.stack([start + (end - start) * _ALONG, across], 1)
         turn = np.array([[np.cos(direction), np.sin(direction)], [-np.sin(direction), np.cos(direction)]])
         self.shape(outline @ turn, fill, _shade(fill, 0.8))
 
 
 def _daisy(brush: _Brush, rng: np.random.Generator) -> None:
     """Many narrow, blunt petals, well apart, around a small bright disc."""
-    petals, colour = int(rng.integers(11, 17)), _pick(rng, (_WHITE, _PINK, _YELLOW, _VIOLET), (0.55, 0.2, 0.1, 0.15))
+    petals, colour = int(rng.integers(11, 17)), _pick(rng, (_WHITE, _PINK, _YELLOW, _VIOLET), (0.75, 0.1, 0.05, 0.1))
     for i in range(petals):
         length = rng.uniform(0.88, 1.0)
         brush.petal(2 * np.pi * i / petals, 0.15, length, 0.26, 0.68, _shade(colour, rng.uniform(0.9, 1.0)))
@@ -98,7 +99,7 @@ def _daisy(brush: _Brush, rng: np.random.Generator) -> None:
 
 def _sunflower(brush: _Brush, rng: np.random.Generator) -> None:
     """Two rings of pointed petals around a large, dark, seeded disc."""
-    petals, colour = int(rng.integers(16, 24)), _pick(rng, (_YELLOW, _ORANGE, _WHITE, _RED), (0.55, 0.25, 0.1, 0.1))
+    petals, colour = int(rng.integers(16, 24)), _pick(rng, (_YELLOW, _ORANGE, _RED, _WHITE), (0.65, 0.25, 0.05, 0.05))
     for ring, factor in ((0.5, 0.82), (0.0, 1.0)):
         for i in range(petals):
             length = rng.uniform(0.88, 1.0)
@@ -112,7 +113,7 @@ def _sunflower(brush: _Brush, rng: np.random.Generator) -> None:
 
 def _rose(brush: _Brush, rng: np.random.Generator) -> None:
     """Rings of broad petals that overlap, each ring smaller, down to a closed bud."""
-    colour = _pick(rng, (_RED, _PINK, _WHITE, _YELLOW, _VIOLET), (0.35, 0.25, 0.15, 0.15, 0.1))
+    colour = _pick(rng, (_RED, _PINK, _WHITE, _YELLOW, _VIOLET), (0.5, 0.3, 0.08, 0.07, 0.05))
     for i in range(5):
         brush.petal(2 * np.pi * (i + 0.5) / 5, 0.3, 1.12, 0.3, 0.4, _pick(rng, (_GREEN,)))
     for ring, reach in enumerate((0.62, 0.46, 0.31, 0.17)):
@@ -130,7 +131,8 @@ def _rose(brush: _Brush, rng: np.random.Generator) -> None:
 
 def _tulip(brush: _Brush, rng: np.random.Generator) -> None:
     """From the side: a cup of three upright petals on a straight stem between two long leaves."""
-    colour, green = _pick(rng, (_RED, _YELLOW, _PINK, _VIOLET, _WHITE, _ORANGE)), _pick(rng, (_GREEN,))
+    colour = _pick(rng, (_YELLOW, _ORANGE, _RED, _PINK, _VIOLET, _WHITE), (0.3, 0.3, 0.2, 0.1, 0.05, 0.05))
+    green = _pick(rng, (_GREEN,))
     bend = rng.uniform(-0.12, 0.12)
     stem = np.array([[0, 0.1], [bend, 0.8], [0, 1.6]])
     brush.line(stem, green, 0.11)
@@ -145,7 +147,7 @@ def _tulip(brush: _Brush, rng: np.random.Generator) -> None:
 
 def _bluebell(brush: _Brush, rng: np.random.Generator) -> None:
     """An arching stem from which several small bells hang, each with a flared rim of points."""
-    colour = _pick(rng, (_BLUE, _VIOLET, _PINK, _WHITE), (0.5, 0.25, 0.15, 0.1))
+    colour = _pick(rng, (_BLUE, _VIOLET, _PINK, _WHITE), (0.65, 0.2, 0.08, 0.07))
     green, side = _pick(rng, (_GREEN,)), rng.choice((-1, 1))
     t = np.linspace(0, 1, 16)
     arch = np.stack([side * (1.5 * t**2 - 0.6), 1.4 - 2.3 * t + 0.75 * t**3], 1)
@@ -166,6 +168,8 @@ SPECIES: Mapping[str, Callable[[_Brush, np.random.Generator], None]] = {
 }  # fmt: skip
 # Flowers seen from the side keep their heads up, within this many radians.
 _LEAN = {"tulip": 0.45, "bluebell": 0.35}
+# Slender ones are drawn larger, so that all are about as easy to see.
+_SCALE = {"bluebell": 1.15, "tulip": 1.3}
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> Image.Image:
@@ -176,31 +180,31 @@ def _background(rng: np.random.Generator, height: int, width: int) -> Image.Imag
         Image.new("RGB", (width, height), ends[1]), Image.new("RGB", (width, height), ends[0]), ramp
     )
     draw = ImageDraw.Draw(picture)
-    for _ in range(int(rng.integers(4, 14))):
+    for _ in range(int(rng.integers(3, 11))):
         spot = (rng.uniform(0, width), rng.uniform(0, height))
         brush = _Brush(draw, spot, rng.uniform(0.1, 0.4) * max(height, width), rng.uniform(0, 2 * np.pi))
-        colour = _pick(rng, (_GREEN, _EARTH, _SKY, _PINK, _YELLOW), (0.6, 0.1, 0.1, 0.1, 0.1))
+        colour = _pick(rng, (_GREEN, _EARTH, _SKY, _PINK, _YELLOW), (0.7, 0.1, 0.1, 0.05, 0.05))
         if rng.random() < 0.75:
             brush.petal(0, 0, 1, rng.uniform(0.12, 0.4), 0.45, colour)
         else:
             brush.disc(0, 0, 0.35, colour)
-    return picture.filter(ImageFilter.BoxBlur(rng.uniform(1, 4)))
+    return picture.filter(ImageFilter.BoxBlur(rng.uniform(0.5, 2)))
 
 
 def draw_flower(species: str, rng: np.random.Generator, size_range: tuple[int, int]) -> Image.Image:
     """An RGB image of 1 to 3 flowers of `species`; height and width are drawn from size_range, inclusive, in pixels."""
     height, width = (int(side) for side in rng.integers(size_range[0], size_range[1] + 1, 2))
     tall, wide = height * _OVERSAMPLING, width * _OVERSAMPLING
-    picture = _background(rng, tall, wide)
+    picture = _background(rng, height, width).resize((wide, tall), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
-    number = int(rng.choice((1, 2, 3), p=(0.6, 0.25, 0.15)))
+    number = int(rng.choice((1, 2, 3), p=(0.7, 0.22, 0.08)))
     for i in range(number):
-        radius = min(tall, wide) * rng.uniform(0.28, 0.46) / number**0.4
+        radius = min(tall, wide) * rng.uniform(0.36, 0.48) * _SCALE.get(species, 1) / number**0.35
         x = wide * ((i + 0.5) / number + rng.uniform(-0.12, 0.12))
         y = tall * rng.uniform(0.36, 0.64)
         angle = rng.uniform(-1, 1) * _LEAN.get(species, np.pi)
         SPECIES[species](_Brush(draw, (x, y), radius, angle), rng)
-    picture = picture.resize((width, height), Image.Resampling.BOX)
+    picture = picture.reduce(_OVERSAMPLING)
     light = rng.uniform(0.75, 1.2) * rng.uniform(0.94, 1.06, 3)
     grain = rng.integers(-9, 10, (height, width, 1), np.int16)
     return Image.fromarray(np.clip(np.asarray(picture) * light + grain, 0, 255).astype(np.uint8))
@@ -233,7 +237,7 @@ def write_demo(
         try:
             _draw_all(work / "new", per_class, seed, size_range)
             (work / "new" / _STAMP).write_text(json.dumps(stamp))
-            _replace(target, work)
+            _replace(target, work, stamp)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -260,8 +264,10 @@ def _draw_all(directory: Path, per_class: tuple[int, int], seed: int, size_range
                 picture.save(folder / f"{number:04d}.jpg", quality=int(rng.integers(70, 96)))
 
 
-def _replace(target: Path, work: Path) -> None:
-    """Put work/new in the place of `target`; what was there is moved into `work`, to go with it."""
+def _replace(target: Path, work: Path, stamp: object) -> None:
+    """Put work/new in the place of `target`; a demo of another stamp is moved into `work`, to go with it."""
+    if _stamp_of(target) == stamp:
+        return  # Another process has just finished, and may be reading it.
     if target.exists():
         os.rename(target, work / "old")
     os.rename(work / "new", target)

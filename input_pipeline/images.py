@@ -32,8 +32,7 @@ from tqdm import tqdm
 
 from input_pipeline.errors import InputError, printable
 
-# A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. It is the bound from which
-# on Pillow warns.
+# A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
 # Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
 AUDIT_VERSION = 1
@@ -175,8 +174,9 @@ def audit(
     """Read, sniff and decode every example once, in threads, or recall what an earlier audit of the same files found.
 
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
-    Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no
-    error. progress: a bar on standard error where that is a terminal and the set is large.
+    Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
+    ~/.cache; one that cannot be written is no error. progress: a bar on standard error where that is a terminal and
+    the set is large.
     """
     cache = _cache_file(listing, cache_dir)
     rows = _recall(cache, len(listing.ids))

@@ -31,7 +31,7 @@ _PREFETCHED = 2
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """This process' rows of one step. index: int64[b]; mask: float32[b]; box: int32[b, 4] for `decode.training_image`."""
+    """This process' rows of a step. index: int64[b]; mask: float32[b]; box: int32[b, 4], for `training_image`."""
 
     index: np.ndarray
     mask: np.ndarray
@@ -78,10 +78,11 @@ def train_batches(
 def eval_batches(
     split: Split, batch_size: int, crop: Crop, *, shard: tuple[int, int] = (0, 1), threads: int | None = None
 ) -> Iterator[Batch]:
-    """Every example of `split` once, cut as `crop` says for evaluation, whatever its kind; batches as of `train_batches`.
+    """Every example of `split` once, cut as `crop` says for evaluation, whatever its kind.
 
-    batch_size is the global one; the last batch is filled up with black images of index 0 under mask 0, so that every
-    process sees the same number of batches. Raises InputError as `train_batches` does.
+    Batches, shard and threads are those of `train_batches`; batch_size is the global one. The last batch is filled up
+    with black images of index 0 under mask 0, so that every process sees the same number of batches.
+    Raises InputError as `train_batches` does.
     """
     rows = _rows(batch_size, shard, "eval_batch_size")
     steps = list(evaluation_batches(len(split), batch_size))
@@ -102,7 +103,7 @@ def decode(data: bytes, name: str = "the image") -> np.ndarray:
     tf = _tensorflow()
     try:
         return graph.stored_pixels(tf, tf.constant(data)).numpy()
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, ValueError) as error:  # ValueError: BMP and WebP, see `decode.stored_pixels`
         raise InputError(f"{printable(name)}: cannot be decoded ({_reason(error)})") from error
 
 
@@ -115,13 +116,14 @@ def decode_eval(data: bytes, crop: Crop, orientation: int = 1, name: str = "the 
     try:
         stored = graph.stored_pixels(tf, tf.constant(data))
         return graph.evaluation_image(tf, stored, tf.constant(orientation), crop).numpy()
-    except tf.errors.OpError as error:
+    except (tf.errors.OpError, ValueError) as error:  # ValueError: BMP and WebP, see `decode.stored_pixels`
         raise InputError(f"{printable(name)}: cannot be decoded ({_reason(error)})") from error
 
 
 def _tensorflow() -> Any:
-    # Its start-up notes would stand before every command's first line; errors still show.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Its start-up notes (one, about oneDNN, counts as an error) would stand before every command's first line. Real
+    # errors reach Python as exceptions.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tensorflow as tf
 
     if tf.config.get_visible_devices("GPU"):
@@ -182,7 +184,7 @@ def _name_culprit(tf: Any, split: Split, crop: Crop, plan: _Plan) -> None:
                     tf, data, tf.constant(int(split.orientations[i])), tf.constant(plan.box[row]), crop
                 )
                 break
-            # OSError and ValueError come from `split.read`, the rest from the graph.
+            # OSError comes from `split.read`, ValueError from there or from a BMP or WebP, the rest from TensorFlow.
             except (tf.errors.OpError, OSError, ValueError) as error:
                 if attempt == _ATTEMPTS - 1:
                     raise InputError(

@@ -87,6 +87,10 @@ class Checkpoints:
             meta=ocp.args.JsonSave(meta.to_json()),
         )
         metrics = None if metric is None else {"best": metric}
+        if meta.step in self._manager.all_steps():
+            # A signal during the evaluation of this step had it saved without a metric; orbax does not overwrite.
+            self._manager.wait_until_finished()
+            self._manager.delete(meta.step)
         self._manager.save(meta.step, args=arguments, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, Meta]:

@@ -33,6 +33,8 @@ from resnet.train.writers import MetricsWriter
 # Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
 # progress, signals and the non-finite guard lag by a blink.
 STEPS_IN_FLIGHT = 2
+# Left out of the validation lines of metrics.jsonl: megabytes per evaluation at 1,000 classes. The test line has them.
+LARGE = ("confusion", "calibration", "per_class_accuracy")
 
 
 class Diverged(InputError):
@@ -143,7 +145,7 @@ class Run:
                     print(f"Stopped at step {step} of {self.plan.total_steps}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
                 outcome = test_run(self, step, state)
-            write_curves(self.workdir)
+            write_curves(self.workdir, self.config.run.best_metric)
         print(screen.end(self.workdir, outcome, self.config.data.source))
         return 0
 
@@ -249,7 +251,8 @@ class Run:
                     return state, False
             value = float(summary[self.config.run.best_metric])
             best = self.note(step, value)
-            self.writer.write(step, self.plan.epoch(step), "val", summary)
+            brief = {name: value for name, value in summary.items() if name not in LARGE}
+            self.writer.write(step, self.plan.epoch(step), "val", brief)
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():

@@ -149,7 +149,7 @@ class EpochBar:
         top1: float | None = None,
         wait_share: float | None = None,
     ) -> None:
-        """`step` steps of the run are done, the ones since the last call on `images` images (0 for the same step again).
+        """`step` steps of the run are done, those since the last call on `images` images (0 for the same step again).
 
         loss, top1 and wait_share (both 0..1) are host numbers; one that is left out shows the last one given, so that
         the loop need not wait for the accelerator at every step.
@@ -205,8 +205,8 @@ class EpochBar:
 
     def _epoch(self, step: int) -> int:
         """The epoch, from 0, that the `step`-th step of the run belongs to."""
-        # The allowance keeps 3 * (1 / 3) at the end of the first epoch.
-        return max(0, math.ceil(step / self._steps_per_epoch - 1e-9) - 1)
+        # A step belongs to the epoch of its first example. The allowance keeps step 4 of 3 * (1 / 3) out of the first.
+        return max(0, math.floor((step - 1) / self._steps_per_epoch + 1e-9))
 
     def _epoch_end(self, epoch: int) -> int:
         """The number of steps done when `epoch` (from 0; -1 is the start) is."""

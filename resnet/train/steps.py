@@ -61,7 +61,7 @@ def make_train_step(
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
         ema = state.ema
         if recipe.ema:

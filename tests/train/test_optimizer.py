@@ -85,8 +85,10 @@ def assert_same(ours: Params, theirs: Params) -> None:
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)])
 def test_sgd_is_torchs(momentum: float, nesterov: bool, weight_decay: float) -> None:
     ours = run(OptimizerSettings("sgd", momentum=momentum, nesterov=nesterov, weight_decay=weight_decay))
-    make = lambda optim, groups: optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov)  # noqa: E731
-    assert_same(ours, run_torch(make, weight_decay))
+    theirs = run_torch(
+        lambda optim, groups: optim.SGD(groups, lr=1.0, momentum=momentum, nesterov=nesterov), weight_decay
+    )
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
@@ -94,16 +96,20 @@ def test_sgd_is_torchs(momentum: float, nesterov: bool, weight_decay: float) -> 
 def test_adam_and_adamw_are_torchs(name: str, weight_decay: float) -> None:
     ours = run(OptimizerSettings(name, beta1=0.8, beta2=0.95, epsilon=1e-4, weight_decay=weight_decay))
     rule = {"adam": "Adam", "adamw": "AdamW"}[name]
-    make = lambda optim, groups: getattr(optim, rule)(groups, lr=1.0, betas=(0.8, 0.95), eps=1e-4)  # noqa: E731
-    assert_same(ours, run_torch(make, weight_decay))
+    theirs = run_torch(
+        lambda optim, groups: getattr(optim, rule)(groups, lr=1.0, betas=(0.8, 0.95), eps=1e-4), weight_decay
+    )
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_torchs(momentum: float, weight_decay: float) -> None:
     ours = run(OptimizerSettings("rmsprop", momentum=momentum, beta2=0.9, epsilon=1e-3, weight_decay=weight_decay))
-    make = lambda optim, groups: optim.RMSprop(groups, lr=1.0, alpha=0.9, eps=1e-3, momentum=momentum)  # noqa: E731
-    assert_same(ours, run_torch(make, weight_decay))
+    theirs = run_torch(
+        lambda optim, groups: optim.RMSprop(groups, lr=1.0, alpha=0.9, eps=1e-3, momentum=momentum), weight_decay
+    )
+    assert_same(ours, theirs)
 
 
 def test_lars_is_the_papers_algorithm() -> None:
