@@ -1,45 +1,61 @@
 """How every command starts and ends: one line for what the user can mend, exit code 2, no traceback."""
 
 import argparse
+import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from input_pipeline.errors import InputError
+from input_pipeline.errors import InputError, printable
 from resnet.model.errors import SpecError
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
+# What the machine refuses in the middle of a run and its owner can mend; any other OSError is a fault of ours.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are InputErrors: one line, without the usage text."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see --help")
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and leave with its code (None is 0); InputError and SpecError become 'error: …' and code 2."""
+    """Call `main` and leave with its code (None is 0). What the user can mend: one line 'error: …', code 2."""
     quieten()
     try:
         code = main() or 0
+        # Here, where a reader that has gone is noticed, not in the interpreter's own exit.
+        sys.stdout.flush()
     except (InputError, SpecError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 2
+        code = refuse(str(error))
     except BrokenPipeError:
         # `command | head`: whoever read has seen enough. The interpreter would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
+        code = refuse(f"{error.filename or 'a file'}: {error.strerror}; make room, or allow it")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    sys.stdout.flush()
     sys.exit(code)
+
+
+def refuse(message: str) -> int:
+    """Print the error as one line, whatever is in it; the exit code."""
+    print(f"error: {printable(message)}", file=sys.stderr)
+    return 2
 
 
 def quieten() -> None:
@@ -50,10 +66,16 @@ def quieten() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # Also silences its notice at import; it only decodes images here.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    import jax
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
+    if not sys.warnoptions:
+        # Those of libraries, which the user of a command can do nothing about; python -W default shows them.
+        warnings.simplefilter("ignore")
     if not os.environ.get(CACHE_VARIABLE):
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(base) / "resnet-jax" / "xla"))
+        folder = str(Path(base) / "resnet-jax" / "xla")
+        # JAX reads it when imported. That takes seconds, so it is not done here: a slip in the flags is told at once.
+        os.environ[CACHE_VARIABLE] = folder
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)

@@ -32,3 +32,12 @@ def tiny_config(data: Path) -> ConfigDict:
     config.run.checkpoint_every = 0.5
     config.run.log_every = 1
     return config
+
+
+def tiny_recipe(file: Path, data: Path) -> Path:
+    """A recipe file that says `tiny_config(data)`, for commands."""
+    file.write_text(
+        "from pathlib import Path\n\nfrom tests.tiny import tiny_config\n\n\n"
+        f"def get_config():\n    return tiny_config(Path({str(data)!r}))\n"
+    )
+    return file

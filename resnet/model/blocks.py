@@ -37,10 +37,11 @@ class Block(nn.Module):
         branch = self._branch(activated, train)
         if spec.squeeze_excitation:
             branch = SqueezeExcitation(spec.squeeze_excitation, spec.activation, self.dtype, name="se")(branch)
-        if spec.norm == "none":
-            branch = BranchScale(name="branch_scale")(branch)
         if spec.order == "relu_before_addition":
             branch = activation(branch)
+        if spec.norm == "none":
+            # Last of all: ReLU's gradient at zero is zero, so a ReLU behind the scale would hold it at zero for good.
+            branch = BranchScale(name="branch_scale")(branch)
         if spec.shortcut == "none":
             return activation(branch)
         # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix).
@@ -130,7 +131,7 @@ class Block(nn.Module):
     def _transform(
         self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool
     ) -> tuple[jax.Array, jax.Array]:
-        """What He et al. 2016 put on the shortcut in Section 3.1, Figure 2; shape-changing shortcuts stay as they are."""
+        """What He et al. 2016 put on the shortcut in Section 3.1, Figure 2; shape-changing ones stay as they are."""
         spec = self.spec
         if changes_shape or spec.shortcut_transform in ("identity", "conv1x1"):
             return branch, shortcut
@@ -167,6 +168,6 @@ def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
-    """Mean over stride×stride windows, a last odd row and column by what they hold (torch: ceil_mode, count without pad)."""
+    """Mean over stride×stride windows; a last odd row or column by what it holds (torch: ceil_mode, no padding)."""
     odd = [(0, -size % stride) for size in x.shape[1:3]]
     return nn.avg_pool(x, (stride, stride), (stride, stride), padding=odd, count_include_pad=False)

@@ -1,4 +1,4 @@
-"""The layers that blocks are made of: convolution, norm, activation, squeeze-and-excitation, as a spec asks for them."""
+"""The layers of blocks, as a spec asks for them: convolution, norm, activation, squeeze-and-excitation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -72,9 +72,9 @@ def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, 
             name=name,
         )(x)
     if spec.norm == "group":
-        return nn.GroupNorm(
-            spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name
-        )(x)
+        return nn.GroupNorm(spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name)(
+            x
+        )
     return x
 
 

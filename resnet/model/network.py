@@ -30,7 +30,8 @@ class ResNet(nn.Module):
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits or, with `return_features`, (logits, features).
 
-        Features, in order: 'stem', 'layer1_0', 'layer1_1', …, 'layer1' (a stage's last block), …, 'pooled' (float32[B, C]).
+        Features, in order: 'stem', 'layer1_0', 'layer1_1', …, 'layer1' (a stage's last block), …, 'pooled' (float32[B,
+        C]). jax.jit hands a dict back with its keys sorted; the order is that inside.
         Raises SpecError when the images are smaller than the network's total stride.
         """
         spec = self.spec
@@ -91,7 +92,7 @@ class ResNet(nn.Module):
 
 
 def initialise(network: ResNet, key: jax.Array, image_size: int) -> dict[str, Any]:
-    """Fresh variables {'params', 'batch_stats'} of a network for square images; one compiled call, nothing is trained."""
+    """Fresh variables {'params', 'batch_stats'} of a network for square images; one compiled call, no training."""
     shape = (1, image_size, image_size, network.spec.in_channels)
     # Shapes and values of the parameters do not depend on how convolutions are carried out; lax' own compile fastest.
     plain = ResNet(network.spec, backend=jax.lax.conv_general_dilated)

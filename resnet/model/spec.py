@@ -1,6 +1,7 @@
 """ResNetSpec: every knob of residual design as one frozen dataclass, and which combinations make sense."""
 
 import dataclasses
+import math
 
 from resnet.model.errors import SpecError
 
@@ -23,7 +24,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 # Orders whose residual branch ends in a norm, so that its scale decides whether the branch contributes at the start.
-BRANCH_ENDS_IN_NORM = ("original", "relu_before_addition", "relu_only_preactivation")
+# (relu_before_addition ends in the ReLU, whose gradient at zero is zero: a branch that starts there stays there.)
+BRANCH_ENDS_IN_NORM = ("original", "relu_only_preactivation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,15 @@ def check_values(spec: ResNetSpec) -> None:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
     if type(spec.squeeze_excitation) is not int or spec.squeeze_excitation < 0:
         raise SpecError(f"squeeze_excitation={spec.squeeze_excitation!r} must be a whole number, 0 for none")
-    for field in ("stochastic_depth", "dropout", "shortcut_dropout", "norm_momentum"):
+    for field in ("conv_bias", "zero_init_last_gamma"):
+        if type(getattr(spec, field)) is not bool:
+            raise SpecError(f"{field}={getattr(spec, field)!r} must be True or False")
+    shares = ("stochastic_depth", "dropout", "shortcut_dropout", "norm_momentum")
+    for field in (*shares, "norm_epsilon", "shortcut_scale", "gate_bias"):
+        value = getattr(spec, field)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise SpecError(f"{field}={value!r} must be a finite number")
+    for field in shares:
         if not 0.0 <= getattr(spec, field) < 1.0:
             raise SpecError(f"{field}={getattr(spec, field)!r} must lie in [0, 1)")
     if not spec.norm_epsilon > 0:
@@ -172,12 +182,22 @@ def check_combinations(spec: ResNetSpec) -> None:
     for refused, reason in refusals:
         if refused:
             raise SpecError(reason)
+    if block_width(spec, 0) == 0:
+        raise SpecError(f"base_width={spec.base_width} leaves the 3x3 of width={spec.width} without channels")
+    if spec.stem == "deep" and spec.width < 2:
+        raise SpecError("stem='deep' starts with half of width's channels; width=1 has no half")
     if spec.norm == "group":
-        smallest = min(spec.width, block_width(spec, 0)) // (2 if spec.stem == "deep" else 1)
-        if smallest % spec.norm_groups:
-            raise SpecError(f"norm_groups={spec.norm_groups} does not divide the network's {smallest} channels")
-    if block_width(spec, 0) % spec.groups or block_width(spec, 0) == 0:
-        raise SpecError(f"groups={spec.groups} does not divide the 3x3's {block_width(spec, 0)} channels")
+        for channels in normed_channels(spec):
+            if channels % spec.norm_groups:
+                raise SpecError(f"norm_groups={spec.norm_groups} does not divide the network's {channels} channels")
+
+
+def normed_channels(spec: ResNetSpec) -> list[int]:
+    """Every number of channels that a norm of the network sees, ascending."""
+    channels = {spec.width // 2 if spec.stem == "deep" else spec.width, spec.width}
+    for stage in range(len(spec.stage_sizes)):
+        channels |= {block_width(spec, stage), spec.width * 2**stage * spec.expansion}
+    return sorted(channels)
 
 
 def block_width(spec: ResNetSpec, stage: int) -> int:

@@ -1,10 +1,16 @@
 """Evaluate a checkpoint on a split of a dataset, with and without test images that also stand in training.
 
-    python -m resnet.study.evaluate --checkpoint=DIR --data=DATA_DIR [--split=test] [--json]
+python -m resnet.study.evaluate --checkpoint=DIR --data=DATA_DIR [--split=test] [--json]
 """
 
+from __future__ import annotations
+
+import argparse
 import dataclasses
 import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -12,42 +18,38 @@ from tqdm import tqdm
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source, Split, open_source
 from resnet import command
-from resnet.study.inference import Model, load_model
-from resnet.train import parallel, screen
-from resnet.train.checkpoints import Meta
-from resnet.train.evaluation import evaluate_split
-from resnet.train.result import judge, leaked
-from resnet.train.steps import make_eval_step
+
+if TYPE_CHECKING:
+    from resnet.study.inference import Model
+    from resnet.train.checkpoints import Meta
+    from resnet.train.result import Outcome
 
 SPLITS = ("train", "val", "test", "all")
 
 
 def main() -> int:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
+    )
     parser.add_argument("--data", required=True, help="a folder of images, or tfds:NAME")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)"
+    )
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
-    parser.add_argument("--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable image does (default: fail)")
+    parser.add_argument(
+        "--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable image does (default: fail)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_args()
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch_size={arguments.batch_size} must be at least 1")
+    check(arguments)
+    # Here, not above: they take seconds to import, and a slip in the flags is told at once.
+    from resnet.study.inference import load_model
+    from resnet.train import screen
+
     model = load_model(arguments.checkpoint)
     source = open_like(model.meta, arguments.data, arguments.on_error)
-    split = choose(source, arguments.split)
-    split = with_labels_of(model.meta, source, split)
-    predictions = evaluate_split(
-        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract), mesh := parallel.make_mesh()),
-        model.variables,
-        split,
-        model.crop,
-        batch_size=min(arguments.batch_size, len(split)),
-        mesh=mesh,
-        watch=lambda batches: tqdm(batches, total=-(-len(split) // arguments.batch_size), unit="batch", leave=False, disable=None),
-    )
-    leaks = leaked(source, arguments.split) if arguments.split != "all" else np.zeros(len(split), bool)
-    outcome = judge(arguments.split, model.meta.step, predictions, leaks)
+    outcome = evaluate(model, source, arguments.split, arguments.batch_size)
     if arguments.json:
         report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
         print(json.dumps({**report, "classes": list(model.meta.class_names), **outcome.values()}))
@@ -57,26 +59,67 @@ def main() -> int:
     return 0
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """Raise InputError for what can be told from the flags alone."""
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch_size={arguments.batch_size} must be at least 1")
+    if not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
+        raise InputError(f"--data={printable(arguments.data)}: no such folder; name a folder of images or tfds:NAME")
+    if not Path(arguments.checkpoint).is_dir():
+        raise InputError(
+            f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir, a step's folder or "
+            "converted weights"
+        )
+
+
+def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcome:
+    """The model's figures on the split `name` ('all': every image) of a dataset, `batch_size` images a step.
+
+    Raises InputError for a split that the dataset has not, and for a class that the model does not know.
+    """
+    from resnet.train import parallel
+    from resnet.train.evaluation import evaluate_split
+    from resnet.train.result import judge, leaked
+    from resnet.train.steps import make_eval_step
+
+    split = with_labels_of(model.meta, source, choose(source, name))
+    size = min(batch_size, len(split))
+    mesh = parallel.make_mesh()
+    predictions = evaluate_split(
+        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract), mesh),
+        model.variables,
+        split,
+        model.crop,
+        batch_size=size,
+        mesh=mesh,
+        watch=lambda batches: tqdm(batches, total=-(-len(split) // size), unit="batch", leave=False, disable=None),
+    )
+    leaks = leaked(source, name) if name != "all" else np.zeros(len(split), bool)
+    return judge(name, model.meta.step, predictions, leaks)
+
+
 def open_like(meta: Meta, data: str, on_error: str) -> Source:
     """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run)."""
     config = meta.config
-    return open_source(
-        data if data.startswith("tfds:") else "folder",
-        "" if data.startswith("tfds:") else data,
-        val_fraction=config.get("data.val_fraction", 0.1),
-        test_fraction=config.get("data.test_fraction", 0.2),
-        split_seed=config.get("data.split_seed", 0),
-        on_error=on_error,
-        exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
-    )
+    try:
+        return open_source(
+            data if data.startswith("tfds:") else "folder",
+            "" if data.startswith("tfds:") else data,
+            val_fraction=config.get("data.val_fraction", 0.1),
+            test_fraction=config.get("data.test_fraction", 0.2),
+            split_seed=config.get("data.split_seed", 0),
+            on_error=on_error,
+            exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
+        )
+    except InputError as error:
+        # The advice names training's flags; here they are called otherwise.
+        advice = str(error).replace("--config.data.on_error", "--on_error").replace("--config.data.dir", "--data")
+        raise InputError(advice) from error
 
 
 def has_class(data: str, name: str) -> bool:
     """Whether a class that the run left out is in this dataset at all; another dataset need not have it."""
-    from pathlib import Path
-
-    folder = Path(data)
-    return data.startswith("tfds:") or any(folder.glob(name)) or any(folder.glob(f"*/{name}"))
+    return data.startswith("tfds:") or any(name in folders for _, folders, _ in os.walk(data))
 
 
 def choose(source: Source, name: str) -> Split:
@@ -113,10 +156,12 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
     """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know."""
     unknown = [name for name in source.class_names if name not in meta.class_names]
     if unknown:
-        known = ", ".join(printable(name) for name in meta.class_names[:10]) + (", …" if len(meta.class_names) > 10 else "")
+        known = ", ".join(printable(name) for name in meta.class_names[:10]) + (
+            ", …" if len(meta.class_names) > 10 else ""
+        )
         raise InputError(
-            f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes ({known}); "
-            "evaluate on the classes it was trained on"
+            f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes "
+            f"({known}); evaluate on the classes it was trained on"
         )
     place = np.array([meta.class_names.index(name) for name in source.class_names], np.int32)
     return dataclasses.replace(split, labels=place[split.labels])
@@ -125,7 +170,7 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
 def describe_crop(model: Model) -> str:
     crop = model.crop
     how = "squashed" if crop.resize_shorter == 0 else f"shorter side {crop.shorter_side}, centre"
-    return f"{how} {crop.image_size} × {crop.image_size}"
+    return f"{how} {crop.image_size} x {crop.image_size}"
 
 
 if __name__ == "__main__":

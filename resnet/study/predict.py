@@ -1,12 +1,14 @@
 """What a trained network sees in pictures: the most probable classes of each image.
 
-    python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json]
+python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json]
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,7 +18,9 @@ from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
 from resnet import command
 from resnet.study.evaluate import describe_crop
-from resnet.study.inference import Model, load_model
+
+if TYPE_CHECKING:
+    from resnet.study.inference import Model
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Images decoded and kept at a time: a folder of any size fits.
@@ -25,7 +29,9 @@ GROUP = 256
 
 def main() -> int:
     parser = command.Parser(description=__doc__)
-    parser.add_argument("--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched through)")
     parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
@@ -33,10 +39,21 @@ def main() -> int:
     if arguments.top < 1:
         raise InputError(f"--top={arguments.top} must be at least 1")
     paths = list(image_files(arguments.images))
+    if not Path(arguments.checkpoint).is_dir():
+        raise InputError(
+            f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir or a step's folder"
+        )
+    # Here, not above: it takes seconds to import, and a slip in the flags is told at once.
+    from resnet.study.inference import load_model
+
     model = load_model(arguments.checkpoint)
     results = list(predict(model, paths, arguments.top))
     if arguments.json:
-        print(json.dumps({"checkpoint": arguments.checkpoint, "contract": model.meta.contract.to_json(), "images": results}))
+        print(
+            json.dumps(
+                {"checkpoint": arguments.checkpoint, "contract": model.meta.contract.to_json(), "images": results}
+            )
+        )
     else:
         print(f"Contract {model.meta.contract.name}, {describe_crop(model)}")
         for result in results:
@@ -46,7 +63,10 @@ def main() -> int:
 
 
 def image_files(names: list[str]) -> Iterator[Path]:
-    """The files themselves and, for a folder, every image below it in sorted order. Raises InputError for what is not there."""
+    """The files themselves and, for a folder, every image below it in sorted order.
+
+    Raises InputError for what is not there.
+    """
     for name in names:
         path = Path(name)
         if path.is_dir():
@@ -83,10 +103,7 @@ def read_image(model: Model, path: Path) -> np.ndarray:
     except OSError as error:
         raise InputError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
     header = sniff(data, str(path))
-    try:
-        return decode_eval(data, model.crop, header.orientation)
-    except ValueError as error:
-        raise InputError(f"{printable(str(path))}: its image data cannot be decoded; replace the file") from error
+    return decode_eval(data, model.crop, header.orientation, str(path))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@ the next step needs) and `meta` (JSON: network, classes, preprocessing contract,
 """
 
 import dataclasses
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
 FORMAT = 1
+# What orbax raises for files that are missing, cut short or of another network.
+UNREADABLE = (ValueError, KeyError, TypeError, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +55,9 @@ class Meta:
         """The inverse of `to_json`. Raises InputError for another format, KeyError or TypeError for damaged content."""
         stored = dict(stored)
         if stored.pop("format", None) != FORMAT:
-            raise InputError("the checkpoint was written in another format than this version reads; use the version that wrote it")
+            raise InputError(
+                "the checkpoint was written in another format than this version reads; use the version that wrote it"
+            )
         spec = dict(stored.pop("spec"))
         spec["stage_sizes"] = tuple(spec["stage_sizes"])
         contract = Contract.from_json(stored.pop("contract"))
@@ -94,18 +100,27 @@ class Checkpoints:
         self._manager.save(meta.step, args=arguments, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, Meta]:
-        """The state and meta of a step; `like` gives structure, shapes and dtypes, all arrays come with `sharding`."""
+        """The state and meta of a step; `like` gives structure, shapes and dtypes, all arrays come with `sharding`.
+
+        Raises InputError that names the step's folder when it cannot be read.
+        """
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
         variables, training = divide(abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardRestore(variables),
-                training=ocp.args.StandardRestore(training),
-                meta=ocp.args.JsonRestore(),
-            ),
+        arguments = ocp.args.Composite(
+            variables=ocp.args.StandardRestore(variables),
+            training=ocp.args.StandardRestore(training),
+            meta=ocp.args.JsonRestore(),
         )
-        return unite(restored["variables"], restored["training"]), Meta.from_json(restored["meta"])
+        try:
+            restored = self._manager.restore(step, args=arguments)
+            meta = Meta.from_json(restored["meta"])
+        except UNREADABLE as error:
+            folder = self._manager.directory / str(step)
+            raise InputError(
+                f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); remove this folder to "
+                "go on from the checkpoint before it"
+            ) from error
+        return unite(restored["variables"], restored["training"]), meta
 
     def wait(self) -> None:
         """Return when everything saved is on disk; raise what went wrong in the background."""
@@ -149,13 +164,45 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
         arguments = ocp.args.StandardRestore(abstract_variables(meta))
         variables = checkpointer.restore(folder, ocp.args.Composite(variables=arguments))["variables"]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        reason = str(error).strip().splitlines()
+    except UNREADABLE as error:
         raise InputError(
-            f"{printable(str(folder))}: the checkpoint cannot be read ({printable(reason[0]) if reason else type(error).__name__}); "
-            "take another step's folder"
+            f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); take another step's folder"
         ) from error
     return variables, meta
+
+
+def reason(error: Exception) -> str:
+    """The first line of what orbax says, which goes on for pages."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0][:200]) if lines else type(error).__name__
+
+
+def save_converted(folder: Path, variables: Variables, meta: Meta) -> None:
+    """Write variables and meta as a step's folder that `load` reads; `folder` comes into being whole or not at all.
+
+    Raises InputError when something stands there already or the disk refuses.
+    """
+    folder = folder.absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{printable(str(folder))}: exists already; name another folder or remove it")
+    temporary = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        arguments = ocp.args.Composite(
+            variables=ocp.args.StandardSave(jax.tree.map(jnp.asarray, variables)),
+            meta=ocp.args.JsonSave(meta.to_json()),
+        )
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(temporary / "step", arguments)
+        # Onto nothing or an empty folder; the rename is atomic.
+        (temporary / "step").rename(folder)
+    except OSError as error:
+        reason = printable(error.strerror or str(error))
+        raise InputError(f"{printable(str(folder))}: cannot be written ({reason})") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def find_step(folder: Path) -> Path:
@@ -163,16 +210,24 @@ def find_step(folder: Path) -> Path:
     if (folder / "variables").is_dir():
         return folder
     root = folder / FOLDER
-    steps = sorted((int(entry.name) for entry in root.iterdir() if entry.name.isdigit()), reverse=True) if root.is_dir() else []
+    steps = (
+        sorted((int(entry.name) for entry in root.iterdir() if entry.name.isdigit()), reverse=True)
+        if root.is_dir()
+        else []
+    )
     if not steps:
-        raise InputError(f"{printable(str(folder))}: no checkpoint here; give a run's workdir, a step's folder or converted weights")
+        raise InputError(
+            f"{printable(str(folder))}: no checkpoint here; give a run's workdir, a step's folder or converted weights"
+        )
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     newest = root / str(steps[0])
     try:
         stored = checkpointer.restore(newest, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         best = stored["progress"].get("best_step")
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{printable(str(newest))}: the newest checkpoint cannot be read; name another step's folder") from error
+    except UNREADABLE as error:
+        raise InputError(
+            f"{printable(str(newest))}: the newest checkpoint cannot be read; name another step's folder"
+        ) from error
     return root / str(best) if best in steps else newest
 
 

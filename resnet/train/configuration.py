@@ -10,13 +10,14 @@ from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
+from resnet.train.optimizer import OPTIMIZERS
+from resnet.train.schedules import SCHEDULES
 
 Flat = dict[str, Any]
 
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
-    "data.exclude": (lambda c: not c["data.source"].startswith("tfds:"), "data.source is a folder"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
@@ -24,15 +25,19 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
     "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw"), "optim.name is adam or adamw"),
     "optim.beta2": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
-    "optim.epsilon": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
+    "optim.epsilon": (
+        lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"),
+        "optim.name is adam, adamw or rmsprop",
+    ),
     "optim.trust_coefficient": (lambda c: c["optim.name"] == "lars", "optim.name='lars'"),
     "optim.step_epochs": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.step_factor": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.power": (lambda c: c["optim.schedule"] == "polynomial", "optim.schedule='polynomial'"),
-    "optim.final_lr": (lambda c: c["optim.schedule"] in ("cosine", "polynomial"), "optim.schedule is cosine or polynomial"),
+    "optim.final_lr": (
+        lambda c: c["optim.schedule"] in ("cosine", "polynomial"),
+        "optim.schedule is cosine or polynomial",
+    ),
     "run.epochs": (lambda c: c["run.steps"] == 0, "run.steps=0"),
-    "run.best_metric": (lambda c: c["data.val_fraction"] > 0, "there is a validation split"),
-    "run.early_stopping": (lambda c: c["data.val_fraction"] > 0, "there is a validation split"),
     "model.shortcut_scale": (lambda c: c["model.shortcut_transform"] == "scale", "model.shortcut_transform='scale'"),
     "model.gate_bias": (
         lambda c: c["model.shortcut_transform"] in ("exclusive_gate", "shortcut_gate"),
@@ -43,8 +48,15 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         "model.shortcut_transform='dropout'",
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
+    "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
+    "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
+    # Without norms the convolutions have biases whatever it says.
+    "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
 }
+# Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
+READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
 
+MOST_STEPS = (1 << 31) - 1
 # Key -> lowest and highest value, both allowed.
 RANGES: dict[str, tuple[float, float]] = {
     "data.val_fraction": (0.0, 0.9),
@@ -57,7 +69,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "optim.accumulation": (1, 1 << 16),
     "optim.label_smoothing": (0.0, 0.999),
     "optim.ema": (0.0, 0.999999),
-    "run.steps": (0, 1 << 40),
+    # The state counts steps in an int32.
+    "run.steps": (0, MOST_STEPS),
     "run.seed": (0, (1 << 32) - 1),
     "run.log_every": (1, 1 << 40),
     "run.keep": (1, 1000),
@@ -65,7 +78,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "run.max_bad_steps": (0, 1 << 20),
 }
 
-POSITIVE = ("run.epochs", "run.eval_every", "run.checkpoint_every")
+# Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
+POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("fail", "skip"),
@@ -73,6 +87,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),
+    "optim.name": OPTIMIZERS,
+    "optim.schedule": SCHEDULES,
     "run.dtype": ("float32", "bfloat16"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
@@ -102,8 +118,8 @@ def validate(config: ConfigDict) -> None:
         if not low <= given[key] <= high:
             raise InputError(f"config.{key}={given[key]} must lie between {low} and {high}")
     for key in POSITIVE:
-        if not given[key] > 0:
-            raise InputError(f"config.{key}={given[key]} must be above 0")
+        if not 0 < given[key] <= MOST_EPOCHS:
+            raise InputError(f"config.{key}={given[key]} must be above 0 and at most {MOST_EPOCHS:g}")
     for key, choices in CHOICES.items():
         if given[key] not in choices:
             raise InputError(f"config.{key}={given[key]!r} is not one of {', '.join(choices)}")
@@ -128,7 +144,9 @@ def check_type(key: str, value: Any, default: Any) -> None:
         if well and element is str and any("," in v for v in value):
             well = False
         if not well:
-            raise InputError(f'config.{key}={value!r} must look like {default or ("name",)!r}: write "--config.{key}=(…)"')
+            raise InputError(
+                f'config.{key}={value!r} must look like {default or ("name",)!r}: write "--config.{key}=(…)"'
+            )
     elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return
     elif type(value) is not type(default):
@@ -158,6 +176,17 @@ def check_read(given: Flat, default: Flat) -> None:
             raise InputError(f"config.{key}={given[key]!r} would be read by nothing; it acts only where {words}")
 
 
+def check_validation(config: ConfigDict) -> None:
+    """For data without a validation split: raise InputError for a key that only validation reads."""
+    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    for key in READ_WITH_VALIDATION:
+        if given[key] != default[key]:
+            raise InputError(
+                f"config.{key}={given[key]!r} would be read by nothing: there is no validation split; "
+                "set config.data.val_fraction above 0"
+            )
+
+
 def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
     """The network that config.model describes for data of `num_classes` classes.
 
@@ -173,11 +202,14 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
     wanted = changes.setdefault("num_classes", num_classes)
     if wanted != num_classes:
         raise InputError(
-            f"config.model.num_classes={wanted}, but the data has {num_classes} classes; leave the key away to follow the data"
+            f"config.model.num_classes={wanted}, but the data has {num_classes} classes; "
+            "leave the key away to follow the data"
         )
     spec = dataclasses.replace(variant(config.model.name).spec, **changes)
     if spec.in_channels != 3:
-        raise InputError(f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; leave the key away")
+        raise InputError(
+            f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; leave the key away"
+        )
     spec.check_image_size(config.data.image_size)
     return spec
 
@@ -191,4 +223,3 @@ def differences(before: Flat, after: Flat) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if plain(before.get(key, missing)) != plain(after.get(key, missing))
     ]
-

@@ -18,8 +18,8 @@ from resnet.train.state import Variables
 EvalStep = Callable[..., tuple[dict[str, jax.Array], dict[str, jax.Array]]]
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked the run to stop
-    """A signal arrived while a split was evaluated."""
+class Interrupted(Exception):
+    """A signal arrived while a split was evaluated: no error, somebody asked the run to stop."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A run, from configuration to figures. Read `train` as the recipe; everything it names is a pure part or a writer."""
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,13 +103,12 @@ def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
 
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
     """Write what a run's directory says of the run; a run that goes on keeps what it has."""
-    if not (workdir / PROVENANCE).exists():
-        write_json(workdir / PROVENANCE, provenance(source))
-    if not (workdir / CLASSES).exists():
-        write_json(workdir / CLASSES, list(source.class_names))
-    # Last: a folder with a configuration in it is a run.
-    if not (workdir / CONFIG).exists():
-        write_json(workdir / CONFIG, flat)
+    if (workdir / CONFIG).exists():
+        return
+    write_json(workdir / PROVENANCE, provenance(source))
+    write_json(workdir / CLASSES, list(source.class_names))
+    # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
+    write_json(workdir / CONFIG, flat)
 
 
 class Run:
@@ -141,12 +141,15 @@ class Run:
                     self.bar = bar
                     step, state = self.steps(step, state)
                 self.checkpoints.wait()
+                outcome = None
+                if not self.interruption.requested:
+                    with contextlib.suppress(Interrupted):
+                        outcome = test_run(self, step, state)
                 if self.interruption.requested:
                     print(f"Stopped at step {step} of {self.plan.total_steps}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
-                outcome = test_run(self, step, state)
             write_curves(self.workdir, self.config.run.best_metric)
-        print(screen.end(self.workdir, outcome, self.config.data.source))
+        print(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
         return 0
 
     def resume(self, fresh: TrainState) -> tuple[int, TrainState]:

@@ -14,7 +14,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.order import Order
 from input_pipeline.sources import Source
 from resnet.model.network import ResNet
-from resnet.train.configuration import make_spec
+from resnet.train.configuration import MOST_STEPS, check_validation, make_spec
 from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.schedules import ScheduleSettings, make_schedule
 from resnet.train.steps import Recipe, balanced_weights
@@ -51,11 +51,18 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
     batch_size = config.data.batch_size
     if batch_size > len(train):
         raise InputError(
-            f"config.data.batch_size={batch_size} is larger than the training set of {len(train)} images; take at most {len(train)}"
+            f"config.data.batch_size={batch_size} is larger than the training set of {len(train)} images; "
+            f"take at most {len(train)}"
         )
+    if "val" not in source.splits:
+        check_validation(config)
     spec = make_spec(config, len(source.class_names))
     steps_per_epoch = len(train) / batch_size
     total_steps = config.run.steps or math.ceil(config.run.epochs * steps_per_epoch)
+    if total_steps > MOST_STEPS:
+        raise InputError(
+            f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
+        )
     contract = contract_by_name(config.data.contract)
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
     every = lambda epochs: max(1, round(epochs * steps_per_epoch))  # noqa: E731

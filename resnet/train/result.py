@@ -10,10 +10,8 @@ import numpy as np
 from input_pipeline.leaks import byte_identical
 from input_pipeline.sources import Source
 from resnet.train import parallel
-from resnet.train.evaluation import Interrupted, Predictions, summarise_subset
-from resnet.train.figures import write_confusion
+from resnet.train.evaluation import Predictions, summarise_subset
 from resnet.train.state import TrainState
-from resnet.train.writers import read_metrics
 
 if TYPE_CHECKING:
     from resnet.train.loop import Run
@@ -56,8 +54,12 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     """Evaluate the best checkpoint (the newest where nothing was validated) on the test split, once per run.
 
     Writes the line of kind 'test' and confusion.png. None without a test split. A finished run that is started again
-    reads its line instead.
+    reads its line instead. Raises Interrupted when a signal arrives; nothing was written then.
     """
+    # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
+    from resnet.train.figures import write_confusion
+    from resnet.train.writers import read_metrics
+
     if "test" not in run.source.splits:
         return None
     for line in read_metrics(run.workdir):
@@ -67,10 +69,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     if best is not None and best != step:
         state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
     chosen = step if best is None else best
-    try:
-        predictions = run.predict("test", state)
-    except Interrupted as stop:
-        raise KeyboardInterrupt from stop
+    predictions = run.predict("test", state)
     outcome = judge("test", chosen, predictions, leaked(run.source, "test"))
     run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
     write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)

@@ -17,7 +17,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     """Dataset, network, device, schedule and place, one line each."""
     images = ", ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    device = f"{jax.device_count()} × {jax.devices()[0].device_kind}"
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     optim = config.optim
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px",
@@ -38,7 +38,9 @@ def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], bes
     """One evaluation in one line; the best so far is marked."""
     top5 = f"  top-5 {summary['top5']:.2%}" if "top5" in summary else ""
     mark = "  (best so far)" if best else ""
-    return f"step {step}  epoch {epoch:.1f}  {split} top-1 {summary['top1']:.2%}{top5}  loss {summary['loss']:.4f}{mark}"
+    return (
+        f"step {step}  epoch {epoch:.1f}  {split} top-1 {summary['top1']:.2%}{top5}  loss {summary['loss']:.4f}{mark}"
+    )
 
 
 def figures(outcome: Outcome) -> str:
@@ -54,19 +56,26 @@ def figures(outcome: Outcome) -> str:
 def describe(name: str, summary: dict[str, Any]) -> str:
     interval = f"95 % interval {summary['top1_low']:.1%} to {summary['top1_high']:.1%}"
     more = f", top-5 {summary['top5']:.2%}" if "top5" in summary else ""
-    return f"{name} {summary['top1']:.2%} of {summary['count']:,} ({interval}){more}, balanced {summary['balanced_accuracy']:.2%}"
+    balanced = f"balanced {summary['balanced_accuracy']:.2%}"
+    return f"{name} {summary['top1']:.2%} of {summary['count']:,} ({interval}){more}, {balanced}"
 
 
-def end(workdir: Path, outcome: Outcome | None, source: str) -> str:
-    """Where the run lies, how good its best checkpoint is, and what to do with it next."""
+def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool) -> str:
+    """Where the run lies, how good its best checkpoint is, and what to do with it next.
+
+    validated: whether a validation split chose the checkpoint, which else is the newest.
+    """
     where = printable(str(workdir))
-    lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, confusion.png, tensorboard/, checkpoints/."]
+    confusion = "confusion.png, " if outcome else ""
+    lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))
-        lines.append(f"(checkpoint of step {outcome.step}, chosen on the validation split)")
+        chosen = "chosen on the validation split" if validated else "the newest: there is no validation split"
+        lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
+    data = ".data/demo" if source == "demo" else "DATA_DIR"
     lines += [
         "Next:",
         f"  ./run.sh python -m resnet.study.predict --checkpoint={where} IMAGE...",
-        f"  ./run.sh python -m resnet.study.evaluate --checkpoint={where} --data={'DATA_DIR' if source != 'demo' else '.data/demo'}",
+        f"  ./run.sh python -m resnet.study.evaluate --checkpoint={where} --data={data}",
     ]
     return "\n".join(lines)

@@ -49,7 +49,8 @@ def make_train_step(
     """The train step: (state, {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B], …}) -> (state, pulse).
 
     The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
-    int32 (non-finite steps in a row). The loss is the mean over the batch (weighted by class where asked). Randomness is a function of (seed, step, row).
+    int32 (non-finite steps in a row). The loss that is minimised is the mean over the batch, weighted by class where
+    asked. Randomness is a function of (seed, step, row).
     A step whose loss or gradient is not finite changes nothing but the counters: params, batch statistics, optimizer
     and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
     With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their

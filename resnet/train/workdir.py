@@ -13,6 +13,8 @@ from input_pipeline.errors import InputError, printable
 from resnet.train.configuration import differences
 
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
+# What a run that was killed before its configuration was written may have left: as good as an empty folder.
+BEGINNINGS = (LOCK, PROVENANCE, CLASSES, *(f".{name}.part" for name in (PROVENANCE, CLASSES, CONFIG)))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -25,30 +27,55 @@ def write_json(path: Path, value: Any) -> None:
 def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
     """Whether `workdir` already holds this very run (then it is to be resumed). Touches nothing.
 
-    config: the flat configuration. Raises InputError for a file, for a folder with other things in it, and for a run
-    of another configuration, with every difference.
+    config: the flat configuration. Raises InputError for a file, for a path that cannot become a folder, for a folder
+    with other things in it, and for a run of another configuration, with every difference.
     """
     name = printable(str(workdir))
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{name} is a file; give --workdir a folder")
+    try:
+        check_place(workdir)
+        entries = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); give --workdir a folder of your own") from error
     stored = workdir / CONFIG
-    if not stored.exists():
-        others = [entry.name for entry in workdir.iterdir() if entry.name != LOCK] if workdir.is_dir() else []
+    if CONFIG not in entries:
+        others = [entry for entry in entries if entry not in BEGINNINGS]
         if others:
             raise InputError(
-                f"{name} is no run but holds {printable(sorted(others)[0])!r}; give --workdir a new or empty folder"
+                f"{name} is no run but holds {printable(others[0])!r}; give --workdir a new or empty folder"
             )
         return False
     try:
-        before = json.loads(stored.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder") from error
+        before = dict(json.loads(stored.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder"
+        ) from error
     changed = differences(before, config)
     if changed:
         raise InputError(
-            f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: {'; '.join(changed)}"
+            f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "
+            f"{'; '.join(changed)}"
         )
     return True
+
+
+def check_place(workdir: Path) -> None:
+    """Raise InputError unless `workdir` is a folder, or can be made one, that this process may write in."""
+    name = printable(str(workdir))
+    standing = first_standing(workdir)
+    if not standing.is_dir():
+        which = "is" if standing == workdir.absolute() else f"lies below {printable(str(standing))}, which is"
+        raise InputError(f"{name} {which} a file; give --workdir a folder")
+    if not os.access(standing, os.W_OK | os.X_OK):
+        raise InputError(f"{name}: {printable(str(standing))} may not be written in; give --workdir another folder")
+
+
+def first_standing(path: Path) -> Path:
+    """`path`, absolute, or the nearest folder or file above it that exists."""
+    standing = path.absolute()
+    while not standing.exists():
+        standing = standing.parent
+    return standing
 
 
 @contextlib.contextmanager
@@ -66,19 +93,18 @@ def claimed(workdir: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise InputError(f"{name} is in use by another process; wait for it or give another --workdir") from error
+        except OSError as error:
+            raise InputError(f"{name} cannot be locked ({error.strerror}); give --workdir a local folder") from error
         yield
 
 
 def check_room(workdir: Path, needed: int) -> None:
     """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
-    folder = workdir.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(first_standing(workdir)).free
     if free < needed:
         raise InputError(
-            f"{printable(str(workdir))}: checkpoints need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB free; "
-            "make room, lower --config.run.keep or give another --workdir"
+            f"{printable(str(workdir))}: checkpoints need {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB "
+            "free; make room, lower --config.run.keep or give another --workdir"
         )

@@ -1,0 +1,191 @@
+"""What one file looks like, from outside and from inside: facts of its header, a digest, and a small picture of it.
+
+Nothing here raises for a bad file: what is wrong with it is said in its `Look`. The small pictures are what `copies`
+compares. Decoding is Pillow's, so that a folder can be looked over on a machine without TensorFlow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.images import MAX_PIXELS, Listing, sniff
+
+SIDE = 32
+CHROMA_SIDE = 4
+# Chroma of a picture without colour: what JPEG stores for grey.
+_NEUTRAL = 128
+# An uncompressed picture of MAX_PIXELS with four 16-bit channels: no honest file is larger, and none is read to see.
+MAX_BYTES = 8 * MAX_PIXELS
+# One task for the pool: a hundred microseconds of work a file would drown in the cost of handing each over.
+_CHUNK = 32
+# Each thread may hold a decoded picture of MAX_PIXELS.
+_MAX_THREADS = 16
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Facts of one file; where it cannot be read only `reason` and `byte_size` say something.
+
+    reason: why it cannot be read, '' where it can. format: 'JPEG', 'PNG', 'BMP', 'GIF' or 'WebP', by content. mode:
+    Pillow's, as stored ('RGB', 'L', 'P', 'CMYK', 'RGBA', 'I;16' ...). bits: per channel, 8 or 16. height, width:
+    pixels, upright. orientation: EXIF, 1..8. animated: more than one frame. byte_size: encoded. digest: sha256 of the
+    encoded bytes where another file has the same size, else b''.
+    """
+
+    reason: str
+    format: str = ""
+    mode: str = ""
+    bits: int = 8
+    height: int = 0
+    width: int = 0
+    orientation: int = 1
+    animated: bool = False
+    byte_size: int = 0
+    digest: bytes = b""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The looks of a listing's N files, and small pictures of them, upright.
+
+    labels: int32[N], -1 where a file was not even opened. grey: uint8[N, SIDE, SIDE], squashed to the square. chroma:
+    uint8[N, 2, CHROMA_SIDE, CHROMA_SIDE], Cb and Cr, 128 where there is no colour. The pictures hold zeros where a file
+    cannot be read.
+    """
+
+    looks: tuple[Look, ...]
+    labels: np.ndarray
+    grey: np.ndarray
+    chroma: np.ndarray
+    readable: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "readable", np.array([not look.reason for look in self.looks], bool))
+
+
+def gather(listing: Listing, *, progress: Callable[[int], object] = lambda done: None) -> Gallery:
+    """Look at every file of a folder's listing once, in threads.
+
+    progress: called with the number of files just finished. Raises ValueError for a listing without paths.
+    """
+    if listing.paths is None:
+        raise ValueError("only files can be looked over, and this listing has no paths")
+    count = len(listing.paths)
+    byte_sizes = [_byte_size(path) for path in listing.paths]
+    shared = {size for size, files in Counter(byte_sizes).items() if files > 1}
+    labels = np.full(count, -1, np.int32)
+    grey = np.zeros((count, SIDE, SIDE), np.uint8)
+    chroma = np.zeros((count, 2, CHROMA_SIDE, CHROMA_SIDE), np.uint8)
+
+    def work(rows: range) -> list[Look]:
+        looks = []
+        for i in rows:
+            found = _open(listing, i, byte_sizes[i])
+            if isinstance(found, Look):
+                looks.append(found)
+                continue
+            data, labels[i] = found
+            looks.append(look(data, grey[i], chroma[i], hashed=byte_sizes[i] in shared))
+        return looks
+
+    chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
+    looks: list[Look] = []
+    threads = min(os.cpu_count() or 1, _MAX_THREADS)
+    # Pillow warns of odd EXIF and palettes: nothing that a reader of the report could act on.
+    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=threads) as pool:
+        warnings.simplefilter("ignore")
+        waiting = deque(pool.submit(work, chunk) for chunk in islice(chunks, 4 * threads))
+        while waiting:
+            done = waiting.popleft().result()
+            looks += done
+            progress(len(done))
+            waiting.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
+    return Gallery(tuple(looks), labels, grey, chroma)
+
+
+def _byte_size(path: str) -> int:
+    """-1 where there is no such file: a dead link, say."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _open(listing: Listing, i: int, byte_size: int) -> tuple[bytes, int] | Look:
+    """Encoded bytes and label of file i, or why there are none."""
+    if byte_size > MAX_BYTES:
+        return Look(f"{byte_size:,} bytes, more than any image of a sensible size", byte_size=byte_size)
+    try:
+        return listing.examine(i)
+    except OSError as error:
+        return Look(f"cannot be read ({error.strerror or error})", byte_size=max(byte_size, 0))
+
+
+def look(data: bytes, grey: np.ndarray, chroma: np.ndarray, *, hashed: bool = True) -> Look:
+    """The look of the encoded image `data`; a picture too large by its header is refused before it is decoded.
+
+    grey, chroma: one row each of a `Gallery`'s arrays, written to. hashed: whether the sha256 is taken.
+    """
+    digest = hashlib.sha256(data).digest() if hashed else b""
+    try:
+        header = sniff(data, "")
+    except InputError as error:
+        return Look(str(error).removeprefix(": "), byte_size=len(data), digest=digest)
+    try:
+        with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as picture:
+            mode, animated = picture.mode, bool(getattr(picture, "is_animated", False))
+            _shrink(picture, header.orientation, grey, chroma)
+    except Exception as error:  # Any: one strange file must not end the looking over of all the others.
+        grey[:], chroma[:] = 0, 0
+        reason = f"{header.format}, {printable(str(error)[:300]) or type(error).__name__}"
+        return Look(reason, byte_size=len(data), digest=digest)
+    # The bit depth in a PNG's first chunk; Pillow tells of it only where the picture is grey.
+    bits = 16 if header.format == "PNG" and data[24] == 16 else 8
+    return Look(
+        "", header.format, mode, bits, header.height, header.width, header.orientation, animated, len(data), digest
+    )
+
+
+def _shrink(picture: ImageFile.ImageFile, orientation: int, grey: np.ndarray, chroma: np.ndarray) -> None:
+    """Decode, JPEG at a fraction of its size where that is enough, and write the small pictures."""
+    picture.draft("YCbCr", (2 * SIDE, 2 * SIDE))
+    whole: Image.Image = picture
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
+        whole = Image.fromarray((np.asarray(picture, np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif picture.mode in ("1", "LA"):
+        whole = picture.convert("L")
+    elif picture.mode not in ("L", "RGB", "YCbCr"):
+        # Alpha is dropped, as the feed drops it.
+        whole = picture.convert("RGB")
+    small = whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    if orientation in _TURNS:
+        small = small.transpose(_TURNS[orientation])
+    if small.mode == "L":
+        grey[:], chroma[:] = np.asarray(small), _NEUTRAL
+        return
+    pixels = np.asarray(small if small.mode == "YCbCr" else small.convert("YCbCr"))
+    grey[:] = pixels[..., 0]
+    step = SIDE // CHROMA_SIDE
+    blocks = pixels[..., 1:].reshape(CHROMA_SIDE, step, CHROMA_SIDE, step, 2)
+    chroma[:] = blocks.mean((1, 3)).round().transpose(2, 0, 1)

@@ -1,0 +1,144 @@
+"""What a traced program does: the multiply-adds of each convolution and matrix product, and the values its gradient keeps."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+Scope = tuple[str, ...]
+
+# Equations that hand on their operand in another shape or type: no new value to keep.
+RESHAPING = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy")
+# ReLU is a custom_jvp_call, the sigmoid of gates a logistic.
+ACTIVATING = ("custom_jvp_call", "logistic")
+NORM_SCOPE = re.compile(r"(downsample_)?bn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """One convolution or matrix product; `times` is how often scans around it repeat it."""
+
+    # Names of the modules around it, outermost first, as jax.named_scope recorded them.
+    scope: Scope
+    # Over the whole batch of the traced program, repetitions included.
+    multiply_adds: int
+    # Height and width of a convolution's kernel; empty for a matrix product.
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    features: int
+    groups: int
+    # Shape of the result.
+    output: tuple[int, ...]
+    times: int = 1
+
+
+def operations(program: ClosedJaxpr) -> list[Operation]:
+    """Every convolution and matrix product of a program, in its order, those of nested programs included.
+
+    A scan's count times its length; of a conditional's branches the costliest counts. Products with padding count: they
+    are what the papers count, and what a dense implementation does. Raises ValueError for what cannot be counted before
+    it runs (a while loop around a convolution) or lies outside the program (a kernel of another language).
+    """
+    return list(_walk(program.jaxpr, (), 1))
+
+
+def _walk(jaxpr: Jaxpr, outer: Scope, times: int) -> Iterator[Operation]:
+    for eqn in jaxpr.eqns:
+        scope = outer + scope_of(eqn)
+        name = eqn.primitive.name
+        if name == "conv_general_dilated":
+            yield _convolution(eqn, scope, times)
+        elif name == "dot_general":
+            yield _product(eqn, scope, times)
+        elif name == "cond":
+            branches = [list(_walk(branch.jaxpr, scope, times)) for branch in eqn.params["branches"]]
+            yield from max(branches, key=lambda found: sum(operation.multiply_adds for operation in found))
+        else:
+            repeats = eqn.params["length"] if name == "scan" else 1
+            inner = [found for nested in _nested(eqn) for found in _walk(nested, scope, times * repeats)]
+            if name == "pallas_call" or (name == "while" and inner):
+                raise ValueError(f"multiply-adds inside {name} at {'/'.join(scope) or 'the top'} cannot be counted")
+            yield from inner
+
+
+def scope_of(eqn: JaxprEqn) -> Scope:
+    """The names around an equation, relative to the program that it stands in."""
+    return tuple(part for part in str(eqn.source_info.name_stack).split("/") if part)
+
+
+def _nested(eqn: JaxprEqn) -> Iterator[Jaxpr]:
+    """Programs that an equation calls: of jit, scan, while, remat, custom_jvp, custom_vjp, shard_map and the like."""
+    for value in eqn.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+def _convolution(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
+    """Each output element is a product over the kernel and the input channels of its group.
+
+    Where the input is dilated (a transposed convolution, as in the gradient of a strided one), most of those factors are
+    zeros put between pixels; counted is then what each input element is multiplied with, as for the strided convolution
+    whose transpose it is.
+    """
+    left, right = (operand.aval.shape for operand in eqn.invars)
+    output = eqn.outvars[0].aval.shape
+    numbers = eqn.params["dimension_numbers"]
+    kernel = tuple(right[axis] for axis in numbers.rhs_spec[2:])
+    features, channels_in_group = right[numbers.rhs_spec[0]], right[numbers.rhs_spec[1]]
+    groups = eqn.params["feature_group_count"]
+    if any(dilation > 1 for dilation in eqn.params["lhs_dilation"]):
+        count = math.prod(left) * math.prod(kernel) * features // (groups * eqn.params["batch_group_count"])
+    else:
+        count = math.prod(output) * math.prod(kernel) * channels_in_group
+    strides = tuple(eqn.params["window_strides"])
+    return Operation(scope, count * times, kernel, strides, features, groups, output, times)
+
+
+def _product(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
+    (contracted, _), _ = eqn.params["dimension_numbers"]
+    left, output = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    count = math.prod(output) * math.prod(left[axis] for axis in contracted)
+    return Operation(scope, count * times, (), (), output[-1] if output else 1, 1, output, times)
+
+
+def kept_values(program: ClosedJaxpr) -> list[tuple[int, int]]:
+    """What the gradient of a forward pass needs from it: (number of the equation that makes a value, its elements).
+
+    Each value once, if it enters a convolution, a dense layer, a norm or a product of two values (a gate, a learned
+    scale), or leaves an activation; the program's own arguments, parameters and images, do not count. Read at the top
+    level of the program, where a network without rematerialisation has all of it.
+    """
+    made_at: dict[Any, int] = {}
+    same_as: dict[Any, Any] = {}
+    scopes: list[Scope] = []
+    kept: dict[Any, int] = {}
+    for number, eqn in enumerate(program.jaxpr.eqns):
+        scopes.append(scope_of(eqn))
+        operands = [same_as.get(v, v) for v in eqn.invars if not isinstance(v, Literal)]
+        needed = _needed(eqn, operands, scopes, made_at)
+        if eqn.primitive.name in ACTIVATING:
+            made_at[eqn.outvars[0]] = number
+            needed = [eqn.outvars[0]]
+        kept.update((value, made_at[value]) for value in needed if value in made_at)
+        if eqn.primitive.name in RESHAPING and operands:
+            same_as[eqn.outvars[0]] = operands[0]
+        else:
+            made_at.update((out, number) for out in eqn.outvars)
+    return [(number, math.prod(value.aval.shape)) for value, number in kept.items()]
+
+
+def _needed(eqn: JaxprEqn, operands: list[Any], scopes: list[Scope], made_at: dict[Any, int]) -> list[Any]:
+    """The operands of an equation that its gradient needs, by the rule of `kept_values`."""
+    scope, name = scopes[-1], eqn.primitive.name
+    if scope and NORM_SCOPE.match(scope[-1]):
+        # What enters a norm from outside; its inner steps are recomputed from that and the statistics.
+        return [value for value in operands if value in made_at and scopes[made_at[value]] != scope]
+    if name in ("conv_general_dilated", "dot_general") or (name == "mul" and len(operands) == 2):
+        return operands
+    return []

@@ -1,0 +1,170 @@
+"""Run weights in their own framework and converted in ours on the same input; name the first layer that differs.
+
+    python -m resnet.weights.compare --source=FILE [--model=resnet50] [--checkpoint=DIR] [--json]
+
+Without --checkpoint the file is converted in memory; with it, an earlier conversion is what is held against the file.
+The error of a layer is the largest difference over the standard deviation of the layer's values there. Leaves with
+exit code 1 where a layer is further off than --tolerance.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from input_pipeline.errors import InputError, printable
+from resnet import command
+from resnet.model.network import ResNet
+from resnet.train.checkpoints import Meta, load
+from resnet.train.state import Variables
+from resnet.weights import formats, zoo
+from resnet.weights.convert import convert
+from resnet.weights.faults import fault
+from resnet.weights.mapping import pads_on_both_sides
+from resnet.weights.recognise import Recognised
+from resnet.weights.shortcut_padding import channel_orders
+
+Features = dict[str, np.ndarray]
+
+
+def main() -> int:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--source", required=True, help=f"{formats.FORMATS}; or a known name such as {zoo.EXAMPLE}")
+    parser.add_argument(
+        "--model", default="", help="the network it must hold, such as resnet50 (default: whatever it holds)"
+    )
+    parser.add_argument(
+        "--checkpoint", default="", help="what convert made of it earlier (default: converted now, in memory)"
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="side of the random images (default: as the weights are used)"
+    )
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="largest error that counts as equal (default: 1e-4)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    arguments = parser.parse_args()
+    errors = compare(arguments.source, arguments.model, arguments.checkpoint, arguments.image_size)
+    different = first_difference(errors, arguments.tolerance)
+    if arguments.json:
+        print(json.dumps({"source": arguments.source, "errors": errors, "first_difference": different}))
+    else:
+        for layer, error in errors.items():
+            print(f"{layer:12} {error:.1e}{'   differs' if layer == different else ''}")
+        verdict = f"differ first in {different}" if different else f"agree in every layer to {arguments.tolerance:.0e}"
+        print(f"{printable(arguments.source)}: the two {verdict}")
+    return 1 if different else 0
+
+
+def compare(
+    source: str, model: str = "", checkpoint: str = "", image_size: int = 0, images: np.ndarray | None = None
+) -> dict[str, float]:
+    """Layer -> largest difference over the layer's standard deviation, in the order of the network.
+
+    images: float32[B, S, S, C], already normalised; None draws two from N(0, 1). Raises InputError as `convert` does.
+    """
+    converted = convert(source, model=model)
+    variables, meta = (converted.variables, converted.meta) if not checkpoint else load(checkpoint)
+    side = image_size or converted.meta.image_size
+    if images is None:
+        images = np.random.default_rng(0).normal(size=(2, side, side, meta.spec.in_channels)).astype(np.float32)
+    meta.spec.check_image_size(images.shape[1])
+    if converted.file.is_keras:
+        theirs = keras_features(converted.file.path, converted.meta, images)
+    else:
+        theirs = torch_features(converted.file.tensors, converted.meta.spec.stride_place, images)
+        if pads_on_both_sides(converted.meta.spec, converted.recognised.dialect):
+            theirs = in_our_order(theirs, converted.meta)
+    return layer_errors(our_features(variables, meta, images, converted.recognised), theirs)
+
+
+def first_difference(errors: Mapping[str, float], tolerance: float) -> str | None:
+    """The first layer whose error is not within the tolerance (NaN is not)."""
+    return next((layer for layer, error in errors.items() if not error <= tolerance), None)
+
+
+def layer_errors(ours: Features, theirs: Features) -> dict[str, float]:
+    """Largest absolute difference over the standard deviation of their values, for every layer that both name."""
+    errors = {}
+    for layer, values in theirs.items():
+        if ours[layer].shape != values.shape:
+            raise InputError(
+                f"{layer} has shape {ours[layer].shape} here and {values.shape} there: the two are different networks"
+            )
+        errors[layer] = float(np.abs(ours[layer] - values).max() / max(float(values.std()), 1e-30))
+    return errors
+
+
+def our_features(variables: Variables, meta: Meta, images: np.ndarray, recognised: Recognised) -> Features:
+    """'stem', 'layer1_0', …, 'pooled' and, where there is a head, 'logits'; NHWC."""
+    network = ResNet(meta.spec)
+    run = jax.jit(lambda weights, x: network.apply(weights, x, train=False, return_features=True))
+    logits, features = jax.device_get(run(variables, images))
+    found = {name: np.asarray(value) for name, value in features.items()}
+    return {**found, "logits": np.asarray(logits)} if recognised.has_head else found
+
+
+def torch_features(tensors: Mapping[str, np.ndarray], stride_place: str, images: np.ndarray) -> Features:
+    """The same of a torch file's own tensors, in torch; NHWC."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("comparing needs torch, which is not installed: pip install torch")
+    import torch
+
+    from resnet.weights import torch_network
+
+    state = {name: torch.from_numpy(np.array(tensor, np.float32)) for name, tensor in tensors.items()}
+    with torch.inference_mode():
+        found = torch_network.features(
+            state, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), stride_place=stride_place
+        )
+    return {name: to_nhwc(value.numpy()) for name, value in found.items()}
+
+
+def to_nhwc(values: np.ndarray) -> np.ndarray:
+    return values.transpose(0, 2, 3, 1) if values.ndim == 4 else values
+
+
+def in_our_order(features: Features, meta: Meta) -> Features:
+    """Channels of each stage sorted as ours are where option A pads elsewhere; see shortcut_padding.py."""
+    orders = channel_orders(meta.spec)
+    stage_of = {"stem": 0, "pooled": len(orders) - 1}
+    sorted_features = {}
+    for name, values in features.items():
+        stage = int(name[len("layer") :].split("_")[0]) if name.startswith("layer") else stage_of.get(name)
+        sorted_features[name] = values if stage is None else values[..., orders[stage]]
+    return sorted_features
+
+
+def keras_features(path: Path, meta: Meta, images: np.ndarray) -> Features:
+    """The same of keras.applications' own network with the file loaded by Keras itself."""
+    if importlib.util.find_spec("keras") is None:
+        raise InputError("comparing a Keras file needs keras, which is not installed: pip install keras")
+    import keras
+
+    builders = {50: keras.applications.ResNet50, 101: keras.applications.ResNet101, 152: keras.applications.ResNet152}
+    depth = 3 * sum(meta.spec.stage_sizes) + 2
+    if depth not in builders:
+        raise fault(path, f"keras.applications has no ResNet of {depth} layers to compare with")
+    has_head = meta.progress.get("head") != "none"
+    top = {"classes": meta.spec.num_classes, "classifier_activation": None} if has_head else {}
+    network = builders[depth](weights=None, include_top=has_head, input_shape=images.shape[1:], **top)
+    try:
+        network.load_weights(path)
+    except (ValueError, OSError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise fault(path, f"Keras cannot load it into its ResNet{depth} ({printable(reason[:160])})") from error
+    outputs = {"stem": "pool1_pool"}
+    for stage, blocks in enumerate(meta.spec.stage_sizes, start=1):
+        outputs |= {f"layer{stage}_{index}": f"conv{stage + 1}_block{index + 1}_out" for index in range(blocks)}
+    if has_head:
+        outputs |= {"pooled": "avg_pool", "logits": "predictions"}
+    layers = {name: network.get_layer(layer).output for name, layer in outputs.items()}
+    found = keras.Model(network.input, layers)(images, training=False)
+    return {name: keras.ops.convert_to_numpy(found[name]) for name in outputs}
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,151 @@
+"""Write a checkpoint's weights for torchvision and timm, or for Keras' applications.
+
+    python -m resnet.weights.export --checkpoint=DIR --format=torchvision --out=FILE.pth
+    python -m resnet.weights.export --checkpoint=DIR --format=keras --out=FILE.h5 (or FILE.weights.h5)
+
+The file loads there with strict=True (torch: model.load_state_dict) or model.load_weights (Keras), and converting it
+back gives the same bits. A network that the other side would compute differently, or has no layers for, is an error.
+"""
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import InputError, printable
+from resnet import command
+from resnet.model.spec import ResNetSpec
+from resnet.train.checkpoints import load
+from resnet.weights import keras_writing, mapping, names
+from resnet.weights.faults import fault
+from resnet.weights.names import Dialect
+from resnet.weights.recognise import KERAS_EPSILON
+
+# Field -> what torchvision, timm and the CIFAR ResNets have.
+TORCH_FIELDS: dict[str, tuple[object, ...]] = {
+    "order": ("original",),
+    "norm": ("batch",),
+    "activation": ("relu",),
+    "shortcut": ("A", "B", "D"),
+    "shortcut_transform": ("identity",),
+    "stride_place": ("3x3",),
+    "norm_epsilon": (1e-5,),
+    "conv_bias": (False,),
+}
+# Field -> what Keras' ResNet50, 101 and 152 have. Where ours has no biases, zeros are written.
+KERAS_FIELDS: dict[str, tuple[object, ...]] = {
+    "block": ("bottleneck",),
+    "order": ("original",),
+    "norm": ("batch",),
+    "activation": ("relu",),
+    "stem": ("imagenet",),
+    "shortcut": ("B",),
+    "shortcut_transform": ("identity",),
+    "stride_place": ("first_1x1",),
+    "norm_epsilon": (KERAS_EPSILON,),
+    "groups": (1,),
+    "base_width": (64,),
+    "squeeze_excitation": (0,),
+}
+
+
+def main() -> int:
+    parser = command.Parser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
+    )
+    parser.add_argument("--format", required=True, choices=("torchvision", "keras"), help="who will read it")
+    parser.add_argument("--out", required=True, help="file to write, which must not exist: .pth; .h5 or .weights.h5")
+    arguments = parser.parse_args()
+    out = Path(arguments.out)
+    count = export(arguments.checkpoint, arguments.format, out)
+    print(f"{count} tensors in {arguments.format}'s names -> {printable(str(out))}")
+    return 0
+
+
+def export(checkpoint: str | Path, form: str, out: Path) -> int:
+    """Write `out` and return its number of tensors; `form` is 'torchvision' or 'keras'.
+
+    Raises InputError that names the field in which the network is not one of theirs, or the file that cannot be
+    written.
+    """
+    if out.exists():
+        raise fault(out, "exists already; name another file or remove it")
+    variables, meta = load(checkpoint)
+    has_head = meta.progress.get("head") != "none"
+    if form == "keras":
+        require(meta.spec, KERAS_FIELDS, "Keras' ResNets")
+        if not out.name.endswith((".h5", ".hdf5")):
+            raise InputError(
+                f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
+            )
+        tensors = mapping.from_variables(variables, meta.spec, names.KERAS, has_head=has_head)
+        tensors = keras_writing.with_biases(tensors)
+        layers = keras_writing.layer_order(meta.spec, has_head=has_head)
+        numbered = out.name.endswith(".weights.h5")
+        write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
+    else:
+        require(meta.spec, TORCH_FIELDS, "torchvision's and timm's ResNets")
+        tensors = mapping.from_variables(variables, meta.spec, torch_dialect(meta.spec), has_head=has_head)
+        write_whole(out, lambda path: write_torch(path, tensors))
+    return len(tensors)
+
+
+def require(spec: ResNetSpec, fields: dict[str, tuple[object, ...]], whose: str) -> None:
+    """Raise InputError, naming the field, unless the network is one that the other side computes as ours does."""
+    for field, allowed in fields.items():
+        value = getattr(spec, field)
+        if value not in allowed:
+            have = " or ".join(repr(choice) for choice in allowed)
+            raise InputError(
+                f"the checkpoint's network has {field}={value!r} where {whose} have {have}; they cannot have it"
+            )
+
+
+def torch_dialect(spec: ResNetSpec) -> Dialect:
+    """Whose names to write: the CIFAR ResNets' for their stem, else torchvision's, with timm's layout of option D."""
+    if spec.stem == "cifar":
+        return names.CIFAR
+    return names.TORCH_D if spec.shortcut == "D" else names.TORCH
+
+
+def write_torch(path: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A state_dict by torch.save, with the batch counters that load_state_dict(strict=True) asks for."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("--format=torchvision needs torch, which is not installed: pip install torch")
+    import torch
+
+    state: dict[str, torch.Tensor] = {}
+    for name, array in tensors.items():
+        state[name] = torch.from_numpy(array)
+        if name.endswith("running_var"):
+            state[name.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
+    torch.save(state, path)
+
+
+def write_whole(out: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill a temporary file beside `out` and rename it: `out` is there whole or not at all."""
+    temporary = None
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.absolute().parent)
+        os.close(handle)
+        temporary = Path(name)
+        write(temporary)
+        # mkstemp lets only its owner read; the file is to have the rights that any new file has.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.rename(out)
+    except (OSError, RuntimeError) as error:
+        raise fault(out, f"cannot be written ({printable(str(error)[:160])})") from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,87 @@
+"""safetensors files -> NumPy arrays by name, without torch: the format is a JSON header and raw bytes behind it.
+
+An unsigned 64-bit little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
+then the data, which the offsets count from. Every number in the header is checked against the file before it is used.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from input_pipeline.errors import printable
+from resnet.weights.faults import fault
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+}
+# The format's own limit.
+MOST_HEADER_BYTES = 100_000_000
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """The tensors by name, batch counters left out. Raises InputError, naming the tensor, for a header that lies."""
+    data = np.memmap(path, np.uint8, mode="r")
+    header, start = read_header(data, path)
+    arrays, end_of_last = {}, 0
+    for name, (dtype, shape, begin, end) in sorted(header.items(), key=lambda item: item[1][2:]):
+        if begin != end_of_last or end > len(data) - start:
+            raise fault(
+                path,
+                f"tensor {printable(name)} should lie at bytes {begin} to {end}, which the file does "
+                "not have or another tensor uses; it is truncated or damaged",
+            )
+        end_of_last = end
+        if not name.endswith("num_batches_tracked"):
+            arrays[name] = np.asarray(data[start + begin : start + end]).view(dtype).reshape(shape)
+    if end_of_last != len(data) - start:
+        raise fault(path, f"{len(data) - start - end_of_last} bytes at its end belong to no tensor")
+    return arrays
+
+
+def read_header(data: np.ndarray, path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int, int]], int]:
+    """(name -> (dtype, shape, begin, end), where the data begin in the file)."""
+    length = int.from_bytes(data[:8].tobytes(), "little")
+    if length > min(MOST_HEADER_BYTES, len(data) - 8):
+        raise fault(path, f"its header claims {length} bytes of a file of {len(data)}; it is truncated or damaged")
+    try:
+        stored = json.loads(data[8 : 8 + length].tobytes(), object_pairs_hook=without_repeats)
+        if not isinstance(stored, dict):
+            raise ValueError("not a JSON object")
+        header = {name: parse(name, entry) for name, entry in stored.items() if name != "__metadata__"}
+    except (ValueError, RecursionError) as error:
+        raise fault(path, f"its header cannot be read ({printable(str(error)[:120])})") from error
+    return header, 8 + length
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({name for name, _ in pairs}) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return dict(pairs)
+
+
+def parse(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
+    """One tensor's line. Raises ValueError that names it."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
+        raise ValueError(f"tensor {name} has no type of {', '.join(DTYPES)}")
+    dtype = DTYPES[entry["dtype"]]
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    if not (whole_numbers(shape) and whole_numbers(offsets) and len(offsets) == 2):
+        raise ValueError(f"tensor {name} has no proper shape or data_offsets")
+    begin, end = offsets
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"tensor {name} of shape {shape} does not fit its {end - begin} bytes")
+    return dtype, tuple(shape), begin, end
+
+
+def whole_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

@@ -1,0 +1,376 @@
+"""Whatever a user gets wrong is told in one line that names it, with exit code 2, and nothing is left behind."""
+
+import dataclasses
+import fcntl
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.commands import Result, run, run_fresh
+from tests.tiny import tiny_data, tiny_recipe
+
+STEPS = 6
+CLASS = "daisy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """What the cases share and leave as it is: drawn images, a recipe for them, and a finished run."""
+
+    data: Path
+    recipe: Path
+    trained: Path
+    environment: dict[str, str]
+
+    def command(self, *arguments: object, fresh: bool = False) -> Result:
+        if not fresh:
+            return run(*arguments, environment=self.environment)
+        how = [] if str(arguments[0]).endswith(".py") else ["-m"]
+        return run_fresh(sys.executable, *how, *arguments, environment=self.environment)
+
+    def train(self, workdir: Path, *flags: object, fresh: bool = False) -> Result:
+        return self.command("train_main.py", f"--config={self.recipe}", f"--workdir={workdir}", *flags, fresh=fresh)
+
+    def evaluate(self, checkpoint: Path, *flags: object, data: Path | None = None, fresh: bool = False) -> Result:
+        flags = (f"--checkpoint={checkpoint}", f"--data={data or self.data}", *flags)
+        return self.command("resnet.study.evaluate", *flags, fresh=fresh)
+
+    def predict(self, *images: object, checkpoint: Path | None = None, fresh: bool = False) -> Result:
+        flags = (f"--checkpoint={checkpoint or self.trained}", *images)
+        return self.command("resnet.study.predict", *flags, fresh=fresh)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    folder = tmp_path_factory.mktemp("bad_input")
+    data = tiny_data(folder)
+    recipe = tiny_recipe(folder / "recipe.py", data)
+    shared = Place(data, recipe, folder / "trained", {"XDG_CACHE_HOME": str(folder / "cache")})
+    result = shared.train(shared.trained)
+    assert result.code == 0, result.err
+    return shared
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.code == 2, result
+    assert len(result.err.splitlines()) == 1, result.err
+    assert result.err.startswith("error: ")
+    assert result.err.endswith("\n")
+    for word in words:
+        assert word in result.err
+    assert "Traceback" not in result.out
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+# Flags after --config and --workdir, and what the line must name.
+FLAGS = {
+    "unknown_key": (["--config.optim.learning_rate=0.1"], ["--config.optim.learning_rate", "configs/default.py"]),
+    "key_elsewhere": (["--config.optim.batch_size=8"], ["config.optim.batch_size", "mean --config.data.batch_size"]),
+    "unknown_section": (["--config.data.crop.kind=pad"], ["config.data.crop.kind"]),
+    "a_section": (["--config.data=3"], ["--config.data"]),
+    "word_for_a_number": (["--config.data.batch_size=many"], ["config.data.batch_size", "many"]),
+    "fraction_for_a_number": (["--config.data.batch_size=1e3"], ["config.data.batch_size", "1e3"]),
+    "word_for_a_pair": (["--config.data.crop_scale=wide"], ["config.data.crop_scale", "wide"]),
+    "three_for_a_pair": (["--config.data.crop_scale=(0.1,0.5,1)"], ["config.data.crop_scale", "0.5"]),
+    "none_for_a_number": (["--config.optim.lr=None"], ["config.optim.lr", "None"]),
+    "none_for_a_word": (["--config.data.crop=None"], ["config.data.crop", "None"]),
+    "unknown_choice": (["--config.data.crop=wild"], ["config.data.crop", "wild", "random_resized"]),
+    "out_of_range": (["--config.run.steps=-1"], ["config.run.steps", "-1"]),
+    "nan": (["--config.optim.lr=nan"], ["lr", "nan"]),
+    "unknown_model": (["--config.model.name=resnet51"], ["resnet51", "resnet50"]),
+    "unknown_schedule": (["--config.optim.schedule=linear"], ["schedule", "linear", "cosine"]),
+    "unknown_contract": (["--config.data.contract=pytorch"], ["contract", "pytorch", "torch"]),
+    "unknown_source": (["--config.data.source=url"], ["config.data.source", "url"]),
+    "read_by_nothing": (["--config.optim.beta1=0.8"], ["config.optim.beta1", "adam"]),
+    "batch_too_large": (["--config.data.batch_size=1000"], ["config.data.batch_size=1000", "30 images"]),
+    "image_too_small": (["--config.data.image_size=1"], ["image_size 1", "at least 2"]),
+    "classes_disagree": (["--config.model.num_classes=7"], ["config.model.num_classes=7", "5 classes"]),
+    "unknown_flag": (["--learning_rate=0.1"], ["learning_rate"]),
+    "stray_argument": (["runs/flowers"], ["runs/flowers"]),
+}
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_a_wrong_flag(case, place, tmp_path):
+    flags, words = FLAGS[case]
+    refused(place.train(tmp_path / "run", *flags, fresh=case == "unknown_key"), *words)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("missing", ["config", "workdir"])
+def test_a_missing_flag(missing, place, tmp_path):
+    flags = {"config": f"--config={place.recipe}", "workdir": f"--workdir={tmp_path / 'run'}"}
+    del flags[missing]
+    refused(place.command("train_main.py", *flags.values()), f"--{missing} is missing")
+    assert names(tmp_path) == []
+
+
+RECIPES = {
+    "absent": (None, ["no such file"]),
+    "syntax": ("def get_config(:\n", ["SyntaxError", "invalid syntax"]),
+    "import": ("import no_such_module\n", ["no_such_module"]),
+    "no_function": ("x = 1\n", ["get_config"]),
+    "unknown_key": (
+        "from configs import default\ndef get_config():\n  c = default.get_config()\n  c.optim.rate = 1\n  return c\n",
+        ["rate"],
+    ),
+    "nothing": ("def get_config():\n  return None\n", ["get_config"]),
+    "half": ("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n", ["missing"]),
+}
+
+
+@pytest.mark.parametrize("case", RECIPES)
+def test_a_broken_recipe(case, place, tmp_path):
+    text, words = RECIPES[case]
+    recipe = tmp_path / "mine.py"
+    if text is not None:
+        recipe.write_text(text)
+    before = names(tmp_path)
+    named = [] if case == "half" else ["mine.py"]
+    refused(place.command("train_main.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"), *words, *named)
+    assert [name for name in names(tmp_path) if "__pycache__" not in name] == before
+
+
+def empty(data: Path) -> None:
+    data.mkdir()
+
+
+def without_images(data: Path) -> None:
+    for name in ("a", "b"):
+        (data / name).mkdir(parents=True)
+        (data / name / "notes.txt").write_text("no image")
+
+
+def class_only_in_test(data: Path) -> None:
+    shutil.copytree(data / "test" / CLASS, data / "test" / "daisies")
+
+
+def class_without_images(data: Path) -> None:
+    shutil.rmtree(data / "test" / CLASS)
+    for path in (data / "train" / CLASS).iterdir():
+        path.unlink()
+
+
+def class_unreadable(data: Path) -> None:
+    shutil.rmtree(data / "test" / CLASS)
+    for path in (data / "train" / CLASS).iterdir():
+        path.write_text("not an image")
+
+
+def one_unreadable(data: Path) -> None:
+    path = min((data / "train" / CLASS).iterdir())
+    path.rename(path.with_name("torn.jpg"))
+    torn = path.with_name("torn.jpg")
+    torn.write_bytes(torn.read_bytes()[:300])
+
+
+DATA = {
+    "missing": (lambda data: None, [], ["no such folder", "config.data.dir"]),
+    "empty": (empty, [], ["no images"]),
+    "without_images": (without_images, [], ["no images"]),
+    "class_only_in_test": (class_only_in_test, [], ["'daisies'", "test"]),
+    "class_without_images": (class_without_images, [], [CLASS, "image"]),
+    "class_unreadable": (class_unreadable, ["--config.data.on_error=skip"], [CLASS, "no readable image"]),
+    "one_unreadable": (one_unreadable, [], [f"train/{CLASS}/torn.jpg", "on_error=skip"]),
+}
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_wrong_data(case, place, tmp_path):
+    change, flags, words = DATA[case]
+    data = tmp_path / "data"
+    if case.startswith(("class", "one")):
+        shutil.copytree(place.data, data)
+    change(data)
+    before = names(tmp_path)
+    result = place.train(tmp_path / "run", f"--config.data.dir={data}", *flags, fresh=case == "one_unreadable")
+    refused(result, *words, *([] if case.startswith("one") else [str(data)]))
+    assert names(tmp_path) == before
+
+
+def test_an_unreadable_image_can_be_skipped_and_is_listed(place, tmp_path):
+    shutil.copytree(place.data, tmp_path / "data")
+    one_unreadable(tmp_path / "data")
+    flags = (f"--config.data.dir={tmp_path / 'data'}", "--config.data.on_error=skip")
+    result = place.train(tmp_path / "run", *flags)
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert f"Skipped   train/{CLASS}/torn.jpg" in result.out
+    skipped = json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset"]["skipped"]
+    assert [name for name, _ in skipped] == [f"train/{CLASS}/torn.jpg"]
+
+
+def test_a_workdir_with_another_configuration(place):
+    before = names(place.trained)
+    result = place.train(place.trained, "--config.optim.lr=0.07", "--config.run.keep=3")
+    refused(result, str(place.trained), "optim.lr: 0.05 -> 0.07", "run.keep: 2 -> 3")
+    assert names(place.trained) == before
+
+
+def test_a_workdir_with_other_files(place, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    refused(place.train(tmp_path), str(tmp_path), "thesis.tex")
+    assert names(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("below", ["", "run", "a/b"])
+def test_a_workdir_that_is_or_lies_below_a_file(below, place, tmp_path):
+    (tmp_path / "file").touch()
+    refused(place.train(tmp_path / "file" / below), str(tmp_path / "file"), "is a file")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_workdir_that_cannot_be_written(place):
+    # Not even root may make folders in /proc, whatever its permissions say.
+    refused(place.train(Path("/proc/run")), "/proc/run")
+
+
+def test_a_workdir_with_too_long_a_name(place, tmp_path):
+    refused(place.train(tmp_path / ("n" * 300)), "nnn", "too long")
+
+
+def test_a_workdir_with_a_damaged_configuration(place, tmp_path):
+    (tmp_path / "config.json").write_text('{"data.batch_size": 8')
+    refused(place.train(tmp_path), str(tmp_path / "config.json"))
+
+
+def test_a_workdir_in_use(place, tmp_path):
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        refused(place.train(tmp_path), str(tmp_path), "in use")
+    assert names(tmp_path) == [".lock"]
+
+
+def test_a_disk_without_room(place, tmp_path):
+    allowed = ["unshare", "--map-root-user", "--mount"]
+    try:
+        subprocess.run([*allowed, "mount", "-t", "tmpfs", "none", tmp_path], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this machine lets us mount no small disk (unshare --map-root-user --mount)")
+    script = 'mount -t tmpfs -o size=16k none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
+    command = (sys.executable, "train_main.py", f"--config={place.recipe}", f"--workdir={tmp_path / 'run'}")
+    result = run_fresh(*allowed, "sh", "-c", script, tmp_path, *command, environment=place.environment)
+    refused(result, str(tmp_path / "run"), "GB free", "make room")
+    assert result.out == ""
+
+
+def header_of_a_huge_png() -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+IMAGES = {
+    "missing": (None, "no such file"),
+    "text": (lambda jpeg: b"Dear diary", "not an image"),
+    "empty": (lambda jpeg: b"", "empty file"),
+    "truncated": (lambda jpeg: jpeg[: len(jpeg) // 2], "cannot be decoded"),
+    "header_only": (lambda jpeg: jpeg[:20], "JPEG header"),
+    "bomb": (lambda jpeg: header_of_a_huge_png(), "50,000 x 50,000"),
+}
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_predict_of_no_image(case, place, tmp_path):
+    make, reason = IMAGES[case]
+    good = min((place.data / "test" / CLASS).iterdir())
+    bad = tmp_path / "new\nline.jpg"
+    if make:
+        bad.write_bytes(make(good.read_bytes()))
+    result = place.predict(good, bad, fresh=case == "truncated")
+    refused(result, "new\\nline.jpg", reason)
+    assert result.out == ""
+
+
+def test_predict_of_a_folder_without_images(place, tmp_path):
+    refused(place.predict(tmp_path), str(tmp_path), "no images")
+
+
+def test_predict_with_wrong_flags(place):
+    refused(place.predict(place.data, "--top=0"), "--top=0")
+    refused(place.predict(place.data, "--top=many"), "--top", "many")
+    refused(place.predict(), "IMAGE")
+    refused(place.predict(place.data, "--topp=3"), "--topp=3")
+
+
+def test_no_checkpoint(place, tmp_path):
+    absent = tmp_path / "runs" / "absent"
+    for checkpoint in (tmp_path, absent):
+        refused(place.predict(place.data, checkpoint=checkpoint), str(checkpoint))
+        refused(place.evaluate(checkpoint), str(checkpoint))
+    assert names(tmp_path) == []
+
+
+def test_evaluate_with_wrong_flags(place, tmp_path):
+    refused(place.evaluate(place.trained, "--split=training"), "--split", "training")
+    refused(place.evaluate(place.trained, "--batch_size=0"), "--batch_size=0")
+    refused(place.evaluate(place.trained, data=tmp_path / "absent"), f"--data={tmp_path / 'absent'}")
+
+
+def test_evaluate_of_a_split_that_is_not_there(place, tmp_path):
+    shutil.copytree(place.data, tmp_path / "data")
+    flags = ("--config.data.val_fraction=0.0", "--config.run.steps=1")
+    assert place.train(tmp_path / "run", *flags).code == 0
+    refused(place.evaluate(tmp_path / "run", "--split=val"), "--split=val", "train, test")
+
+
+def test_evaluate_of_a_class_that_the_checkpoint_does_not_know(place, tmp_path):
+    shutil.copytree(place.data, tmp_path / "data")
+    for split in ("train", "test"):
+        shutil.copytree(place.data / split / CLASS, tmp_path / "data" / split / "orchid")
+    refused(place.evaluate(place.trained, data=tmp_path / "data"), "'orchid'", CLASS)
+
+
+def test_evaluate_names_its_own_flags(place, tmp_path):
+    shutil.copytree(place.data, tmp_path / "data")
+    one_unreadable(tmp_path / "data")
+    refused(place.evaluate(place.trained, data=tmp_path / "data"), "torn.jpg", "with --on_error=skip")
+
+
+def tear_arrays(step: Path, part: str) -> None:
+    largest = max((path for path in (step / part).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+DAMAGES = {
+    "arrays": lambda step: tear_arrays(step, "variables"),
+    "meta_missing": lambda step: shutil.rmtree(step / "meta"),
+    "meta_torn": lambda step: tear_arrays(step, "meta"),
+    "variables_empty": lambda step: [shutil.rmtree(step / "variables"), (step / "variables").mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_evaluate_of_a_damaged_checkpoint(damage, place, tmp_path):
+    step = tmp_path / str(STEPS)
+    shutil.copytree(place.trained / "checkpoints" / str(STEPS), step)
+    DAMAGES[damage](step)
+    refused(place.evaluate(step, fresh=damage == "arrays"), str(step), "cannot be read")
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(place, tmp_path):
+    shutil.copytree(place.trained, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / str(STEPS)
+    tear_arrays(newest, "training")
+    refused(place.train(tmp_path / "run"), str(newest), "remove this folder")
+    shutil.rmtree(newest)
+    result = place.train(tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "Going on from step" in result.out
+    metrics = [path / "metrics.jsonl" for path in (place.trained, tmp_path / "run")]
+    lines, before = ([json.loads(line) for line in path.read_text().splitlines()] for path in metrics)
+    assert [(line["step"], line["kind"]) for line in lines] == [(line["step"], line["kind"]) for line in before]
+    assert lines[-1]["loss"] == before[-1]["loss"]
