@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from input_pipeline.fingerprints import CHROMA_SIDE, SIDE, Gallery
+from input_pipeline.fingerprints import CHROMA_SIDE, NEUTRAL, SIDE, Gallery
 
 # Of 64 bits. Of 600 photographs and slices encoded at quality 50 and scaled to 60 %, 99 % move at most 6 bits.
 MAX_DISTANCE = 10
@@ -28,7 +28,7 @@ TINY = 48
 MAX_CHROMA = 16
 # Bounds on one search: a hundred thousand scans of nearly blank pages would propose billions of pairs.
 MAX_PROPOSED = 20_000_000
-MAX_FOUND = 1_000_000
+MAX_FOUND = 200_000
 _ROWS, _COLUMNS, _BATCH = 64, 4096, 2048
 _BELOW, _RADIUS = 8, 2
 
@@ -88,7 +88,9 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def near_pairs(gallery: Gallery, rows: Sequence[int], *, progress: Callable[[int], object] = lambda done: None) -> Pairs:
+def near_pairs(
+    gallery: Gallery, rows: Sequence[int] | np.ndarray, *, progress: Callable[[int], object] = lambda done: None
+) -> Pairs:
     """The pairs among `rows` (ascending; leave out unreadable and blank ones) that are copies or much alike.
 
     progress: called with the number of rows just compared with all those behind them.
@@ -166,9 +168,9 @@ def _detail(pixels: np.ndarray) -> np.ndarray:
     """What is left of float32[n, S, S] when the mean of the 5 x 5 neighbourhood is taken away."""
     side, width = pixels.shape[1], 2 * _RADIUS + 1
     sums = np.pad(pixels, ((0, 0), (_RADIUS, _RADIUS), (_RADIUS, _RADIUS)), "edge")
-    sums = sum(sums[:, k : k + side] for k in range(width))
-    sums = sum(sums[:, :, k : k + side] for k in range(width))
-    return np.asarray(pixels - sums / width**2)
+    down = sum((sums[:, k : k + side] for k in range(width)), start=np.zeros(1, np.float32))
+    across = sum((down[:, :, k : k + side] for k in range(width)), start=np.zeros(1, np.float32))
+    return np.asarray(pixels - across / width**2)
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -182,6 +184,6 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _same_colours(chroma: np.ndarray, pairs: np.ndarray) -> np.ndarray:
     """bool[n]: a red and a blue drawing of one shape are no copies; a colour picture and its grey version are."""
     one, other = (chroma[pairs[:, side]].reshape(len(pairs), 2 * CHROMA_SIDE**2).astype(np.int16) for side in (0, 1))
-    grey = [np.all(np.abs(values - 128) <= 2, axis=1) for values in (one, other)]
+    grey = [np.all(np.abs(values - NEUTRAL) <= 2, axis=1) for values in (one, other)]
     close = np.all(np.abs(one - other) <= MAX_CHROMA, axis=1)
     return np.asarray(close | grey[0] | grey[1])

@@ -98,7 +98,8 @@ class Copies:
             Item((names[row], names[source]), "" if how == "exact" else f"likeness {likeness:.3f}")
             for row, (likeness, source) in ranked
         )
-        more = " more" if how != "exact" and any((later, earlier, way) in self._leaks for way in ("exact", "near")) else ""
+        closer = list(_HOW)[: list(_HOW).index(how)]
+        more = " more" if any((later, earlier, way) in self._leaks for way in closer) else ""
         few = f"{len(rows):,}{more} of {total:,} {later} images"
         verb = "has" if len(rows) == 1 else "have"
         level = "warning" if how == "alike" else "error"
@@ -159,7 +160,7 @@ class Copies:
                 Item(tuple(names[row] for row in self.pairs.rows[number]), f"likeness {self.pairs.detail[number]:.3f}")
                 for number in closest
             )
-            summary = f"{plural(len(items), 'pair')} of images much alike (slices of one scan, frames of one film?){torn}"
+            summary = f"{plural(len(items), 'pair')} of look-alikes (slices of one scan, frames of one film?){torn}"
             findings.append(Finding("look_alikes", "note", summary, items, paired=True))
         return findings
 

@@ -1,7 +1,7 @@
 """The demo dataset: flowers of five species, drawn, so that a first run needs neither a download nor a camera.
 
-The species differ in the number, shape and arrangement of their petals. Colours overlap (there are white, yellow, pink
-and violet flowers of several species, on the same backgrounds), so the mean colour of an image does not settle it.
+The species differ in the number, shape and arrangement of their petals, in their usual colours and in where they usually
+grow. Usual is not always: there are white, pink and violet flowers of several species, and any may stand anywhere.
 Every image is a function of (seed, split, species, number) alone.
 """
 
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from input_pipeline.errors import InputError, printable
 
 # Part of the stamp: raise it when the drawing changes, and demo folders on disk are drawn anew.
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 _STAMP = "demo.json"
 # Drawn this much larger, then reduced: smooth edges at a fraction of the cost of drawing them smooth.
 _OVERSAMPLING = 2
@@ -89,7 +89,7 @@ class _Brush:
 
 def _daisy(brush: _Brush, rng: np.random.Generator) -> None:
     """Many narrow, blunt petals, well apart, around a small bright disc."""
-    petals, colour = int(rng.integers(11, 17)), _pick(rng, (_WHITE, _PINK, _YELLOW, _VIOLET), (0.75, 0.1, 0.05, 0.1))
+    petals, colour = int(rng.integers(11, 17)), _pick(rng, (_WHITE, _PINK, _YELLOW, _VIOLET), (0.85, 0.07, 0.03, 0.05))
     for i in range(petals):
         length = rng.uniform(0.88, 1.0)
         brush.petal(2 * np.pi * i / petals, 0.15, length, 0.26, 0.68, _shade(colour, rng.uniform(0.9, 1.0)))
@@ -168,13 +168,22 @@ SPECIES: Mapping[str, Callable[[_Brush, np.random.Generator], None]] = {
 }  # fmt: skip
 # Flowers seen from the side keep their heads up, within this many radians.
 _LEAN = {"tulip": 0.45, "bluebell": 0.35}
+# Where a species usually grows: shares of what is behind it (sky, green, earth, dusk) and below it (green, earth).
+_HABITAT: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "bluebell": ((0.1, 0.15, 0.05, 0.7), (0.7, 0.3)),
+    "daisy": ((0.05, 0.85, 0.05, 0.05), (0.95, 0.05)),
+    "rose": ((0.05, 0.15, 0.75, 0.05), (0.2, 0.8)),
+    "sunflower": ((0.85, 0.05, 0.05, 0.05), (0.9, 0.1)),
+    "tulip": ((0.75, 0.05, 0.1, 0.1), (0.1, 0.9)),
+}
 # Slender ones are drawn larger, so that all are about as easy to see.
 _SCALE = {"bluebell": 1.15, "tulip": 1.3}
 
 
-def _background(rng: np.random.Generator, height: int, width: int) -> Image.Image:
+def _background(species: str, rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """A gradient between two colours, with blurred leaves, blades and lights on it."""
-    ends = [_pick(rng, (_SKY, _GREEN, _EARTH, _DUSK)), _pick(rng, (_GREEN, _EARTH), (0.75, 0.25))]
+    behind, below = _HABITAT[species]
+    ends = [_pick(rng, (_SKY, _GREEN, _EARTH, _DUSK), behind), _pick(rng, (_GREEN, _EARTH), below)]
     ramp = Image.linear_gradient("L").resize((width, height))
     picture = Image.composite(
         Image.new("RGB", (width, height), ends[1]), Image.new("RGB", (width, height), ends[0]), ramp
@@ -195,7 +204,7 @@ def draw_flower(species: str, rng: np.random.Generator, size_range: tuple[int, i
     """An RGB image of 1 to 3 flowers of `species`; height and width are drawn from size_range, inclusive, in pixels."""
     height, width = (int(side) for side in rng.integers(size_range[0], size_range[1] + 1, 2))
     tall, wide = height * _OVERSAMPLING, width * _OVERSAMPLING
-    picture = _background(rng, height, width).resize((wide, tall), Image.Resampling.BILINEAR)
+    picture = _background(species, rng, height, width).resize((wide, tall), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(picture)
     number = int(rng.choice((1, 2, 3), p=(0.7, 0.22, 0.08)))
     for i in range(number):

@@ -13,7 +13,7 @@ import numpy as np
 
 from input_pipeline.errors import printable
 from input_pipeline.findings import Finding, Item, plural
-from input_pipeline.fingerprints import Gallery, Look
+from input_pipeline.fingerprints import NEUTRAL, Gallery, Look
 from input_pipeline.images import Listing
 
 _EXTENSIONS = {
@@ -73,16 +73,16 @@ def _pixels(look: Look) -> str:
 _ODDITIES: Mapping[str, tuple[str, str, Callable[[str, Look], str | None]]] = {
     "animated": ("warning", "with more than one frame: only the first is used",
                  lambda name, look: look.format if look.animated else None),
-    "misnamed": ("note", "whose extension names another format: read by content here, but not by every tool", _misnamed),
+    "misnamed": ("note", "whose extension names another format: read by content here, not by every tool", _misnamed),
     "cmyk": ("note", "in CMYK: converted to RGB without a colour profile",
              lambda name, look: look.mode if look.mode in ("CMYK", "YCCK") else None),
     "sixteen_bit": ("note", "with 16 bits a channel: the lower 8 are dropped",
                     lambda name, look: look.mode if look.bits == 16 else None),
-    "turned": ("note", "turned by EXIF: read upright here, but not by every tool",
+    "turned": ("note", "turned by EXIF: read upright here, not by every tool",
                lambda name, look: f"orientation {look.orientation}" if look.orientation != 1 else None),
     "alpha": ("note", "with an alpha channel: it is dropped, and what it hid is seen",
               lambda name, look: look.mode if look.mode in ("RGBA", "LA", "PA") else None),
-    "stretched": ("note", f"with one side more than {_STRETCHED:g} times the other: a square crop leaves most of it out",
+    "stretched": ("note", f"with one side more than {_STRETCHED:g} times the other: a square crop leaves most out",
                   lambda name, look: _pixels(look)
                   if max(look.height, look.width) > _STRETCHED * min(look.height, look.width) else None),
     "small": ("note", f"with a side below {_SMALL} pixels",
@@ -102,7 +102,8 @@ def about_classes(class_names: tuple[str, ...], counts: Mapping[str, tuple[int, 
         elsewhere = [split for split in counts if counts[split][label]]
         items.append(Item((name,), f"only in {' and '.join(elsewhere)}" if elsewhere else "no readable image anywhere"))
     if items:
-        findings.append(Finding("untrained", "error", f"{_classes(len(items))} without an image in train", tuple(items)))
+        summary = f"{_classes(len(items))} without an image in train"
+        findings.append(Finding("untrained", "error", summary, tuple(items)))
     for split in counts:
         missing = [name for label, name in enumerate(class_names) if not counts[split][label] and train[label]]
         if split != "train" and missing:
@@ -155,14 +156,16 @@ def about_giveaways(listing: Listing, gallery: Gallery) -> list[Finding]:
         return []
     labels = gallery.labels[rows]
     chance = float(np.bincount(labels).max() / len(rows))
-    properties: Mapping[str, Callable[[Look], object]] = {
-        "the size in pixels": lambda look: (look.height, look.width),
-        "the colour mode (grey, RGB, palette ...)": lambda look: look.mode,
-        "the file format": lambda look: look.format,
+    # By the pixels, not by the mode: grey stored as RGB comes out of the feed like any other grey.
+    coloured = np.any(np.abs(gallery.chroma.astype(np.int16) - NEUTRAL) > 2, axis=(1, 2, 3))
+    properties: Mapping[str, list[object]] = {
+        "the size in pixels": [(gallery.looks[row].height, gallery.looks[row].width) for row in rows],
+        "the file format": [gallery.looks[row].format for row in rows],
+        "whether there is any colour": coloured[rows].tolist(),
     }
     findings = []
-    for text, value in properties.items():
-        accuracy = _told_by([value(gallery.looks[row]) for row in rows], labels)
+    for text, values in properties.items():
+        accuracy = _told_by(values, labels)
         if accuracy >= chance + _TELLING:
             summary = f"{text} alone tells the class of {accuracy:.0%} of the train images (chance {chance:.0%})"
             findings.append(Finding("giveaway", "note", summary))

@@ -1,4 +1,4 @@
-"""What a looking-over says: findings with a level each, gathered in a report that survives a round trip through JSON."""
+"""What a looking-over says: findings, each with a level, in a report that survives a round trip through JSON."""
 
 from __future__ import annotations
 

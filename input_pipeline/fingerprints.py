@@ -25,7 +25,7 @@ from input_pipeline.images import MAX_PIXELS, Listing, sniff
 SIDE = 32
 CHROMA_SIDE = 4
 # Chroma of a picture without colour: what JPEG stores for grey.
-_NEUTRAL = 128
+NEUTRAL = 128
 # An uncompressed picture of MAX_PIXELS with four 16-bit channels: no honest file is larger, and none is read to see.
 MAX_BYTES = 8 * MAX_PIXELS
 # One task for the pool: a hundred microseconds of work a file would drown in the cost of handing each over.
@@ -182,7 +182,7 @@ def _shrink(picture: ImageFile.ImageFile, orientation: int, grey: np.ndarray, ch
     if orientation in _TURNS:
         small = small.transpose(_TURNS[orientation])
     if small.mode == "L":
-        grey[:], chroma[:] = np.asarray(small), _NEUTRAL
+        grey[:], chroma[:] = np.asarray(small), NEUTRAL
         return
     pixels = np.asarray(small if small.mode == "YCbCr" else small.convert("YCbCr"))
     grey[:] = pixels[..., 0]

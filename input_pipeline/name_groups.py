@@ -1,4 +1,4 @@
-"""Files that belong together by their names: slices of one patient, frames of one film, augmented versions of one photo.
+"""Files that belong together by their names: slices of one patient, frames of one film, variants of one photo.
 
 Split at random, file by file, such groups stand on both sides, and a network is tested on what it has all but seen.
 A name proves nothing (numbering may start anew in each folder), so this gives notes, and is slow to speak.

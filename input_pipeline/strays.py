@@ -30,11 +30,13 @@ def about_strays(listing: Listing) -> list[Finding]:
             extensions[extension] += 1
     texts = {
         "special": ("pipe, socket or device, never opened", "pipes, sockets or devices, never opened"),
-        "link_loop": ("link back to a folder that holds it, not followed", "links back to folders that hold them, not followed"),
+        "link_loop": ("link in a circle, not followed", "links in circles, not followed"),
         "stray_images": ("image outside the class folders, not used", "images outside the class folders, not used"),
-    }  # fmt: skip
+    }
     findings = [
-        Finding(code, "warning", plural(len(items), *texts[code]), tuple(items)) for code, items in found.items() if items
+        Finding(code, "warning", plural(len(items), *texts[code]), tuple(items))
+        for code, items in found.items()
+        if items
     ]
     if extensions:
         items = tuple(Item((), f"{count:,} {name or 'without extension'}") for name, count in extensions.most_common())
@@ -73,19 +75,10 @@ def _walk(top: str) -> Iterator[tuple[str, str]]:
 def _kind(entry: os.DirEntry[str]) -> str:
     try:
         mode = entry.stat().st_mode
+    except FileNotFoundError:
+        return "file"  # A dead link.
     except OSError:
-        return "file" if not entry.is_symlink() or _leads_nowhere(entry.path) else "link_loop"
+        return "link_loop" if entry.is_symlink() else "file"
     if stat.S_ISDIR(mode):
         return "folder"
     return "file" if stat.S_ISREG(mode) else "special"
-
-
-def _leads_nowhere(path: str) -> bool:
-    """Whether a link is dead, rather than one of a circle."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return False

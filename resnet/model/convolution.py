@@ -5,14 +5,15 @@ What is slow in XLA on a CPU (jax 0.10.2, float32, two cores), and what stands h
 * A 1×1 kernel is a matrix product, and XLA does not see it. 32×16×16×64 → 256 channels, ms for output / input
   gradient / weight gradient: convolution 3.4 / 5.3 / 10.8, product 2.0 / 2.0 / 2.9.
 * On maps smaller than the 3×3 kernel XLA swaps the operands and falls to a naive emitter: 32×2×2×512, output 462 ms.
-  One product for each element of the kernel, over the outputs that see it inside the map, takes 4.6 ms: nothing
-  is multiplied by padding. That also wins at 4×4×256 (3.1 to 4.1 ms) and 7×7×512 (13 to 22), not at 8×8×128 (4.2 to 3.9).
+  One product for each element of the kernel, over the outputs that see it inside the map, takes 4.6 ms: nothing is
+  multiplied by padding. That also wins at 32×4×4×256 (3.1 ms, not 4.1) and 8×7×7×512 (13, not 22), but no longer at
+  32×8×8×128 (4.2, not 3.9).
 * XLA's weight gradient first transposes NHWC to CHWN, and fuses the normalisation before it into those strided reads:
-  on 16 channels of 32×32 that costs more than the convolution. A loop over output rows, each an im2col product,
-  transposes nothing: a whole training step of CIFAR ResNet-20 takes 0.78 of the CPU time.
+  on 16 channels of 32×32 that costs more than the convolution. A loop over rows of the output, each an im2col
+  product, transposes nothing: a whole training step of CIFAR ResNet-20 takes 0.78 of the CPU time.
 
-Lost, measured and left out: im2col of the whole batch (2 to 5 times slower than XLA from 14×14 on), a loop over images (breaks a
-sharded batch), transposing operands before the weight gradient's product (1.1 times slower in the whole step).
+Measured and left out: im2col of the whole batch (1.4 to 5 times slower than XLA on maps of 14 and more), a loop over
+images (breaks a sharded batch), transposing operands ahead of the weight gradient's product (step 1.1 times slower).
 """
 
 from collections.abc import Sequence
@@ -53,15 +54,16 @@ def conv_general_dilated(
 ) -> Array:
     """Drop-in for `jax.lax.conv_general_dilated`, for `linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
 
-    `lhs` float[N, H, W, I] and `rhs` float[kh, kw, I, O], both float32 or both float64, with explicit padding of 0 or more, no
-    groups and no dilation, take this module's way; anything else (bfloat16, 'SAME', NCHW, groups, one or three dimensions, …)
-    is handed to lax unchanged, and so are its errors. The result equals lax's up to rounding, in value and gradients.
+    `lhs` float[N, H, W, I] and `rhs` float[kh, kw, I, O], both float32 or both float64, with explicit padding of 0 or
+    more, no groups and no dilation, take this module's way. Anything else (bfloat16, 'SAME', NCHW, groups, one or three
+    dimensions, …) is handed to lax unchanged, and so are its errors. The result, float[N, H', W', O], and its gradients
+    equal lax's up to rounding.
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
-    one traced function serves every device. jit, grad, grad of grad, vmap, scan, checkpoint and exported programs work. A batch
-    that is sharded over a mesh stays sharded: only weight gradients are summed across devices (with every row of the
-    output, for kernels above 1×1 on maps above 7×7). Forward-mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of the function
-    itself raises TypeError, because it is a `jax.custom_vjp`; forward over reverse works.
+    one traced function serves every device. jit, grad, grad of grad, vmap, scan, checkpoint and export work. A batch
+    that is sharded over a mesh stays sharded: only weight gradients are summed across devices (once for each row of
+    the output, where the loop over rows is used). Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of the result
+    raises TypeError, because this is a `jax.custom_vjp`; forward over reverse works.
 
     To count multiply-adds, trace the network with `jax.lax.conv_general_dilated` in this function's place: a jaxpr of
     this one holds the forms for both platforms, and ours leaves out multiplications by padding.

@@ -113,15 +113,18 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Without it a process with FLAX_PROFILE=0 would trace equations that do not tell their layer.
     with nn.override_named_call(True):
-        variables = jax.eval_shape(lambda k, x: network.init(k, x, train=False), key, images)
-        program = jax.make_jaxpr(lambda v, x: network.apply(v, x, train=False))(variables, images)
+        # One pass gives parameters and program; `apply` alone would take twice as long (flax traces each initializer anew).
+        trace = jax.make_jaxpr(
+            lambda x, k: network.init_with_output(k, x, train=False, mutable=["params", "batch_stats"]), return_shape=True
+        )
+        program, (_, variables) = trace(images, key)
     found = operations(program)
     blocks: list[dict[str, list[Operation]]] = [{} for _ in range(len(spec.stage_sizes) + 2)]
     for operation, (stage, block) in zip(found, places(spec, [each.scope for each in found]), strict=True):
         blocks[stage].setdefault(block, []).append(operation)
     place = places(spec, [scope_of(eqn) for eqn in program.jaxpr.eqns])
     activations = [0] * len(blocks)
-    for equation, size in kept_values(program):
+    for equation, size in kept_values(program, program.jaxpr.invars[:1]):
         activations[place[equation][0]] += size
     parameters = sizes_by_stage(spec, variables["params"])
     statistics = sizes_by_stage(spec, variables.get("batch_stats", {}))
@@ -131,7 +134,7 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
         stages.append(
             Stage(
                 name="head" if stage == len(blocks) - 1 else "conv1" if stage == 0 else f"conv{stage + 1}_x",
-                output_size=max((layer.output[1] for layer in layers if layer.kernel), default=1),
+                output_size=next((layer.output[1] for layer in reversed(layers) if layer.kernel), 1),
                 layers=counting_tables.describe(spec, stage, names),
                 parameters=parameters[stage],
                 statistics=statistics[stage],

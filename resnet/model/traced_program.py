@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
@@ -107,38 +107,35 @@ def _product(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
     return Operation(scope, count * times, (), (), output[-1] if output else 1, 1, output, times)
 
 
-def kept_values(program: ClosedJaxpr) -> list[tuple[int, int]]:
-    """What the gradient of a forward pass needs from it: (number of the equation that makes a value, its elements).
+def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[int, int]]:
+    """What the gradient of a forward pass on a batch needs from it: (number of the equation that makes a value, its size).
 
-    Each value once, if it enters a convolution, a dense layer, a norm or a product of two values (a gate, a learned
-    scale), or leaves an activation; the program's own arguments, parameters and images, do not count. Read at the top
-    level of the program, where a network without rematerialisation has all of it.
+    `inputs` are those of the program's arguments that are the batch. Each value that depends on them counts once, if it
+    enters a convolution, a dense layer, a norm or a product (a gate, a learned scale), or leaves an activation. Sizes are
+    numbers of elements; the inputs themselves do not count. Read at the top level of the program, where a network without
+    rematerialisation has all of it.
     """
-    made_at: dict[Any, int] = {}
+    made_at: dict[Any, int] = dict.fromkeys(inputs, -1)
     same_as: dict[Any, Any] = {}
     scopes: list[Scope] = []
     kept: dict[Any, int] = {}
     for number, eqn in enumerate(program.jaxpr.eqns):
         scopes.append(scope_of(eqn))
-        operands = [same_as.get(v, v) for v in eqn.invars if not isinstance(v, Literal)]
-        needed = _needed(eqn, operands, scopes, made_at)
-        if eqn.primitive.name in ACTIVATING:
-            made_at[eqn.outvars[0]] = number
-            needed = [eqn.outvars[0]]
-        kept.update((value, made_at[value]) for value in needed if value in made_at)
-        if eqn.primitive.name in RESHAPING and operands:
+        variables = [same_as.get(v, v) for v in eqn.invars if not isinstance(v, Literal)]
+        operands = [v for v in variables if v in made_at]
+        if not operands:
+            continue
+        if eqn.primitive.name in RESHAPING:
             same_as[eqn.outvars[0]] = operands[0]
+            continue
+        made_at.update((out, number) for out in eqn.outvars)
+        scope, name = scopes[-1], eqn.primitive.name
+        if scope and NORM_SCOPE.match(scope[-1]):
+            # What enters a norm from outside; its inner steps are recomputed from that and the statistics.
+            needed = [v for v in operands if made_at[v] < 0 or scopes[made_at[v]] != scope]
+        elif name in ("conv_general_dilated", "dot_general") or (name == "mul" and len(variables) == 2):
+            needed = operands
         else:
-            made_at.update((out, number) for out in eqn.outvars)
-    return [(number, math.prod(value.aval.shape)) for value, number in kept.items()]
-
-
-def _needed(eqn: JaxprEqn, operands: list[Any], scopes: list[Scope], made_at: dict[Any, int]) -> list[Any]:
-    """The operands of an equation that its gradient needs, by the rule of `kept_values`."""
-    scope, name = scopes[-1], eqn.primitive.name
-    if scope and NORM_SCOPE.match(scope[-1]):
-        # What enters a norm from outside; its inner steps are recomputed from that and the statistics.
-        return [value for value in operands if value in made_at and scopes[made_at[value]] != scope]
-    if name in ("conv_general_dilated", "dot_general") or (name == "mul" and len(operands) == 2):
-        return operands
-    return []
+            needed = eqn.outvars if name in ACTIVATING else []
+        kept.update((value, made_at[value]) for value in needed)
+    return [(number, math.prod(value.aval.shape)) for value, number in kept.items() if number >= 0]

@@ -51,7 +51,7 @@ def make_train_step(
     The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
     int32 (non-finite steps in a row). The loss that is minimised is the mean over the batch, weighted by class where
     asked. Randomness is a function of (seed, step, row).
-    A step whose loss or gradient is not finite changes nothing but the counters: params, batch statistics, optimizer
+    A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, batch statistics, optimizer
     and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
     With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
     batch statistics are each part's own and move the running statistics once per part.
@@ -63,7 +63,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & all_finite(batch_stats)
         ema = state.ema
         if recipe.ema:
             ema = ema_update(ema, {"params": params, "batch_stats": batch_stats}, recipe.ema, state.step)
@@ -83,6 +83,15 @@ def make_train_step(
         return new_state, pulse
 
     return train_step
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """bool scalar: no leaf holds a NaN or an infinity.
+
+    A variance that overflows to infinity normalises to zeros: loss and gradient stay finite while nothing is learnt.
+    """
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    return jnp.isfinite(jnp.concatenate(leaves)).all() if leaves else jnp.ones((), bool)
 
 
 def accumulate(

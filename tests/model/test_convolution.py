@@ -1,4 +1,4 @@
-"""The convolution against `jax.lax.conv_general_dilated`: values, gradients, transformations, sharding."""
+"""The convolution against `jax.lax.conv_general_dilated`: values, gradients, transformations, platforms, sharding."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 from flax import linen as nn
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax import lax
+from jax import export, lax
 
 from resnet.model.convolution import conv_general_dilated
 
@@ -25,29 +25,37 @@ def arrays(*shapes, dtype=jnp.float32):
     return [jnp.asarray(generator.standard_normal(shape), dtype) for shape in shapes]
 
 
-def loss(convolve, x, w, **settings):
-    """A scalar whose cotangents differ from place to place, and the output itself."""
-    y = convolve(x, w, dimension_numbers=NHWC, **settings)
-    return jnp.sum(jnp.sin(y) + y), y
+def window(stride=1, pad=0):
+    """What both functions take, for a square window."""
+    return {"window_strides": (stride,) * 2, "padding": ((pad, pad),) * 2, "dimension_numbers": NHWC}
 
 
-def value_and_gradients(convolve, **settings):
-    return jax.value_and_grad(partial(loss, convolve, **settings), (0, 1), has_aux=True)
+def outputs_and_gradients(convolve, **settings):
+    """A function of (x, w) that gives the convolution and both gradients; the cotangents differ from place to place."""
+
+    def loss(x, w):
+        y = convolve(x, w, **settings)
+        return jnp.sum(jnp.sin(y) + y), y
+
+    def function(x, w):
+        (_, y), gradients = jax.value_and_grad(loss, (0, 1), has_aux=True)(x, w)
+        return y, *gradients
+
+    return function
 
 
 def assert_near(ours, theirs, tolerance=1e-5):
-    """Each leaf to `tolerance` of its own largest element (of the sum's terms, for the scalar)."""
+    """Each leaf to `tolerance` of its own largest element."""
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
-        scale = max(1.0, float(jnp.abs(b).max())) if b.size else 1.0
-        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=tolerance * scale)
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max(initial=0))
 
 
 def assert_same_as_lax(x, w, tolerance=1e-5, **settings):
-    """Outputs and both gradients."""
-    (_, *ours), (_, *theirs) = (
-        (lambda result: (result[0][0], result[0][1], result[1]))(jax.jit(value_and_gradients(c, **settings))(x, w))
-        for c in (conv_general_dilated, lax.conv_general_dilated)
+    ours, theirs = (
+        jax.jit(outputs_and_gradients(convolve, **settings))(x, w)
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
     )
     assert_near(ours, theirs, tolerance)
 
@@ -59,57 +67,192 @@ def assert_same_as_lax(x, w, tolerance=1e-5, **settings):
         (9, 1, 2, 0),  # the projection of a downsampling block, odd size
         (1, 1, 2, 1),  # no output sees the input
         (2, 3, 1, 1),  # map smaller than the kernel
-        (1, 3, 1, 1),
         (4, 3, 2, 1),
-        (7, 3, 1, 1),  # the largest small map
-        (8, 3, 1, 1),  # the least large one
-        (15, 3, 2, 1),  # 8 outputs
-        (13, 3, 1, 0),
+        (7, 3, 1, 1),  # the largest map that is computed by taps
+        (8, 3, 1, 1),  # the smallest that is not
+        (15, 3, 2, 1),
         (5, 3, 2, 3),  # outputs that see padding only
         (15, 7, 2, 3),  # the stem
-        (9, 7, 2, 3),  # the stem on a small map
         (3, 7, 1, 3),  # map smaller than the stem's kernel
     ],
 )
 def test_value_and_gradients_are_those_of_lax(size, kernel, stride, pad):
     x, w = arrays((2, size, size, 3), (kernel, kernel, 3, 5))
-    assert_same_as_lax(x, w, window_strides=(stride, stride), padding=((pad, pad), (pad, pad)))
+    assert_same_as_lax(x, w, **window(stride, pad))
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.data())
-def test_value_and_gradients_on_any_shape(data):
-    def draw(*values):
-        return data.draw(st.sampled_from(values))
-
-    pair = st.tuples(st.integers(1, 15), st.integers(1, 15))
-    (high, wide), kernel = data.draw(pair), (draw(1, 2, 3, 7), draw(1, 3, 7))
-    padding = tuple((draw(0, 1, 3), draw(0, 1, 3)) for _ in range(2))
-    reach = [size + sum(pads) - k for size, pads, k in zip((high, wide), padding, kernel, strict=True)]
-    if min(reach) < 0:
-        padding = tuple((k - 1, k - 1) for k in kernel)
-    x, w = arrays((draw(1, 3), high, wide, draw(1, 4)), (*kernel, 0, draw(1, 6))[:2] + (1, 1))
-    w = arrays((*kernel, x.shape[3], draw(1, 6)))[0]
-    assert_same_as_lax(x, w, window_strides=(draw(1, 2), draw(1, 2, 3)), padding=padding)
+@st.composite
+def convolutions(draw):
+    """(x shape, w shape, strides, padding) of any convolution with an output."""
+    kernel = draw(st.tuples(st.sampled_from((1, 2, 3, 7)), st.sampled_from((1, 3, 7))))
+    pads = st.sampled_from((0, 1, 3))
+    padding = draw(st.tuples(st.tuples(pads, pads), st.tuples(pads, pads)))
+    size = [draw(st.integers(max(1, k - sum(p)), 15)) for k, p in zip(kernel, padding, strict=True)]
+    batch, channels, features = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)))
+    strides = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    return (batch, *size, channels), (*kernel, channels, features), strides, padding
 
 
+@settings(max_examples=8, deadline=None)
+@given(convolutions())
+def test_value_and_gradients_on_any_shape(convolution):
+    x_shape, w_shape, strides, padding = convolution
+    x, w = arrays(x_shape, w_shape)
+    assert_same_as_lax(x, w, window_strides=strides, padding=padding, dimension_numbers=NHWC)
+
+
+def test_float64():
+    with jax.enable_x64(True):
+        x, w = arrays((2, 9, 9, 3), (3, 3, 3, 4), dtype=jnp.float64)
+        assert_same_as_lax(x, w, tolerance=1e-13, **window(1, 1))
+
+
+@pytest.mark.parametrize("transform", ["vmap", "scan"])
 @pytest.mark.parametrize(("size", "kernel", "stride"), [(4, 3, 1), (9, 3, 1), (4, 1, 2)])
-def test_under_vmap_over_weights_and_scan_and_checkpoint(size, kernel, stride):
-    pad = kernel // 2
-    x, w = arrays((2, size, size, 3), (4, kernel, kernel, 3, 3))
-    window = {"window_strides": (stride, stride), "padding": ((pad, pad), (pad, pad))}
+def test_over_a_stack_of_weights_with_checkpoint(size, kernel, stride, transform):
+    """What an ablation does: one step mapped over seeds."""
+    x, w = arrays((2, size, size, 3), (3, kernel, kernel, 3, 3))
 
-    def gradients(convolve, transform):
-        gradient = value_and_gradients(jax.checkpoint(partial(convolve, dimension_numbers=NHWC, **window)))
-        gradient = jax.grad(
-            lambda x, w: jnp.sum(
-                jnp.sin(jax.checkpoint(partial(convolve, dimension_numbers=NHWC, **window))(x, w))
-            ),
-            (0, 1),
-        )
+    def gradients(convolve):
+        checkpointed = jax.checkpoint(partial(convolve, **window(stride, kernel // 2)))
+        step = outputs_and_gradients(lambda x, w: checkpointed(x, w))
         if transform == "vmap":
-            return jax.jit(jax.vmap(gradient, (None, 0)))(x, w)
-        return jax.jit(lambda x, w: lax.scan(lambda c, w: (c, gradient(x, w)), 0, w)[1])(x, w)
+            return jax.jit(jax.vmap(step, (None, 0)))(x, w)
+        return jax.jit(lambda x, w: lax.scan(lambda carry, w: (carry, step(x, w)), 0, w)[1])(x, w)
 
-    for transform in ("vmap", "scan"):
-        assert_near(gradients(conv_general_dilated, transform), gradients(lax.conv_general_dilated, transform))
+    assert_near(gradients(conv_general_dilated), gradients(lax.conv_general_dilated))
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(4, 3), (9, 3), (4, 1)])
+def test_second_derivatives(size, kernel):
+    """Gradient of a gradient, and forward over reverse."""
+    x, w = arrays((1, size, size, 2), (kernel, kernel, 2, 2))
+
+    def second(convolve):
+        def slope(w):
+            return jax.grad(lambda w: jnp.sum(jnp.sin(convolve(x, w, **window(1, kernel // 2)))))(w)
+
+        reverse = jax.grad(lambda w: jnp.sum(slope(w) ** 2))
+        return jax.jit(lambda w: (reverse(w), jax.jvp(slope, (w,), (jnp.ones_like(w),))[1]))(w)
+
+    assert_near(second(conv_general_dilated), second(lax.conv_general_dilated))
+
+
+def test_forward_mode_is_refused():
+    x, w = arrays((1, 4, 4, 2), (3, 3, 2, 2))
+    with pytest.raises(TypeError, match="forward-mode"):
+        jax.jvp(lambda x: conv_general_dilated(x, w, **window(1, 1)), (x,), (x,))
+
+
+def test_inside_linen():
+    """linen passes lists, its own dimension numbers and dilations of 1; these still take this module's way."""
+    ours, theirs = (
+        nn.Conv(4, (3, 3), (2, 2), padding=((1, 1), (1, 1)), use_bias=False, conv_general_dilated=convolve)
+        for convolve in (conv_general_dilated, None)
+    )
+    (x,) = arrays((2, 6, 6, 3))
+    variables = theirs.init(jax.random.key(0), x)
+    assert_near(ours.apply(variables, x), theirs.apply(variables, x))
+    assert "custom_vjp" in str(jax.make_jaxpr(ours.apply)(variables, x))
+
+
+FALLS_THROUGH = {
+    "SAME": ((2, 6, 6, 4), (3, 3, 4, 4), {"padding": "SAME"}),
+    "VALID": ((2, 6, 6, 4), (3, 3, 4, 4), {"padding": "VALID"}),
+    "groups": ((2, 6, 6, 4), (3, 3, 1, 4), {"feature_group_count": 4}),
+    "batch groups": ((2, 6, 6, 4), (3, 3, 4, 4), {"batch_group_count": 2}),
+    "dilated kernel": ((2, 6, 6, 4), (3, 3, 4, 4), {"rhs_dilation": (2, 2)}),
+    "dilated input": ((2, 6, 6, 4), (3, 3, 4, 4), {"lhs_dilation": (2, 1)}),
+    "negative padding": ((2, 6, 6, 4), (3, 3, 4, 4), {"padding": ((-1, 0), (0, 0))}),
+    "NCHW": ((2, 4, 6, 6), (4, 4, 3, 3), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+    "one dimension": (
+        (2, 6, 4),
+        (3, 4, 4),
+        {"window_strides": (1,), "padding": ((1, 1),), "dimension_numbers": ("NWC", "WIO", "NWC")},
+    ),
+    "no batch": ((0, 6, 6, 4), (3, 3, 4, 4), {}),
+}
+
+
+@pytest.mark.parametrize("case", FALLS_THROUGH)
+def test_every_other_convolution_is_that_of_lax(case):
+    x_shape, w_shape, changes = FALLS_THROUGH[case]
+    x, w = arrays(x_shape, w_shape)
+    traced, expected = (
+        jax.make_jaxpr(partial(convolve, **(window(1, 1) | changes)))(x, w)
+        for convolve in (conv_general_dilated, lax.conv_general_dilated)
+    )
+    assert str(traced) == str(expected)
+
+
+def test_errors_are_those_of_lax():
+    x, w = arrays((2, 6, 6, 4), (3, 3, 5, 4))
+    with pytest.raises((TypeError, ValueError), match="feature"):
+        conv_general_dilated(x, w, **window(1, 1))
+
+
+@pytest.mark.parametrize("size", [2, 9])
+def test_bfloat16_and_preferred_element_type(size):
+    x, w = arrays((2, size, size, 4), (3, 3, 4, 4), dtype=jnp.bfloat16)
+    assert_same_as_lax(x, w, **window(1, 1))
+    wide = jax.jit(partial(conv_general_dilated, preferred_element_type=jnp.float32, **window(1, 1)))(x, w)
+    exact = lax.conv_general_dilated(x.astype(jnp.float32), w.astype(jnp.float32), **window(1, 1))
+    assert_near(wide, exact)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [(4, 3), (9, 3), (4, 1)])
+def test_platform_is_chosen_at_lowering(size, kernel):
+    """A program lowered for a GPU holds lax's three convolutions and nothing of ours; for a CPU, ours."""
+    x, w = arrays((2, size, size, 3), (kernel, kernel, 3, 4))
+    step = jax.jit(outputs_and_gradients(conv_general_dilated, **window(1, kernel // 2)))
+    cuda, cpu = (export.export(step, platforms=[p])(x, w).mlir_module() for p in ("cuda", "cpu"))
+    assert (cuda.count("stablehlo.convolution"), cuda.count("stablehlo.dot_general")) == (3, 0)
+    assert "stablehlo.while" not in cuda
+    assert cpu.count("stablehlo.convolution") == (2 if size == 9 else 0)
+
+
+SHARDED = """
+import json, sys
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from resnet.model.convolution import conv_general_dilated
+
+mesh = jax.make_mesh((8,), ('batch',), axis_types=(AxisType.Auto,))
+rows, everywhere = NamedSharding(mesh, PartitionSpec('batch')), NamedSharding(mesh, PartitionSpec())
+window = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+
+def gradients(convolve, stride, pad):
+    def loss(x, w):
+        return jnp.sum(jnp.sin(convolve(x, w, (stride,) * 2, ((pad, pad),) * 2, **window)))
+    return jax.grad(loss, (0, 1))
+
+results = []
+for size, kernel, stride, pad in json.loads(sys.argv[1]):
+    x = jax.random.normal(jax.random.key(0), (16, size, size, 4))
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, 4, 8))
+    sharded = jax.jit(gradients(conv_general_dilated, stride, pad), in_shardings=(rows, everywhere))
+    compiled = sharded.lower(x, w).compile()
+    ours = compiled(jax.device_put(x, rows), jax.device_put(w, everywhere))
+    theirs = jax.jit(gradients(jax.lax.conv_general_dilated, stride, pad))(x, w)
+    text = compiled.as_text()
+    results.append({
+        'errors': [float(jnp.abs(a - b).max() / jnp.abs(b).max()) for a, b in zip(ours, theirs)],
+        'moved': [name for name in ('all-gather', 'all-to-all', 'collective-permute') if name in text],
+        'summed': 'all-reduce' in text,
+        'sharded': ours[0].sharding.is_equivalent_to(rows, 4),
+    })
+print(json.dumps(results))
+"""
+
+
+def test_a_sharded_batch_stays_sharded():
+    """On 8 devices: gradients equal, the input's stays sharded, the weight's is summed, and no activation moves."""
+    cases = [(9, 3, 1, 1), (4, 3, 2, 1), (9, 1, 2, 0), (18, 7, 2, 3)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    finished = subprocess.run(
+        [sys.executable, "-c", SHARDED, json.dumps(cases)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    for case, result in zip(cases, json.loads(finished.stdout), strict=True):
+        assert max(result.pop("errors")) < 1e-5, case
+        assert result == {"moved": [], "summed": True, "sharded": True}, case

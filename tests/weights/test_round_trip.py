@@ -1,0 +1,132 @@
+"""In, out and in again: the same bits, under names that the other side loads strictly."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from input_pipeline.errors import InputError
+from resnet.model.spec import ResNetSpec
+from resnet.train.checkpoints import load
+from resnet.weights import mapping, names, shortcut_padding
+from resnet.weights.convert import convert
+from resnet.weights.export import export
+from tests.networks import random_variables
+
+torch = pytest.importorskip("torch", reason="torch is not installed; it writes and reads the files here")
+
+from tests.weights.sources import TINY_BASIC, TINY_KERAS, save_checkpoint, save_keras, twin, with_fields  # noqa: E402
+
+OPTION_A = with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 2, 1))
+OPTION_D = ResNetSpec(stage_sizes=(1, 1), width=16, stem="deep", shortcut="D", squeeze_excitation=16, num_classes=5)
+
+
+@pytest.mark.parametrize(
+    ("spec", "form", "name"),
+    [
+        (TINY_BASIC, "torchvision", "w.pth"),
+        (OPTION_A, "torchvision", "w.pth"),
+        (OPTION_D, "torchvision", "w.pth"),
+        (TINY_KERAS, "keras", "w.h5"),
+        (TINY_KERAS, "keras", "w.weights.h5"),
+    ],
+    ids=["B", "A", "D", "h5", "weights.h5"],
+)
+def test_out_and_in_again_is_bit_identical(tmp_path: Path, spec: ResNetSpec, form: str, name: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", spec)
+    count = export(checkpoint, form, tmp_path / name)
+    back = convert(str(tmp_path / name))
+    assert back.meta.spec == spec
+    assert count == len(names.variable_shapes(spec))
+    jax.tree.map(np.testing.assert_array_equal, back.variables, random_variables(spec))
+
+
+def test_exported_weights_load_strictly_in_torch(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", TINY_BASIC)
+    export(checkpoint, "torchvision", tmp_path / "out.pth")
+    network = twin()
+    network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+
+
+def test_torch_in_out_is_bit_identical(tmp_path: Path) -> None:
+    from resnet.train.checkpoints import save_converted
+
+    state = twin().state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "in.pth")
+    converted = convert(str(tmp_path / "in.pth"))
+    save_converted(tmp_path / "checkpoint", converted.variables, converted.meta)
+    export(tmp_path / "checkpoint", "torchvision", tmp_path / "out.pth")
+    back = torch.load(tmp_path / "out.pth", weights_only=True)
+    assert set(back) == set(state)
+    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
+
+
+def test_weights_without_a_head_stay_without(tmp_path: Path) -> None:
+    from resnet.train.checkpoints import save_converted
+
+    state = {name: tensor for name, tensor in twin().state_dict().items() if not name.startswith("fc.")}
+    torch.save(state, tmp_path / "in.pth")
+    converted = convert(str(tmp_path / "in.pth"))
+    assert converted.meta.class_names == ("(no head)",)
+    save_converted(tmp_path / "checkpoint", converted.variables, converted.meta)
+    assert load(tmp_path / "checkpoint")[1] == converted.meta
+    export(tmp_path / "checkpoint", "torchvision", tmp_path / "out.pth")
+    assert set(torch.load(tmp_path / "out.pth", weights_only=True)) == set(state)
+
+
+@pytest.mark.parametrize(
+    ("fields", "form", "word"),
+    [
+        ({"order": "full_preactivation"}, "torchvision", "order="),
+        ({"norm_epsilon": 1e-3}, "torchvision", "norm_epsilon="),
+        ({}, "keras", "block="),
+    ],
+)
+def test_refuses_what_the_other_side_would_compute_differently(
+    tmp_path: Path, fields: dict, form: str, word: str
+) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", with_fields(TINY_BASIC, **fields))
+    with pytest.raises(InputError, match=word):
+        export(checkpoint, form, tmp_path / "out.h5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+def test_keras_file_does_not_pass_for_torch(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    from resnet.train.checkpoints import save_converted
+
+    converted = convert(str(save_keras(tmp_path / "in.h5")))
+    save_converted(checkpoint, converted.variables, converted.meta)
+    with pytest.raises(InputError, match="stride_place='first_1x1'"):
+        export(checkpoint, "torchvision", tmp_path / "out.pth")
+
+
+@given(width=st.integers(1, 9), stages=st.integers(1, 4), block=st.sampled_from(["basic", "bottleneck"]))
+def test_channel_orders_are_permutations_and_undone(width: int, stages: int, block: str) -> None:
+    spec = ResNetSpec(block=block, stage_sizes=(2,) * stages, width=width * 2, shortcut="A", stem="cifar")
+    for order in shortcut_padding.channel_orders(spec):
+        assert sorted(order) == list(range(len(order)))
+    path = ("params", f"layer{stages}_1", "conv1", "kernel")
+    kernel = np.random.default_rng(0).normal(size=(1, 1, spec.width * 2 ** (stages - 1) * spec.expansion, 3))
+    there = shortcut_padding.pad_both_sides(shortcut_padding.pad_behind(kernel, path, spec), path, spec)
+    np.testing.assert_array_equal(there, kernel)
+
+
+@given(inputs=st.integers(1, 5), channels=st.integers(1, 7))
+def test_stem_for_other_channels_answers_equal_channels_alike(inputs: int, channels: int) -> None:
+    kernel = np.random.default_rng(0).uniform(size=(3, 3, inputs, 2)).astype(np.float32)
+    adapted = mapping.with_input_channels(kernel, channels)
+    assert adapted.shape == (3, 3, channels, 2)
+    if channels % inputs == 0 or channels == 1:
+        # A grey image, the same in every channel, gives what it gave.
+        np.testing.assert_allclose(adapted.sum(2), kernel.sum(2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dialect", [names.TORCH, names.TORCH_D, names.CIFAR])
+def test_no_two_tensors_share_a_name(dialect: names.Dialect) -> None:
+    for spec in (TINY_BASIC, OPTION_D):
+        found = [entry.name for entry in names.table(spec, dialect)]
+        assert len(set(found)) == len(found)
