@@ -108,7 +108,8 @@ def torch_peer(compiled: bool) -> Callable[[dict[str, np.ndarray], int], dict[st
         from benchmarks.torch_twin import TorchResNet
 
         torch.set_num_threads(os.cpu_count() or 1)
-        network: Any = TorchResNet().to(memory_format=torch.channels_last)
+        network: Any = TorchResNet()
+        network.to(memory_format=torch.channels_last)
         images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
         images = images.contiguous(memory_format=torch.channels_last)
         labels = torch.from_numpy(batch["label"]).long()
@@ -177,7 +178,9 @@ def report(arguments: argparse.Namespace, seconds: dict[str, dict[str, list[floa
         for name, kinds in seconds.items()
     }
     reference = rate.get("ours")
-    print(f"\nResNet-50, {arguments.image_size} px, batch {arguments.batch_size}, float32, median of {arguments.rounds}")
+    print(
+        f"\nResNet-50, {arguments.image_size} px, batch {arguments.batch_size}, float32, median of {arguments.rounds}"
+    )
     print(f"{'':16}{'train':>8}{'ours /':>8}{'eval':>8}{'ours /':>8}{'first':>8}   (images/s, ratio, s)")
     for name, kinds in rate.items():
         ratios = {kind: reference[kind] / kinds[kind] if reference else float("nan") for kind in kinds}

@@ -1,4 +1,4 @@
-"""ResNets in torch after torchvision's published definition and names: the peer in benchmarks, the twin in parity tests."""
+"""ResNets in torch after torchvision's published definition and names: the peer in benchmarks."""
 
 import torch
 from torch import nn
@@ -14,7 +14,11 @@ class Block(nn.Module):
         out_channels = planes * expansion
         if expansion == 4:
             first = stride if stride_place == "first_1x1" else 1
-            layers = [(in_channels, planes, 1, first), (planes, planes, 3, stride // first), (planes, out_channels, 1, 1)]
+            layers = [
+                (in_channels, planes, 1, first),
+                (planes, planes, 3, stride // first),
+                (planes, out_channels, 1, 1),
+            ]
         else:
             layers = [(in_channels, planes, 3, stride), (planes, planes, 3, 1)]
         self.depth = len(layers)

@@ -66,7 +66,7 @@ def data() -> ConfigDict:
     c.dir = ""
     # Class folders to leave out, such as ('BACKGROUND_Google',).
     c.exclude = ()
-    # Share of the training images held out for validation where the data bring no validation split; best is chosen there.
+    # Share of the training images held out for validation where the data bring no such split; best is chosen there.
     c.val_fraction = 0.1
     # Share held out for testing where the data bring no test split.
     c.test_fraction = 0.2

@@ -1,7 +1,8 @@
 """ImageNet by the recipe of Goyal et al. 2017: ResNet-50, batch 256 × n, lr 0.1 × n, 90 epochs in bfloat16.
 
     python train_main.py --config=configs/imagenet.py --workdir=runs/imagenet --config.data.source=tfds:imagenet2012
-    python train_main.py --config=configs/imagenet.py --workdir=runs/imagenet --config.data.source=folder --config.data.dir=PATH
+    python train_main.py --config=configs/imagenet.py --workdir=runs/imagenet --config.data.source=folder \
+        --config.data.dir=PATH
 
 Result to expect: 76.3 % top-1 is what the recipe is published with; not measured here (no ImageNet at hand).
 """

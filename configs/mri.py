@@ -1,7 +1,8 @@
 """Brain tumour MRI (Kaggle, M. Nickparvar; 4 classes, folders Training and Testing) at 96 px, from scratch.
 
     python train_main.py --config=configs/mri.py --workdir=runs/mri --config.data.dir=PATH/brain_mri
-    python train_main.py --config=configs/mri.py --workdir=runs/mri18 --config.data.dir=PATH/brain_mri --config.model.name=resnet18
+    python train_main.py --config=configs/mri.py --workdir=runs/mri18 --config.data.dir=PATH/brain_mri \
+        --config.model.name=resnet18
 
 Result to expect: see the README's results table. Test accuracy is given twice: on all test images, and without those
 that are byte-identical to a training image (216 of 1,311 in the public set).

@@ -36,12 +36,14 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
 thead th { color: var(--soft); } th:first-child { text-align: left; overflow-wrap: anywhere; }
+.contents { list-style: none; margin: 0; padding: 0; } .contents li { border: 0; margin: .15rem 0; }
+a { color: inherit; text-decoration-color: var(--line); }
 ul { margin: .5rem 0 0; padding-left: 1.2rem; overflow-wrap: anywhere; }
 .items { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: .75rem; }
 .item { border: 1px solid var(--line); border-radius: 6px; padding: .5rem; max-width: 100%; }
-.pictures { display: flex; flex-wrap: wrap; gap: .4rem; } figure { margin: 0; width: 128px; }
-img, .gone { width: 128px; height: 128px; object-fit: contain; background: var(--paper); display: block; }
-.tiny { image-rendering: pixelated; } .gone { line-height: 128px; text-align: center; color: var(--soft); }
+.pictures { display: flex; flex-wrap: wrap; gap: .4rem; } figure { margin: 0; width: 120px; }
+img, .gone { width: 120px; height: 120px; object-fit: contain; background: var(--paper); display: block; }
+.tiny { image-rendering: pixelated; } .gone { line-height: 120px; text-align: center; color: var(--soft); }
 figcaption { font-size: .7rem; line-height: 1.25; overflow-wrap: anywhere; color: var(--soft); margin-top: .2rem; }
 summary { cursor: pointer; }
 """
@@ -89,14 +91,14 @@ def _thumbnail(path: Path) -> tuple[str, bool]:
 def page(report: Report) -> str:
     """The whole page as HTML, at most 5 MB. Reads the pictures that it shows."""
     album = _Album(report.where)
-    sections = "".join(_section(finding, album) for finding in report.findings)
+    sections = "".join(_section(number, finding, album) for number, finding in enumerate(report.findings))
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_name(report.where)}, looked over</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f"<h1>{_name(report.where)}</h1>{_overview(report)}"
-        f"{sections or '<section><h2>Nothing found</h2></section>'}</body></html>\n"
+        f"{sections}</body></html>\n"
     )
 
 
@@ -104,6 +106,10 @@ def _overview(report: Report) -> str:
     levels = [finding.level for finding in report.findings]
     summary = ", ".join(plural(levels.count(level), level) for level in ("error", "warning", "note"))
     kinds = ", ".join(f"{escape(name)} {count:,}" for name, count in (*report.formats.items(), *report.modes.items()))
+    contents = "".join(
+        f'<li class="{finding.level}"><a href="#f{number}">{_headline(finding)}</a></li>'
+        for number, finding in enumerate(report.findings)
+    )
     sizes = "".join(
         "<tr><th>{}</th>{}</tr>".format(
             name, "".join(f"<td>{value:{'.2f' if name == 'aspect' else ',.0f'}}</td>" for value in values)
@@ -112,6 +118,7 @@ def _overview(report: Report) -> str:
     )
     return (
         f'<p class="soft">{report.files:,} files, {plural(len(report.class_names), "class", "classes")}: {summary}</p>'
+        f"<section><ul class=contents>{contents or '<li>nothing found</li>'}</ul></section>"
         f"<section><p>{kinds}</p><div class=scroll><table><thead><tr><th>pixels</th><th>least</th><th>median</th>"
         f"<th>greatest</th></tr></thead>{sizes}</table></div></section>"
         f"<section><details{' open' if len(report.class_names) <= 20 else ''}><summary>Readable images by class"
@@ -129,7 +136,7 @@ def _classes(report: Report) -> str:
     return f"<table><thead><tr><th>class</th>{head}</tr></thead>{rows}<tr><th>all</th>{total}</tr></table>"
 
 
-def _section(finding: Finding, album: _Album) -> str:
+def _section(number: int, finding: Finding, album: _Album) -> str:
     if finding.paired:
         shown = finding.items[:_PAIRS]
         body = f'<div class="items">{"".join(_pair(item, album) for item in shown)}</div>'
@@ -138,10 +145,11 @@ def _section(finding: Finding, album: _Album) -> str:
         body = f"<ul>{''.join(f'<li>{_line(item)}</li>' for item in shown)}</ul>" if shown else ""
     rest = len(finding.items) - len(shown)
     more = f'<p class="soft">and {rest:,} more; --json lists them all</p>' if rest else ""
-    return (
-        f'<section class="{finding.level}"><h2><span class="level">{finding.level}</span>{escape(finding.summary)}</h2>'
-        f"{body}{more}</section>"
-    )
+    return f'<section id="f{number}" class="{finding.level}"><h2>{_headline(finding)}</h2>{body}{more}</section>'
+
+
+def _headline(finding: Finding) -> str:
+    return f'<span class="level">{finding.level}</span>{escape(finding.summary)}'
 
 
 def _pair(item: Item, album: _Album) -> str:

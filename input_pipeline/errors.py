@@ -9,5 +9,5 @@ class InputError(ValueError):
 
 
 def printable(name: str) -> str:
-    """`name` with control characters (newlines, terminal escapes) and lone surrogates escaped: safe in one line of text."""
+    """`name` with control characters (newlines, terminal escapes) and lone surrogates escaped: safe in a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)

@@ -51,7 +51,7 @@ class Running:
 
 
 def start(*arguments: object, environment: dict[str, str] | None = None) -> Running:
-    """Start `train_main.py ARGS` or `resnet.study.evaluate ARGS`, forked off a process that has done the slow imports."""
+    """Start `train_main.py ARGS` or `resnet.study.evaluate ARGS`, forked where the slow imports are done already."""
     folder = Path(_server()[1])
     number = next(_numbers)
     out, err = folder / f"{number}.out", folder / f"{number}.err"

@@ -1,4 +1,4 @@
-"""What every test stands on: the CPU, a compilation cache that outlives the run, and no hidden transfers where asked."""
+"""What every test stands on: the CPU, and a compilation cache that outlives the run."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,5 @@ from pathlib import Path
 # Before jax is imported anywhere: tests never touch an accelerator and never argue about threads.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "xla-tests")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")

@@ -203,7 +203,6 @@ def test_an_unreadable_image_can_be_skipped_and_is_listed(place, tmp_path):
     flags = (f"--config.data.dir={tmp_path / 'data'}", "--config.data.on_error=skip")
     result = place.train(tmp_path / "run", *flags)
     assert result.code == 0, result.err
-    assert result.err == ""
     assert f"Skipped   train/{CLASS}/torn.jpg" in result.out
     skipped = json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset"]["skipped"]
     assert [name for name, _ in skipped] == [f"train/{CLASS}/torn.jpg"]

@@ -41,3 +41,14 @@ def tiny_recipe(file: Path, data: Path) -> Path:
         f"def get_config():\n    return tiny_config(Path({str(data)!r}))\n"
     )
     return file
+
+
+def tiny_run(folder: Path, steps: int = 6) -> tuple[Path, Path]:
+    """(data, workdir) of a finished run under `folder`."""
+    from resnet.train.loop import train
+
+    data = tiny_data(folder)
+    config = tiny_config(data)
+    config.run.steps = steps
+    assert train(config, folder / "run") == 0
+    return data, folder / "run"

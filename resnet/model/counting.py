@@ -93,10 +93,9 @@ class Counts:
     def activation_bytes(self, batch_size: int = 1, dtype: str = "float32") -> int:
         """Bytes that a training step on `batch_size` images keeps from forward to backward, at `dtype` (see BYTES).
 
-        Counted once each: what enters a convolution, a dense layer, a norm or a gate, and what leaves an activation; of
-        these a gradient is computed without doing anything again. It is what torch's autograd saves, images, max-pool's
-        indices and per-channel statistics left out. A compiler may keep less (by computing again) or, for a while, more.
-        Random masks of dropout and stochastic depth come on top.
+        Counted once each: what enters a convolution, a dense layer, a norm or a gate, and what leaves an activation:
+        what torch's autograd saves, but for images, max-pool's indices and per-channel statistics. A compiler may keep
+        less, by computing again, or more for a while. Masks of dropout and stochastic depth come on top.
         """
         return self.activations * batch_size * BYTES[dtype]
 
@@ -113,9 +112,11 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     key = jax.eval_shape(lambda: jax.random.key(0))
     # Without it a process with FLAX_PROFILE=0 would trace equations that do not tell their layer.
     with nn.override_named_call(True):
-        # One pass gives parameters and program; `apply` alone would take twice as long (flax traces each initializer anew).
+        # One pass gives parameters and program, in a third of the time of init and apply: flax' apply traces every
+        # initialiser once more to compare shapes.
         trace = jax.make_jaxpr(
-            lambda x, k: network.init_with_output(k, x, train=False, mutable=["params", "batch_stats"]), return_shape=True
+            lambda x, k: network.init_with_output(k, x, train=False, mutable=["params", "batch_stats"]),
+            return_shape=True,
         )
         program, (_, variables) = trace(images, key)
     found = operations(program)
@@ -146,7 +147,7 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
 
 
 def places(spec: ResNetSpec, scopes: Iterable[Scope]) -> list[tuple[int, str]]:
-    """(row, block) of each equation of a program in order; rows count the stem as 0, and the head last, by their place."""
+    """(row, block) of each equation of a program in order: 0 (the stem) before the first block, the last behind all."""
     found, passed = [], 0
     for scope in scopes:
         blocks = [match for match in map(BLOCK_NAME.fullmatch, scope) if match]
@@ -154,7 +155,7 @@ def places(spec: ResNetSpec, scopes: Iterable[Scope]) -> list[tuple[int, str]]:
             passed = int(blocks[0][1])
             found.append((passed, blocks[0][0]))
         else:
-            found.append((0, "stem") if passed == 0 else (len(spec.stage_sizes) + 1, "head"))
+            found.append((len(spec.stage_sizes) + 1, "head") if passed else (0, "stem"))
     return found
 
 
@@ -177,12 +178,20 @@ class Parser(argparse.ArgumentParser):
 
 def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--model", nargs="+", action="extend", metavar="NAME", help="named networks (default: resnet50)")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of ResNetSpec")
+    parser.add_argument(
+        "--model", nargs="+", action="extend", metavar="NAME", help="named networks (default: resnet50)"
+    )
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of ResNetSpec"
+    )
     parser.add_argument("--image_size", type=int, help="pixels a side (default: the network's own, 224 or 32)")
     parser.add_argument("--batch_size", type=int, default=1, help="images the activations are counted for (default: 1)")
-    parser.add_argument("--dtype", choices=tuple(BYTES), default="float32", help="of the activations (default: float32)")
-    parser.add_argument("--check", action="store_true", help="compare with the published figures; exit code 1 if one is off")
+    parser.add_argument(
+        "--dtype", choices=tuple(BYTES), default="float32", help="of the activations (default: float32)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the published figures; exit code 1 if one is off"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args()
     if arguments.check:
@@ -201,7 +210,7 @@ def main() -> int:
         return 0
     for name, counts in counted.items():
         title = " ".join([name, *arguments.set])
-        print(f"{title}, {counts.image_size}×{counts.image_size}\n\n{counting_tables.stage_table(counts)}\n")
+        print(f"{title}, {counts.image_size} pixels a side\n\n{counting_tables.stage_table(counts)}\n")
         print(counting_tables.totals(counts, arguments.batch_size, arguments.dtype), end="\n\n")
     return 0
 
@@ -274,7 +283,7 @@ def check(names: Iterable[str], as_json: bool = False) -> int:
 
 
 def run() -> int:
-    """`main` with what a user can mend in one line and exit code 2; the model may not import resnet.command, which does it for all."""
+    """Call `main`; what a user can mend becomes one line and exit code 2 (resnet.command does it for other rooms)."""
     # Nothing is computed, so no accelerator is needed: do not take one's memory from a run in progress.
     jax.config.update("jax_platforms", "cpu")
     try:

@@ -1,4 +1,4 @@
-"""Counts as people read them: the table of one network in the notation of He et al. 2015, and ours beside the published."""
+"""Counts as people read them: one network as in Table 1 of He et al. 2015; named ones beside the published figures."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +11,7 @@ from resnet.model.variants import Variant
 if TYPE_CHECKING:
     from resnet.model.counting import Counts
 
+TIMES = "\N{MULTIPLICATION SIGN}"
 STAGE_COLUMNS = ("stage", "output", "layers", "parameters", "multiply-adds")
 CHECK_COLUMNS = ("model", "parameters", "published", "by", "multiply-adds", "expected", "by", "in print")
 
@@ -30,8 +31,8 @@ def describe(spec: ResNetSpec, stage: int, blocks: Mapping[str, Sequence[Operati
     for text in map(block_text, blocks.values()):
         repeats = runs.pop()[1] if runs and runs[-1][0] == text else 0
         runs.append((text, repeats + 1))
-    pool = ["3×3 max pool, stride 2"] if stage == 1 and spec.stem != "cifar" else []
-    return "; ".join(pool + [f"[{text}] × {repeats}" for text, repeats in runs])
+    pool = [f"3{TIMES}3 max pool, stride 2"] if stage == 1 and spec.stem != "cifar" else []
+    return "; ".join(pool + [f"[{text}] {TIMES} {repeats}" for text, repeats in runs])
 
 
 def block_text(layers: Sequence[Operation]) -> str:
@@ -45,13 +46,19 @@ def convolution_text(layer: Operation, show_stride: bool = False) -> str:
     """'3×3, 64', with ', C=32' for groups and, if asked for, ', stride 2'."""
     groups = f", C={layer.groups}" if layer.groups > 1 else ""
     stride = f", stride {layer.strides[0]}" if show_stride and layer.strides[0] > 1 else ""
-    return f"{'×'.join(map(str, layer.kernel))}, {layer.features}{groups}{stride}"
+    return f"{TIMES.join(map(str, layer.kernel))}, {layer.features}{groups}{stride}"
 
 
 def stage_table(counts: "Counts") -> str:
     """Table 1 of the paper for one network, with a row of totals, as a markdown table."""
     rows = [
-        (stage.name, f"{stage.output_size}×{stage.output_size}", stage.layers, stage.parameters, stage.multiply_adds)
+        (
+            stage.name,
+            f"{stage.output_size}{TIMES}{stage.output_size}",
+            stage.layers,
+            stage.parameters,
+            stage.multiply_adds,
+        )
         for stage in counts.stages
     ]
     return markdown(STAGE_COLUMNS, [*rows, ("total", "", "", counts.parameters, counts.multiply_adds)])

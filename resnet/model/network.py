@@ -1,6 +1,6 @@
 """The network: stem, stages of blocks, head -> logits, and named features on request."""
 
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -89,6 +89,11 @@ class ResNet(nn.Module):
         # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
         head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
         return head(x)
+
+
+def evaluate(network: ResNet, variables: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Logits float32[B, num_classes] with the running statistics and without dropout."""
+    return cast(jax.Array, network.apply(variables, images, train=False))
 
 
 def initialise(network: ResNet, key: jax.Array, image_size: int) -> dict[str, Any]:

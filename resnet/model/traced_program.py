@@ -1,4 +1,4 @@
-"""What a traced program does: the multiply-adds of each convolution and matrix product, and the values its gradient keeps."""
+"""What a traced program does: multiply-adds of each convolution and matrix product, values kept for its gradient."""
 
 import dataclasses
 import math
@@ -82,12 +82,11 @@ def _nested(eqn: JaxprEqn) -> Iterator[Jaxpr]:
 def _convolution(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
     """Each output element is a product over the kernel and the input channels of its group.
 
-    Where the input is dilated (a transposed convolution, as in the gradient of a strided one), most of those factors are
-    zeros put between pixels; counted is then what each input element is multiplied with, as for the strided convolution
-    whose transpose it is.
+    Where the input is dilated (a transposed convolution, as in the gradient of a strided one), most of those factors
+    are zeros put between pixels; counted is then what each input element is multiplied with, as for the strided
+    convolution whose transpose it is.
     """
-    left, right = (operand.aval.shape for operand in eqn.invars)
-    output = eqn.outvars[0].aval.shape
+    left, right, output = map(_shape, (*eqn.invars, eqn.outvars[0]))
     numbers = eqn.params["dimension_numbers"]
     kernel = tuple(right[axis] for axis in numbers.rhs_spec[2:])
     features, channels_in_group = right[numbers.rhs_spec[0]], right[numbers.rhs_spec[1]]
@@ -102,18 +101,22 @@ def _convolution(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
 
 def _product(eqn: JaxprEqn, scope: Scope, times: int) -> Operation:
     (contracted, _), _ = eqn.params["dimension_numbers"]
-    left, output = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    left, output = _shape(eqn.invars[0]), _shape(eqn.outvars[0])
     count = math.prod(output) * math.prod(left[axis] for axis in contracted)
     return Operation(scope, count * times, (), (), output[-1] if output else 1, 1, output, times)
 
 
+def _shape(value: Any) -> tuple[int, ...]:
+    return value.aval.shape
+
+
 def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[int, int]]:
-    """What the gradient of a forward pass on a batch needs from it: (number of the equation that makes a value, its size).
+    """What the gradient of a forward pass on a batch needs from it: (number of the equation that makes it, its size).
 
     `inputs` are those of the program's arguments that are the batch. Each value that depends on them counts once, if it
-    enters a convolution, a dense layer, a norm or a product (a gate, a learned scale), or leaves an activation. Sizes are
-    numbers of elements; the inputs themselves do not count. Read at the top level of the program, where a network without
-    rematerialisation has all of it.
+    enters a convolution, a dense layer, a norm or a product (a gate, a learned scale), or leaves an activation. Sizes
+    are numbers of elements; the inputs themselves do not count. Read at the top level of the program, where a network
+    without rematerialisation has all of it.
     """
     made_at: dict[Any, int] = dict.fromkeys(inputs, -1)
     same_as: dict[Any, Any] = {}
@@ -138,4 +141,4 @@ def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[int, 
         else:
             needed = eqn.outvars if name in ACTIVATING else []
         kept.update((value, made_at[value]) for value in needed)
-    return [(number, math.prod(value.aval.shape)) for value, number in kept.items() if number >= 0]
+    return [(number, math.prod(_shape(value))) for value, number in kept.items() if number >= 0]

@@ -1,4 +1,4 @@
-"""Named networks, each with its published counts and where they were published; docs/counts.md shows them side by side."""
+"""Named networks, each with its published counts and who published them; docs/counts.md shows them side by side."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ class Figure:
     text: str
     unit: str
     source: str
-    # By how many units of its last digit the exact count may differ: 0.5 where it was rounded, 1 where some were cut off.
+    # By how many units of its last digit the exact count may differ: 0.5 where it was rounded, 1 where it was cut off.
     slack: float = 0.5
 
     def agrees(self, exact: int) -> bool:
@@ -34,8 +34,8 @@ class Figure:
 class Variant:
     """A spec under a name, with exact counts and figures in print that they must meet.
 
-    `parameters` are the trainable ones, `multiply_adds` those of one image of `image_size` pixels a side; the sources say
-    who publishes each, or CLOSED_FORM: the sum over the layers in the paper's table, which tests hold them against.
+    `parameters` are the trainable ones, `multiply_adds` those of one image of `image_size` pixels a side; the sources
+    say who publishes each, or CLOSED_FORM: the sum over the layers in the papers' tables, as the tests have it.
     """
 
     spec: ResNetSpec
@@ -103,7 +103,7 @@ V1 = {"stride_place": "first_1x1"}
 
 
 def torchvision(spec: ResNetSpec, parameters: int, multiply_adds: int, *figures: Figure) -> Variant:
-    """torchvision lists parameters to the unit; multiply-adds are those of its modules, its documentation rounds them."""
+    """torchvision lists parameters to the unit; multiply-adds are of its modules, its documentation rounds them."""
     return Variant(spec, parameters, TORCHVISION, multiply_adds, TORCHVISION, figures=figures)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from input_pipeline.augment import prepare
 from input_pipeline.crops import Crop
-from resnet.model.network import ResNet
+from resnet.model.network import ResNet, evaluate
 from resnet.train.checkpoints import Meta, load
 from resnet.train.state import Variables
 
@@ -35,7 +35,7 @@ class Model:
         network, contract = self.network, self.meta.contract
 
         def answer(variables: Variables, batch: np.ndarray) -> jax.Array:
-            return jax.nn.softmax(network.apply(variables, prepare(batch, contract), train=False))
+            return jax.nn.softmax(evaluate(network, variables, prepare(batch, contract)))
 
         return jax.jit(answer)
 

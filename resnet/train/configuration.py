@@ -156,13 +156,13 @@ def check_type(key: str, value: Any, default: Any) -> None:
 def check_model_type(key: str, value: Any) -> None:
     if value is None:
         return
-    field = next(f for f in dataclasses.fields(ResNetSpec) if f"model.{f.name}" == key) if key != "model.name" else None
-    kind = type(field.default) if field else str
+    examples: dict[str, Any] = {f"model.{field.name}": field.default for field in dataclasses.fields(ResNetSpec)}
+    example = examples.get(key, "resnet50")
+    kind = type(example)
     if kind is float and type(value) is int:
         return
     if type(value) is not kind or (kind is tuple and not all(type(v) is int for v in value)):
-        example = repr(field.default) if field else "'resnet50'"
-        raise InputError(f"config.{key}={value!r} must be a {kind.__name__}, such as {example}")
+        raise InputError(f"config.{key}={value!r} must be a {kind.__name__}, such as {example!r}")
 
 
 def check_read(given: Flat, default: Flat) -> None:

@@ -53,7 +53,7 @@ class Progress:
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
-    """Train, or go on with, the run that `config` describes in `workdir`; the exit code (0, or 128 + a signal's number).
+    """Train, or go on with, the run that `config` describes in `workdir`; exit code 0, or 128 + a signal's number.
 
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
@@ -146,7 +146,8 @@ class Run:
                     with contextlib.suppress(Interrupted):
                         outcome = test_run(self, step, state)
                 if self.interruption.requested:
-                    print(f"Stopped at step {step} of {self.plan.total_steps}, saved. The same command goes on from there.")
+                    total = self.plan.total_steps
+                    print(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
             write_curves(self.workdir, self.config.run.best_metric)
         print(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
@@ -223,8 +224,9 @@ class Run:
         limit = self.config.run.max_bad_steps
         if limit and int(pulse["bad_steps"]) >= limit:
             raise Diverged(
-                f"{limit} steps in a row up to step {step - STEPS_IN_FLIGHT} had a loss or gradient that is not finite and were "
-                f"skipped; lower --config.optim.lr or set --config.optim.clip_norm (the last checkpoint in {self.workdir} is intact)"
+                f"{limit} steps in a row up to step {step - STEPS_IN_FLIGHT} had a loss or gradient that is not finite "
+                f"and were skipped; lower --config.optim.lr or set --config.optim.clip_norm (the last checkpoint in "
+                f"{self.workdir} is intact)"
             )
 
     def log(self, step: int, state: TrainState) -> TrainState:

@@ -11,7 +11,7 @@ import optax
 
 from input_pipeline.augment import Augmentation, augment, prepare
 from input_pipeline.contract import Contract
-from resnet.model.network import ResNet
+from resnet.model.network import ResNet, evaluate
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.optimizer import ema_update
 from resnet.train.state import TrainState, Variables
@@ -51,8 +51,8 @@ def make_train_step(
     The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
     int32 (non-finite steps in a row). The loss that is minimised is the mean over the batch, weighted by class where
     asked. Randomness is a function of (seed, step, row).
-    A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, batch statistics, optimizer
-    and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
+    A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, statistics,
+    optimizer and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
     With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
     batch statistics are each part's own and move the running statistics once per part.
     """
@@ -166,7 +166,7 @@ def make_eval_step(network: ResNet, contract: Contract) -> Callable[[Variables, 
     """
 
     def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
-        logits = network.apply(variables, prepare(batch["image"], contract), train=False)
+        logits = evaluate(network, variables, prepare(batch["image"], contract))
         sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
         rows = {name: batch[name] for name in ("label", "mask", "index")}
         return sums, {"probabilities": jax.nn.softmax(logits), **rows}
@@ -176,7 +176,7 @@ def make_eval_step(network: ResNet, contract: Contract) -> Callable[[Variables, 
 
 def reset_sums(state: TrainState) -> TrainState:
     """The state with its metric sums at zero, for after they were logged."""
-    return state.replace(sums=jax.tree.map(jnp.zeros_like, state.sums))
+    return dataclasses.replace(state, sums=jax.tree.map(jnp.zeros_like, state.sums))
 
 
 def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:

@@ -5,8 +5,10 @@ network, every tensor under both names. Reading looks tensors up in it, writing 
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -134,13 +136,17 @@ def table(spec: ResNetSpec, dialect: Dialect) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def variable_shapes(spec: ResNetSpec) -> dict[Path, tuple[int, ...]]:
-    """Path -> shape of every variable of the network, in the order stem, stages, head; nothing is computed."""
+@functools.lru_cache(maxsize=4)
+def variable_shapes(spec: ResNetSpec) -> Mapping[Path, tuple[int, ...]]:
+    """Path -> shape of every variable of the network, in the order stem, stages, head; nothing is computed.
+
+    Kept for the last few networks: tracing a deep one takes seconds, and one conversion asks more than once.
+    """
     network = ResNet(spec, backend=jax.lax.conv_general_dilated)
     tree = jax.eval_shape(lambda key: initialise(network, key, spec.total_stride), jax.random.key(0))
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     shapes = {tuple(str(part.key) for part in path): tuple(leaf.shape) for path, leaf in leaves}
-    return dict(sorted(shapes.items(), key=lambda item: reading_order(item[0])))
+    return MappingProxyType(dict(sorted(shapes.items(), key=lambda item: reading_order(item[0]))))
 
 
 def reading_order(path: Path) -> tuple[object, ...]:

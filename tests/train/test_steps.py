@@ -281,7 +281,7 @@ def three_steps() -> dict[str, np.ndarray]:
     """Parameters, statistics, averages and sums after three steps with everything on, over however many devices."""
     optimizer = make_optimizer(OptimizerSettings(), optax.constant_schedule(0.05))
     spec = dataclasses.replace(TINY, stage_sizes=(1,), dropout=0.2)
-    settings = recipe(ema=0.9, accumulation=2, augmentation=Augmentation(flip="horizontal"))
+    settings = recipe(ema=0.9, accumulation=2)
     mesh = parallel.make_mesh()
     step = parallel.compile_train_step(make_train_step(ResNet(spec, backend=LAX), optimizer, settings), mesh)
     state = jax.device_put(state_for(spec, optimizer, ema=True), parallel.replicated(mesh))

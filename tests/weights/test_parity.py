@@ -53,7 +53,7 @@ def test_agrees_with_torch(tmp_path: Path, model: str, options: dict) -> None:
 @pytest.mark.parametrize(
     ("spec", "dialect"),
     [
-        # The CIFAR ResNets: zero channels on both sides of the shortcut where ours pads behind, over two changes of shape.
+        # The CIFAR ResNets: zero channels on both sides of the shortcut where ours pads behind; two such shortcuts.
         (with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 2, 1)), names.CIFAR),
         # timm's resnet50d family and squeeze-and-excitation; ResNeXt's groups.
         (
@@ -76,8 +76,7 @@ def test_every_layer_agrees(tmp_path: Path, spec: ResNetSpec, dialect: names.Dia
     torch.save(torch_state(spec, dialect), path)
     assert convert(str(path)).meta.spec == spec
     errors = compare(str(path), images=random_images(34))
-    assert list(errors)[0] == "stem"
-    assert list(errors)[-1] == "logits"
+    assert [*errors][:1] + [*errors][-1:] == ["stem", "logits"]
     assert first_difference(errors, TOLERANCE) is None, errors
 
 

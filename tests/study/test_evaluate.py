@@ -1,0 +1,136 @@
+"""Evaluation of a checkpoint says what training said of it, on the same splits."""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnet.study import evaluate
+from resnet.study.inference import load_model
+from resnet.train.loop import train
+from resnet.train.writers import read_metrics
+from tests.tiny import tiny_config, tiny_data, tiny_run
+
+# Of a line in metrics.jsonl, not of the figures.
+OF_THE_LINE = ("step", "epoch", "kind")
+CLASS = "daisy"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, Path]:
+    return tiny_run(tmp_path_factory.mktemp("evaluate"))
+
+
+@pytest.fixture
+def ask(run, monkeypatch, capsys):
+    """The command in this process, on the run's data unless told otherwise: what it prints."""
+
+    def printed(*flags: str, data: Path = run[0], checkpoint: Path = run[1]) -> str:
+        monkeypatch.setattr(sys, "argv", ["evaluate", f"--checkpoint={checkpoint}", f"--data={data}", *flags])
+        capsys.readouterr()
+        assert evaluate.main() == 0
+        return capsys.readouterr().out
+
+    return printed
+
+
+def logged(workdir: Path, kind: str, step: int | None = None) -> dict:
+    """The last line of this kind, or that of a step, without what belongs to the line."""
+    found = [line for line in read_metrics(workdir) if line["kind"] == kind and step in (None, line["step"])]
+    return {key: value for key, value in found[-1].items() if key not in OF_THE_LINE}
+
+
+def test_the_figures_of_the_test_split_are_those_that_training_logged(run, ask):
+    told = json.loads(ask("--json", "--batch_size=8"))
+    expected = logged(run[1], "test")
+    assert {key: told[key] for key in expected} == expected
+    assert told["split"] == "test"
+    assert told["classes"] == json.loads((run[1] / "classes.json").read_text())
+
+
+def test_the_figures_of_the_validation_split_are_those_that_training_logged(run, ask):
+    told = json.loads(ask("--json", "--batch_size=8", "--split=val"))
+    expected = logged(run[1], "val", told["checkpoint_step"])
+    assert {key: told[key] for key in expected} == expected
+
+
+def test_the_batch_size_changes_nothing(run, ask):
+    one, other = (json.loads(ask("--json", f"--batch_size={size}")) for size in (7, 64))
+    assert one["confusion"] == other["confusion"]
+    assert one["loss"] == pytest.approx(other["loss"], abs=1e-6)
+
+
+def test_all_is_the_sum_of_the_splits(run, ask):
+    names = ("train", "val", "test")
+    parts = {name: json.loads(ask("--json", f"--split={name}")) for name in names}
+    whole = json.loads(ask("--json", "--split=all"))
+    assert [parts[name]["count"] for name in names] == [30, 10, 20]
+    assert whole["count"] == 60
+    correct = sum(part["top1"] * part["count"] for part in parts.values())
+    assert whole["top1"] * 60 == pytest.approx(correct)
+
+
+def test_the_screen_shows_the_figures(run, ask):
+    told = json.loads(ask("--json"))
+    header, line = ask().splitlines()
+    assert header.startswith(f"Checkpoint of step {told['checkpoint_step']}, contract torch")
+    assert line.startswith(f"test top-1 {told['top1']:.2%} of 20 (95 % interval ")
+
+
+def test_a_flat_folder_is_split_as_the_run_split_it(ask, tmp_path):
+    data = tiny_data(tmp_path)
+    shutil.rmtree(data / "test")
+    config = tiny_config(data / "train")
+    config.data.test_fraction, config.data.split_seed = 0.3, 5
+    config.run.steps = 1
+    assert train(config, tmp_path / "run") == 0
+    told = json.loads(ask("--json", "--batch_size=8", data=data / "train", checkpoint=tmp_path / "run"))
+    expected = logged(tmp_path / "run", "test")
+    assert expected["count"] == 12
+    assert {key: told[key] for key in expected} == expected
+
+
+def test_images_that_leak_from_training_are_told_apart(run, ask, tmp_path):
+    shutil.copytree(run[0], tmp_path / "data")
+    learned = min((tmp_path / "data" / "train" / CLASS).iterdir())
+    tested = min((tmp_path / "data" / "test" / CLASS).iterdir())
+    shutil.copy(learned, tested)
+    told = json.loads(ask("--json", data=tmp_path / "data"))
+    assert told["leaked"] == 1
+    assert (told["count"], told["clean"]["count"]) == (20, 19)
+    lines = ask(data=tmp_path / "data").splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("test top-1 without the 1 ")
+    assert f"{told['clean']['top1']:.2%} of 19" in lines[2]
+
+
+def test_without_leaks_there_is_one_figure(run, ask):
+    told = json.loads(ask("--json"))
+    assert told["leaked"] == 0
+    assert "clean" not in told
+
+
+def test_fewer_classes_keep_their_outputs(run, ask, tmp_path):
+    shutil.copytree(run[0], tmp_path / "data")
+    for split in ("train", "test"):
+        shutil.rmtree(tmp_path / "data" / split / CLASS)
+    whole, told = json.loads(ask("--json")), json.loads(ask("--json", data=tmp_path / "data"))
+    place = whole["classes"].index(CLASS)
+    assert told["count"] == 16
+    assert told["per_class_accuracy"][place] is None
+    rows = [row for number, row in enumerate(whole["confusion"]) if number != place]
+    assert [row for number, row in enumerate(told["confusion"]) if number != place] == rows
+
+
+def test_classes_that_the_run_left_out_are_left_out_again(run, tmp_path):
+    meta = load_model(run[1]).meta
+    meta = dataclasses.replace(meta, config=meta.config | {"data.exclude": [CLASS]})
+    assert CLASS not in evaluate.open_like(meta, str(run[0]), "fail").class_names
+    # Other data need not have them.
+    shutil.copytree(run[0], tmp_path / "data")
+    for split in ("train", "test"):
+        shutil.rmtree(tmp_path / "data" / split / CLASS)
+    assert len(evaluate.open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4

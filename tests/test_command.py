@@ -1,0 +1,75 @@
+"""How commands end: which faults become one line, which code follows, and what stays a fault of ours."""
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.errors import InputError
+from resnet import command
+from resnet.model.errors import SpecError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def raising(error: BaseException):
+    def main() -> int:
+        raise error
+
+    return main
+
+
+@pytest.fixture
+def ended(capsys):
+    """(exit code, standard error) of command.run on a `main`."""
+
+    def run(main) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            command.run(main)
+        return end.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (InputError("a.jpg: empty file"), 2, "error: a.jpg: empty file\n"),
+        (SpecError("groups=3 does not divide"), 2, "error: groups=3 does not divide\n"),
+        (InputError("two\nlines \x1b[31m"), 2, "error: two\\nlines \\x1b[31m\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(error, code, line, ended):
+    assert ended(raising(error)) == (code, line)
+
+
+def test_a_full_disk_is_named_with_the_file(ended):
+    code, line = ended(raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/metrics.jsonl")))
+    assert code == 2
+    assert line.startswith("error: runs/a/metrics.jsonl: No space left on device")
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "a bug"), AssertionError("a bug")])
+def test_our_own_faults_keep_their_traceback(error):
+    with pytest.raises(type(error), match="a bug"):
+        command.run(raising(error))
+
+
+@pytest.mark.parametrize(("value", "code"), [(None, 0), (0, 0), (143, 143)])
+def test_the_code_of_main_is_the_exit_code(value, code, ended):
+    assert ended(lambda: value) == (code, "")
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_seen_enough_is_no_error(lines):
+    main = f"from resnet import command; command.run(lambda: print('x\\n' * {lines}))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", main], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 141

@@ -1,0 +1,58 @@
+"""train_main.py that waits at a place of the test's choice, so that a signal meets it just there.
+
+PAUSE_AT names the place, NAME:NUMBER: open:0 (before the data are opened), train:STEP (the line of that step is
+written), val:BATCH and test:BATCH (before that batch of an evaluation, counted from 0), save:STEP (its save has begun).
+It makes the file PAUSE_FILE and goes on once that is gone.
+"""
+
+import os
+import runpy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from resnet.train import evaluation, loop
+from resnet.train.checkpoints import Checkpoints
+from resnet.train.writers import MetricsWriter
+
+PLACE = os.environ["PAUSE_AT"]
+FILE = Path(os.environ["PAUSE_FILE"])
+
+
+def reached(name: str, number: int) -> None:
+    if f"{name}:{number}" == PLACE:
+        FILE.touch()
+        while FILE.exists():
+            time.sleep(0.01)
+
+
+def patch() -> None:
+    open_data, eval_batches = loop.open_data, evaluation.eval_batches
+    save, write = Checkpoints.save, MetricsWriter.write
+
+    def open_later(config: Any) -> Any:
+        reached("open", 0)
+        return open_data(config)
+
+    def batches_later(split: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        for number, batch in enumerate(eval_batches(split, *args, **kwargs)):
+            reached(split.name, number)
+            yield batch
+
+    def write_and_wait(self: MetricsWriter, step: int, epoch: float, kind: str, values: Any) -> None:
+        write(self, step, epoch, kind, values)
+        if kind == "train":
+            reached("train", step)
+
+    def save_and_wait(self: Checkpoints, state: Any, meta: Any, metric: Any) -> None:
+        save(self, state, meta, metric)
+        reached("save", meta.step)
+
+    loop.open_data, evaluation.eval_batches = open_later, batches_later
+    MetricsWriter.write, Checkpoints.save = write_and_wait, save_and_wait
+
+
+if __name__ == "__main__":
+    patch()
+    runpy.run_path("train_main.py", run_name="__main__")

@@ -1,0 +1,143 @@
+"""Real signals to real processes: what was done is saved, the same command goes on, and nobody can tell afterwards."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from resnet.train.writers import read_metrics
+from tests.commands import Result, Running, run, start, wait_until
+from tests.tiny import tiny_data, tiny_recipe
+
+# What a clock says differs between runs; everything else may not.
+CLOCK = ("images_per_second", "data_wait")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """A recipe of 6 steps, evaluated and saved after each second one, and where commands keep their caches."""
+
+    recipe: Path
+    environment: dict[str, str]
+
+    def arguments(self, workdir: Path) -> tuple[str, str]:
+        return f"--config={self.recipe}", f"--workdir={workdir}"
+
+    def train(self, workdir: Path) -> Result:
+        return run("train_main.py", *self.arguments(workdir), environment=self.environment)
+
+    def paused(self, workdir: Path, place: str) -> Running:
+        """The same run, waiting at `place` (see pausing_train.py) until `workdir`.paused is removed."""
+        file = workdir.with_suffix(".paused")
+        environment = self.environment | {"PAUSE_AT": place, "PAUSE_FILE": str(file)}
+        running = start("tests/train/pausing_train.py", *self.arguments(workdir), environment=environment)
+        wait_until(file.exists, f"the run to reach {place}")
+        return running
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    folder = tmp_path_factory.mktemp("interruption")
+    recipe = tiny_recipe(folder / "recipe.py", tiny_data(folder))
+    return Place(recipe, {"XDG_CACHE_HOME": str(folder / "cache")})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(place, tmp_path_factory) -> list[dict]:
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    result = place.train(workdir)
+    assert result.code == 0, result.err
+    return lines(workdir)
+
+
+def lines(workdir: Path) -> list[dict]:
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
+
+
+def signal_and_go_on(running: Running, workdir: Path, number: signal.Signals) -> Result:
+    running.send(number)
+    # Its handler has run before the file is gone: the pause sleeps for a hundredth of a second at a time.
+    time.sleep(0.1)
+    workdir.with_suffix(".paused").unlink()
+    return running.wait()
+
+
+def finishes_as_if_undisturbed(place: Place, workdir: Path, undisturbed: list[dict]) -> None:
+    result = place.train(workdir)
+    assert result.code == 0, result.err
+    assert lines(workdir) == undisturbed
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_in_training_saves_and_leaves(number, code, place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    result = signal_and_go_on(place.paused(workdir, "train:3"), workdir, number)
+    assert result.code == code, result.err
+    assert "Traceback" not in result.err
+    assert "Stopped at step 3 of 6, saved." in result.out
+    assert (workdir / "checkpoints" / "3").is_dir()
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
+
+
+def test_a_second_ctrl_c_ends_at_once(place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    running = place.paused(workdir, "train:3")
+    running.send(signal.SIGINT)
+    time.sleep(0.5)
+    running.send(signal.SIGINT)
+    result = running.wait()
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    assert workdir.with_suffix(".paused").exists(), "it ended where it stood"
+    assert not (workdir / "checkpoints" / "3").exists()
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_signal_in_an_evaluation_is_heard_between_batches(split, place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    result = signal_and_go_on(place.paused(workdir, f"{split}:1"), workdir, signal.SIGTERM)
+    assert result.code == 143, result.err
+    assert "Traceback" not in result.err
+    assert split not in [line["kind"] for line in lines(workdir)]
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
+
+
+@pytest.mark.parametrize("where", ["train:1", "train:5", "save:4", "val:1", "test:1"])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(where, place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    running = place.paused(workdir, where)
+    running.send(signal.SIGKILL)
+    assert running.wait().code == -signal.SIGKILL
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
+
+
+def test_ctrl_c_before_the_run_has_begun_leaves_nothing(place, tmp_path):
+    running = place.paused(tmp_path / "run", "open:0")
+    running.send(signal.SIGINT)
+    result = running.wait()
+    assert (result.code, result.err) == (130, "interrupted\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_killed_before_its_configuration_was_written_begins_anew(place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / ".lock").touch()
+    (workdir / "classes.json").write_text('["of another dataset"]')
+    (workdir / ".config.json.part").write_text('{"data.batch')
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
+    assert len(json.loads((workdir / "classes.json").read_text())) == 5
+
+
+def test_a_finished_run_whose_last_line_was_torn_writes_it_again(place, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    assert place.train(workdir).code == 0
+    metrics = workdir / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes()[:-20])
+    shutil.rmtree(workdir / "tensorboard")
+    finishes_as_if_undisturbed(place, workdir, undisturbed)
