@@ -1,4 +1,4 @@
-"""Published CIFAR-10 ResNets, converted: their accuracy on all 10,000 test images beside the published figure and torch.
+"""Published CIFAR-10 ResNets, converted: accuracy on all 10,000 test images beside the published figure and torch's.
 
     python -m benchmarks.pretrained_cifar --weights=FOLDER --data=FOLDER/cifar10
 
@@ -8,6 +8,7 @@ pixels. The weights (Y. Idelbayev's resnet20-12fca82f.th and resnet32-d509ac18.t
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from input_pipeline.errors import InputError
 from resnet import command
 from resnet.study.inference import Model
 from resnet.train.checkpoints import Meta
+from resnet.train.state import Variables
 from resnet.weights import torch_network
 from resnet.weights.convert import convert
 
@@ -68,7 +70,7 @@ def measure(path: Path, model: str, images: np.ndarray, labels: np.ndarray) -> d
     }
 
 
-def predict(variables: dict, meta: Meta, images: np.ndarray) -> np.ndarray:
+def predict(variables: Variables, meta: Meta, images: np.ndarray) -> np.ndarray:
     """The class of each image by the path that `predict` and `evaluate` take."""
     from input_pipeline.crops import Crop
     from resnet.model.network import ResNet
@@ -77,7 +79,7 @@ def predict(variables: dict, meta: Meta, images: np.ndarray) -> np.ndarray:
     return Model(ResNet(meta.spec), variables, meta, crop).probabilities(images, BATCH).argmax(1)
 
 
-def predict_by_torch(tensors: dict, meta: Meta, images: np.ndarray) -> np.ndarray:
+def predict_by_torch(tensors: Mapping[str, np.ndarray], meta: Meta, images: np.ndarray) -> np.ndarray:
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
     answers = []
     with torch.inference_mode():

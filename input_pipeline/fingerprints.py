@@ -169,7 +169,9 @@ def look(data: bytes, grey: np.ndarray, chroma: np.ndarray, *, hashed: bool = Tr
 
 def _shrink(picture: ImageFile.ImageFile, orientation: int, grey: np.ndarray, chroma: np.ndarray) -> None:
     """Decode, JPEG at a fraction of its size where that is enough, and write the small pictures."""
-    picture.draft("YCbCr", (2 * SIDE, 2 * SIDE))
+    draft = picture.draft("YCbCr", (2 * SIDE, 2 * SIDE))
+    # Half of 133 pixels is 66.5: without the box the last half pixel would shift a turned copy against its original.
+    box = draft[1] if draft else None
     whole: Image.Image = picture
     if picture.mode.startswith("I"):  # 16 bits, which Pillow's own conversion clips at 255
         whole = Image.fromarray((np.asarray(picture, np.int64) >> 8).clip(0, 255).astype(np.uint8))
@@ -178,7 +180,7 @@ def _shrink(picture: ImageFile.ImageFile, orientation: int, grey: np.ndarray, ch
     elif picture.mode not in ("L", "RGB", "YCbCr"):
         # Alpha is dropped, as the feed drops it.
         whole = picture.convert("RGB")
-    small = whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
+    small = whole.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box, reducing_gap=2.0)
     if orientation in _TURNS:
         small = small.transpose(_TURNS[orientation])
     if small.mode == "L":

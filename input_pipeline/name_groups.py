@@ -12,8 +12,8 @@ from collections import defaultdict
 from input_pipeline.findings import Finding, Item, plural
 from input_pipeline.images import Listing
 
-# 'patient12_slice3' -> 'patient12', '0012-03' -> '0012'; not 'image_0001': before the last number stands no other.
-_NUMBERED = re.compile(r"(?P<group>.*\d.*?)[ _.\-]+(?:[A-Za-z]{0,8}[ _.\-]?)\d{1,6}")
+# The '_slice3' of 'patient12_slice3', the '-03' of '0012-03'.
+_LAST_NUMBER = re.compile(r"[ _.\-]+[A-Za-z]{0,8}[ _.\-]?[0-9]{1,6}$")
 # What Roboflow makes of one photo by augmentation: 'photo_jpg.rf.0a1b2c...'.
 _AUGMENTED = re.compile(r"(?P<group>.+)\.rf\.[0-9a-fA-F]{16,}")
 # Fewer groups a class, and the number before the last says something else: the class (ImageNet), the year (VOC).
@@ -28,8 +28,12 @@ def group_of(name: str, class_name: str) -> str | None:
     if any(character.isdigit() for character in "".join(below)):
         return "/".join(below)
     stem = file.rsplit(".", 1)[0]
-    match = _AUGMENTED.fullmatch(stem) or _NUMBERED.fullmatch(stem)
-    return match["group"] if match else None
+    if augmented := _AUGMENTED.fullmatch(stem):
+        return augmented["group"]
+    last = _LAST_NUMBER.search(stem)
+    group = stem[: last.start()] if last else ""
+    # 'image_0001' belongs to nothing: before the last number stands no other.
+    return group if any(map(str.isdigit, group)) else None
 
 
 def about_names(listing: Listing, labels: list[int]) -> list[Finding]:

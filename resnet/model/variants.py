@@ -183,7 +183,7 @@ VARIANTS: dict[str, Variant] = {
     "cifar_resnet1202": cifar(1202, 19_421_274, 2_829_238_912, "19.4"),
     "cifar_resnet20_b": cifar(20, 272_474, 40_813_184, "0.27", shortcut="B"),
     "cifar_resnet164_v2": Variant(
-        CIFAR_164_V2, 1_703_258, CLOSED_FORM, 0, CLOSED_FORM, 32, (Figure("parameters", "1.7", "M", HE2016),)
+        CIFAR_164_V2, 1_703_258, CLOSED_FORM, 244_500_992, CLOSED_FORM, 32, (Figure("parameters", "1.7", "M", HE2016),)
     ),
     "cifar_plain20": cifar(20, 269_722, 40_551_040, "0.27", shortcut="none"),
     "cifar_plain32": cifar(32, 464_154, 68_862_592, "0.46", shortcut="none"),

@@ -150,7 +150,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
     elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return
     elif type(value) is not type(default):
-        raise InputError(f"config.{key}={value!r} must be a {type(default).__name__}, such as {default!r}")
+        raise InputError(f"config.{key}={value!r} must be of type {type(default).__name__}, such as {default!r}")
 
 
 def check_model_type(key: str, value: Any) -> None:
@@ -162,7 +162,7 @@ def check_model_type(key: str, value: Any) -> None:
     if kind is float and type(value) is int:
         return
     if type(value) is not kind or (kind is tuple and not all(type(v) is int for v in value)):
-        raise InputError(f"config.{key}={value!r} must be a {kind.__name__}, such as {example!r}")
+        raise InputError(f"config.{key}={value!r} must be of type {kind.__name__}, such as {example!r}")
 
 
 def check_read(given: Flat, default: Flat) -> None:

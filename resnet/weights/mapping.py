@@ -52,7 +52,8 @@ def from_variables(
         if pads_on_both_sides(spec, dialect):
             array = shortcut_padding.pad_both_sides(array, entry.path, spec)
         array = names.to_torch_layout(array, entry.path) if dialect.torch_layout else array
-        tensors[entry.name] = np.ascontiguousarray(array)
+        # A copy: what comes from the device is read-only, and torch wants to own what it is given.
+        tensors[entry.name] = np.array(array, order="C")
     return tensors
 
 

@@ -21,7 +21,8 @@ from input_pipeline.errors import InputError, printable
 from resnet.weights.faults import fault
 
 EXAMPLE = "torchvision:resnet50_v1"
-CHUNK = 1 << 20
+# Bytes written at a time: what a broken connection loses at most.
+CHUNK = 1 << 16
 # Seconds to connect, and of silence on an open connection.
 TIMEOUT = (10, 60)
 

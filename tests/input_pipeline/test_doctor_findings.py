@@ -134,6 +134,8 @@ def test_groups_by_name(name, group):
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=40))
+@example("1_" * 120 + "x")
+@example("_" * 250)
 def test_any_name_has_a_group_or_none(name):
     group = group_of(f"a/{name}.jpg", "a")
     assert group is None or any(map(str.isdigit, group)) or ".rf." in name

