@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
@@ -56,6 +56,8 @@ def parse(arguments: list[str]) -> None:
         raise InputError(
             f"--config={printable(recipe)}: {type(error).__name__} ({first_line(error)}); mend the recipe"
         ) from error
+    if recipe and not isinstance(FLAGS["config"].value, ConfigDict):
+        raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
     if len(rest) > 1:
         raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
     for name in ("config", "workdir"):

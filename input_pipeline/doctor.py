@@ -171,7 +171,8 @@ def table(report: Report) -> list[str]:
         lines.append(f"  {name:6} least {least:{digits}}, median {median:{digits}}, greatest {greatest:{digits}}")
     for split, counts in report.counts.items():
         fewest, most = (f"{pick(counts):,} {_class_with(report, counts, pick(counts))}" for pick in (min, max))
-        lines.append(f"  {split:6} {sum(counts):>9,} images; fewest {fewest}, most {most}")
+        spread = f"fewest {fewest}, most {most}" if min(counts) < max(counts) else f"{max(counts):,} of each class"
+        lines.append(f"  {split:6} {sum(counts):>9,} images; {spread}")
     for finding in report.findings:
         lines.append(f"{finding.level:8} {finding.summary}")
         for item in finding.items[:_SHOWN]:

@@ -124,6 +124,7 @@ RECIPES = {
         ["rate"],
     ),
     "nothing": ("def get_config():\n  return None\n", ["get_config"]),
+    "plain_dict": ("def get_config():\n  return {'optim': {'lr': 0.1}}\n", ["get_config"]),
     "half": ("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n", ["missing"]),
 }
 

@@ -26,7 +26,7 @@ from resnet.model import counting_tables
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
-from resnet.model.traced_program import Operation, Scope, kept_values, operations, scope_of
+from resnet.model.traced_program import Operation, Scope, kept_values, operations
 from resnet.model.variants import VARIANTS, Variant, variant
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -123,10 +123,10 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     blocks: list[dict[str, list[Operation]]] = [{} for _ in range(len(spec.stage_sizes) + 2)]
     for operation, (stage, block) in zip(found, places(spec, [each.scope for each in found]), strict=True):
         blocks[stage].setdefault(block, []).append(operation)
-    place = places(spec, [scope_of(eqn) for eqn in program.jaxpr.eqns])
+    kept = kept_values(program, program.jaxpr.invars[:1])
     activations = [0] * len(blocks)
-    for equation, size in kept_values(program, program.jaxpr.invars[:1]):
-        activations[place[equation][0]] += size
+    for (_, size), (stage, _) in zip(kept, places(spec, [scope for scope, _ in kept]), strict=True):
+        activations[stage] += size
     parameters = sizes_by_stage(spec, variables["params"])
     statistics = sizes_by_stage(spec, variables.get("batch_stats", {}))
     stages = []
@@ -147,7 +147,7 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
 
 
 def places(spec: ResNetSpec, scopes: Iterable[Scope]) -> list[tuple[int, str]]:
-    """(row, block) of each equation of a program in order: 0 (the stem) before the first block, the last behind all."""
+    """(row, block) of scopes in the order of the program: row 0 (stem) before the first block, the last behind all."""
     found, passed = [], 0
     for scope in scopes:
         blocks = [match for match in map(BLOCK_NAME.fullmatch, scope) if match]
@@ -197,7 +197,7 @@ def main() -> int:
     if arguments.check:
         if arguments.set or arguments.image_size is not None:
             raise SpecError("--check is about networks as named and published; leave --set and --image_size out")
-        return check(arguments.model or list(VARIANTS), as_json=arguments.json)
+        return check(arguments.model or list(VARIANTS), json_output=arguments.json)
     for field in ("image_size", "batch_size"):
         if getattr(arguments, field) is not None and getattr(arguments, field) < 1:
             raise SpecError(f"--{field}={getattr(arguments, field)} must be at least 1")
@@ -252,7 +252,7 @@ def as_json(counts: Counts, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def check(names: Iterable[str], as_json: bool = False) -> int:
+def check(names: Iterable[str], json_output: bool = False) -> int:
     """Print named networks' counts beside the published; 1 if one differs, which is then named, else 0."""
     checked: list[tuple[str, Variant, Counts]] = []
     differences: dict[str, list[str]] = {}
@@ -262,14 +262,10 @@ def check(names: Iterable[str], as_json: bool = False) -> int:
         checked.append((name, named, counts))
         differences[name] = named.differences(counts.parameters, counts.statistics, counts.multiply_adds)
     off = {name: found for name, found in differences.items() if found}
-    if as_json:
+    if json_output:
+        fields = ("parameters", "statistics", "multiply_adds")
         rows = {
-            name: {
-                "parameters": counts.parameters,
-                "statistics": counts.statistics,
-                "multiply_adds": counts.multiply_adds,
-                "differences": differences[name],
-            }
+            name: {field: getattr(counts, field) for field in fields} | {"differences": differences[name]}
             for name, _, counts in checked
         }
         print(json.dumps({"ok": not off, "models": rows}, indent=1))

@@ -47,21 +47,20 @@ def operations(program: ClosedJaxpr) -> list[Operation]:
 
 def _walk(jaxpr: Jaxpr, outer: Scope, times: int) -> Iterator[Operation]:
     for eqn in jaxpr.eqns:
-        scope = outer + scope_of(eqn)
         name = eqn.primitive.name
         if name == "conv_general_dilated":
-            yield _convolution(eqn, scope, times)
+            yield _convolution(eqn, outer + scope_of(eqn), times)
         elif name == "dot_general":
-            yield _product(eqn, scope, times)
-        elif name == "cond":
-            branches = [list(_walk(branch.jaxpr, scope, times)) for branch in eqn.params["branches"]]
-            yield from max(branches, key=lambda found: sum(operation.multiply_adds for operation in found))
-        else:
+            yield _product(eqn, outer + scope_of(eqn), times)
+        elif programs := list(_nested(eqn)):
+            scope = outer + scope_of(eqn)
             repeats = eqn.params["length"] if name == "scan" else 1
-            inner = [found for nested in _nested(eqn) for found in _walk(nested, scope, times * repeats)]
-            if name == "pallas_call" or (name == "while" and inner):
+            inner = [list(_walk(nested, scope, times * repeats)) for nested in programs]
+            if name == "pallas_call" or (name == "while" and any(inner)):
                 raise ValueError(f"multiply-adds inside {name} at {'/'.join(scope) or 'the top'} cannot be counted")
-            yield from inner
+            if name == "cond":
+                inner = [max(inner, key=lambda found: sum(operation.multiply_adds for operation in found))]
+            yield from (operation for found in inner for operation in found)
 
 
 def scope_of(eqn: JaxprEqn) -> Scope:
@@ -110,8 +109,8 @@ def _shape(value: Any) -> tuple[int, ...]:
     return value.aval.shape
 
 
-def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[int, int]]:
-    """What the gradient of a forward pass on a batch needs from it: (number of the equation that makes it, its size).
+def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[Scope, int]]:
+    """What the gradient of a forward pass on a batch needs from it: (names around it, its size), in order of making.
 
     `inputs` are those of the program's arguments that are the batch. Each value that depends on them counts once, if it
     enters a convolution, a dense layer, a norm or a product (a gate, a learned scale), or leaves an activation. Sizes
@@ -141,4 +140,5 @@ def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[int, 
         else:
             needed = eqn.outvars if name in ACTIVATING else []
         kept.update((value, made_at[value]) for value in needed)
-    return [(number, math.prod(_shape(value))) for value, number in kept.items() if number >= 0]
+    made = sorted((number, math.prod(_shape(value))) for value, number in kept.items() if number >= 0)
+    return [(scopes[number], size) for number, size in made]

@@ -21,8 +21,6 @@ from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
 FORMAT = 1
-# What orbax raises for files that are missing, cut short or of another network.
-UNREADABLE = (ValueError, KeyError, TypeError, OSError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +112,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
             meta = Meta.from_json(restored["meta"])
-        except UNREADABLE as error:
+        except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             folder = self._manager.directory / str(step)
             raise InputError(
                 f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); remove this folder to "
@@ -164,7 +162,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
         arguments = ocp.args.StandardRestore(abstract_variables(meta))
         variables = checkpointer.restore(folder, ocp.args.Composite(variables=arguments))["variables"]
-    except UNREADABLE as error:
+    except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
         raise InputError(
             f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); take another step's folder"
         ) from error
@@ -172,8 +170,8 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what orbax says, which goes on for pages."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    """The first line of what orbax says, or of what made it say so: it goes on for pages."""
+    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
     return printable(lines[0][:200]) if lines else type(error).__name__
 
 
@@ -224,7 +222,7 @@ def find_step(folder: Path) -> Path:
     try:
         stored = checkpointer.restore(newest, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         best = stored["progress"].get("best_step")
-    except UNREADABLE as error:
+    except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
         raise InputError(
             f"{printable(str(newest))}: the newest checkpoint cannot be read; name another step's folder"
         ) from error

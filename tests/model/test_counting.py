@@ -1,11 +1,7 @@
-"""Counts against published figures, arithmetic over the spec and torch, and the command that prints them."""
+"""Counts against published figures, arithmetic over the spec, the traced gradient and torch."""
 
 import dataclasses
-import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,111 +10,15 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from resnet.model import counting, network
+from resnet.model import counting
 from resnet.model.counting import count
 from resnet.model.counting_tables import TIMES
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
-from resnet.model.spec import ResNetSpec, block_width
+from resnet.model.spec import ResNetSpec
 from resnet.model.traced_program import operations
 from resnet.model.variants import VARIANTS, variant
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-# --- Arithmetic over the spec, written without looking at the program -------------------------------------------------
-
-
-class Ledger:
-    """Parameters, statistics and multiply-adds of one row, layer by layer."""
-
-    def __init__(self, spec: ResNetSpec) -> None:
-        self.spec, self.parameters, self.statistics, self.multiply_adds = spec, 0, 0, 0
-
-    def conv(
-        self, size: int, kernel: int, sources: int, targets: int, stride: int = 1, groups: int = 1, bias=None
-    ) -> int:
-        biased = (self.spec.conv_bias or self.spec.norm == "none") if bias is None else bias
-        size = (size + 2 * (kernel // 2) - kernel) // stride + 1
-        weights = kernel * kernel * (sources // groups) * targets
-        self.parameters += weights + targets * biased
-        self.multiply_adds += size * size * weights
-        return size
-
-    def norm(self, channels: int) -> None:
-        self.parameters += 2 * channels * (self.spec.norm != "none")
-        self.statistics += 2 * channels * (self.spec.norm == "batch")
-
-    def dense(self, sources: int, targets: int) -> None:
-        self.parameters += sources * targets + targets
-        self.multiply_adds += sources * targets
-
-
-def arithmetic(spec: ResNetSpec, size: int) -> list[Ledger]:
-    """Stem, stages, head."""
-    rows = [Ledger(spec)]
-    half, full = spec.width // 2, spec.width
-    stems = {
-        "imagenet": [(7, spec.in_channels, full, 2)],
-        "cifar": [(3, spec.in_channels, full, 1)],
-        "deep": [(3, spec.in_channels, half, 2), (3, half, half, 1), (3, half, full, 1)],
-    }
-    for kernel, sources, targets, stride in stems[spec.stem]:
-        size = rows[0].conv(size, kernel, sources, targets, stride)
-        rows[0].norm(targets)
-    if spec.stem != "cifar":
-        size = (size + 2 - 3) // 2 + 1
-    channels = spec.width
-    for stage, blocks in enumerate(spec.stage_sizes):
-        rows.append(Ledger(spec))
-        for index in range(blocks):
-            stride = 2 if stage > 0 and index == 0 else 1
-            size, channels = block(rows[-1], size, channels, stage, stride, first=stage == index == 0)
-    rows.append(Ledger(spec))
-    if spec.order == "full_preactivation":
-        rows[-1].norm(channels)
-    rows[-1].dense(channels, spec.num_classes)
-    return rows
-
-
-def block(row: Ledger, size: int, channels: int, stage: int, stride: int, first: bool) -> tuple[int, int]:
-    spec = row.spec
-    planes, inner = spec.width * 2**stage, block_width(spec, stage)
-    out = planes * (4 if spec.block == "bottleneck" else 1)
-    keeps_shape = stride == 1 and channels == out
-    early = stride if spec.stride_place == "first_1x1" else 1
-    if spec.block == "bottleneck":
-        layers = [
-            (1, channels, inner, early, 1),
-            (3, inner, inner, stride // early, spec.groups),
-            (1, inner, out, 1, 1),
-        ]
-    else:
-        layers = [(3, channels, out, stride, 1), (3, out, out, 1, 1)]
-    if spec.order == "full_preactivation" and not first:
-        row.norm(channels)
-    after = size
-    for kernel, sources, targets, step, groups in layers:
-        after = row.conv(after, kernel, sources, targets, step, groups)
-        row.norm(targets)
-    if spec.order == "full_preactivation":
-        # The last convolution has no norm behind it. (After an addition it has one, as wide.)
-        row.parameters -= 2 * out * (spec.norm != "none")
-        row.statistics -= 2 * out * (spec.norm == "batch")
-    if spec.squeeze_excitation:
-        squeezed = max(out // spec.squeeze_excitation, 1)
-        row.dense(out, squeezed)
-        row.dense(squeezed, out)
-    row.parameters += spec.norm == "none"
-    everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
-    padded = spec.shortcut == "A" and not keeps_shape
-    if spec.shortcut != "none" and not padded and (everywhere or not keeps_shape):
-        row.conv(after, 1, channels, out)
-        if spec.order not in ("relu_only_preactivation", "full_preactivation"):
-            row.norm(out)
-    if keeps_shape and spec.shortcut_transform in ("exclusive_gate", "shortcut_gate"):
-        row.conv(after, 1, out, out, bias=True)
-    return after, out
+from tests.model.counting_arithmetic import arithmetic
 
 
 @st.composite
@@ -327,97 +227,3 @@ def test_activations_are_what_torch_saves_and_multiply_adds_what_its_layers_do(
     assert sum(done) == 2 * counts.multiply_adds
     assert sum(saved.values()) == 2 * counts.activations
     assert counts.activation_bytes(2) == 4 * sum(saved.values()) == 2 * counts.activation_bytes(2, "bfloat16")
-
-
-# --- The command ------------------------------------------------------------------------------------------------------
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["counting", *arguments])
-    return counting.run()
-
-
-def test_check_agrees_and_the_documentation_shows_its_table(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, "--check") == 0
-    printed = capsys.readouterr().out
-    table = printed[: printed.rindex("|") + 1]
-    documentation = (ROOT / "docs" / "counts.md").read_text()
-    assert all(f"| {name} " in table for name in VARIANTS)
-    assert table in documentation, "paste what python -m resnet.model.counting --check prints into docs/counts.md"
-    assert call(monkeypatch) == 0
-    assert capsys.readouterr().out.strip() in documentation, "paste what python -m resnet.model.counting prints"
-
-
-def test_check_names_the_variant_whose_stride_moved(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    original = network.Block
-
-    def moved(*, name: str, stride: int, **fields: object) -> object:
-        """The third stage halves its map one block later."""
-        return original(name=name, stride={"layer3_0": 1, "layer3_1": 2}.get(name, stride), **fields)
-
-    monkeypatch.setattr(network, "Block", moved)
-    assert call(monkeypatch, "--check", "--model", "cifar_resnet20", "cifar_plain20") == 1
-    captured = capsys.readouterr()
-    assert "0 of 2 models agree" in captured.out
-    assert "cifar_resnet20: " in captured.err
-    assert "40,551,040 published" in captured.err
-
-
-def test_check_in_json_tells_the_difference(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    named = VARIANTS["cifar_resnet20"]
-    monkeypatch.setitem(VARIANTS, "cifar_resnet20", dataclasses.replace(named, parameters=named.parameters + 1))
-    assert call(monkeypatch, "--check", "--json", "--model", "cifar_resnet20", "--model", "cifar_resnet20_b") == 1
-    report = json.loads(capsys.readouterr().out)
-    assert report["ok"] is False
-    assert "difference -1" in report["models"]["cifar_resnet20"]["differences"][0]
-    assert report["models"]["cifar_resnet20_b"]["differences"] == []
-
-
-def test_json_holds_what_the_table_shows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ("--model", "cifar_resnet20", "--set", "shortcut=B", "stage_sizes=(3,3,3)", "--image_size=32", "--json")
-    assert call(monkeypatch, *arguments, "--batch_size=128", "--dtype=bfloat16") == 0
-    found = json.loads(capsys.readouterr().out)["cifar_resnet20"]
-    assert (found["parameters"], found["multiply_adds"]) == (272_474, 40_813_184)
-    assert sum(stage["multiply_adds"] for stage in found["stages"]) == found["multiply_adds"]
-    assert found["activation_bytes"] == found["activations"] * 128 * 2
-    assert found["spec"]["shortcut"] == "B"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["--model=resnet51"], "resnet51"),
-        (["--set", "depth=3"], "depth=3"),
-        (["--set", "conv_bias=maybe"], "true or false"),
-        (["--set", "stage_sizes=3,x"], "stage_sizes=3,x"),
-        (["--set", "shortcut=E"], "shortcut='E'"),
-        (["--image_size=0"], "--image_size=0"),
-        (["--image_size=16"], "too small"),
-        (["--batch_size=many"], "--batch_size"),
-        (["--check", "--set", "shortcut=C"], "--set"),
-    ],
-)
-def test_bad_input_is_one_line(
-    arguments: list[str], named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, *arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("error: ")
-    assert named in captured.err
-    assert captured.err.count("\n") == 1
-
-
-def test_the_command_as_it_is_typed() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "resnet.model.counting", "--model=resnet51"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown model 'resnet51'")
-    assert done.stderr.count("\n") == 1

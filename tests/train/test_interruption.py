@@ -47,11 +47,12 @@ def place(tmp_path_factory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(place, tmp_path_factory) -> list[dict]:
+def undisturbed(place, tmp_path_factory) -> Path:
+    """The folder of a run that nothing happened to."""
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
     result = place.train(workdir)
     assert result.code == 0, result.err
-    return lines(workdir)
+    return workdir
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -66,10 +67,10 @@ def signal_and_go_on(running: Running, workdir: Path, number: signal.Signals) ->
     return running.wait()
 
 
-def finishes_as_if_undisturbed(place: Place, workdir: Path, undisturbed: list[dict]) -> None:
+def finishes_as_if_undisturbed(place: Place, workdir: Path, undisturbed: Path) -> None:
     result = place.train(workdir)
     assert result.code == 0, result.err
-    assert lines(workdir) == undisturbed
+    assert lines(workdir) == lines(undisturbed)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -107,7 +108,7 @@ def test_a_signal_in_an_evaluation_is_heard_between_batches(split, place, undist
     finishes_as_if_undisturbed(place, workdir, undisturbed)
 
 
-@pytest.mark.parametrize("where", ["train:1", "train:5", "save:4", "val:1", "test:1"])
+@pytest.mark.parametrize("where", ["train:5", "save:4", "val:1", "test:1"])
 def test_a_killed_run_goes_on_as_if_nothing_had_been(where, place, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     running = place.paused(workdir, where)
@@ -136,7 +137,7 @@ def test_a_run_killed_before_its_configuration_was_written_begins_anew(place, un
 
 def test_a_finished_run_whose_last_line_was_torn_writes_it_again(place, undisturbed, tmp_path):
     workdir = tmp_path / "run"
-    assert place.train(workdir).code == 0
+    shutil.copytree(undisturbed, workdir)
     metrics = workdir / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:-20])
     shutil.rmtree(workdir / "tensorboard")
