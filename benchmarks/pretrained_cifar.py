@@ -38,7 +38,8 @@ def main() -> None:
         print(
             json.dumps(
                 {"weights": name, "published": published, **measure(arguments.weights / name, model, images, labels)}
-            )
+            ),
+            flush=True,
         )
 
 

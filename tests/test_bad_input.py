@@ -1,6 +1,5 @@
 """Whatever a user gets wrong is told in one line that names it, with exit code 2, and nothing is left behind."""
 
-import dataclasses
 import fcntl
 import json
 import shutil
@@ -12,63 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import Result, run, run_fresh
-from tests.tiny import tiny_data, tiny_recipe
+from tests.commands import run_fresh
+from tests.place import Place, make_place, names, refused
 
 STEPS = 6
 CLASS = "daisy"
 
 
-@dataclasses.dataclass(frozen=True)
-class Place:
-    """What the cases share and leave as it is: drawn images, a recipe for them, and a finished run."""
-
-    data: Path
-    recipe: Path
-    trained: Path
-    environment: dict[str, str]
-
-    def command(self, *arguments: object, fresh: bool = False) -> Result:
-        if not fresh:
-            return run(*arguments, environment=self.environment)
-        how = [] if str(arguments[0]).endswith(".py") else ["-m"]
-        return run_fresh(sys.executable, *how, *arguments, environment=self.environment)
-
-    def train(self, workdir: Path, *flags: object, fresh: bool = False) -> Result:
-        return self.command("train_main.py", f"--config={self.recipe}", f"--workdir={workdir}", *flags, fresh=fresh)
-
-    def evaluate(self, checkpoint: Path, *flags: object, data: Path | None = None, fresh: bool = False) -> Result:
-        flags = (f"--checkpoint={checkpoint}", f"--data={data or self.data}", *flags)
-        return self.command("resnet.study.evaluate", *flags, fresh=fresh)
-
-    def predict(self, *images: object, checkpoint: Path | None = None, fresh: bool = False) -> Result:
-        flags = (f"--checkpoint={checkpoint or self.trained}", *images)
-        return self.command("resnet.study.predict", *flags, fresh=fresh)
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
-    folder = tmp_path_factory.mktemp("bad_input")
-    data = tiny_data(folder)
-    recipe = tiny_recipe(folder / "recipe.py", data)
-    shared = Place(data, recipe, folder / "trained", {"XDG_CACHE_HOME": str(folder / "cache")})
-    result = shared.train(shared.trained)
-    assert result.code == 0, result.err
-    return shared
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.code == 2, result
-    assert len(result.err.splitlines()) == 1, result.err
-    assert result.err.startswith("error: ")
-    assert result.err.endswith("\n")
-    for word in words:
-        assert word in result.err
-    assert "Traceback" not in result.out
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+    return make_place(tmp_path_factory.mktemp("bad_input"))
 
 
 # Flags after --config and --workdir, and what the line must name.

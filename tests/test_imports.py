@@ -206,10 +206,11 @@ def test_a_slip_in_the_flags_is_told_before_anything_heavy_is_imported():
     done = python(
         """
 import os, runpy, sys
-heavy = ("tensorflow", "orbax", "flax", "matplotlib", "tensorboardX", "torch")
+heavy = ("jax", "optax", "tensorflow", "orbax", "flax", "matplotlib", "tensorboardX", "torch")
 for arguments in (
     ["train_main.py", "--config=configs/demo.py", "--workdir=runs/x", "--config.optim.lrr=1"],
     ["train_main.py", "--config=configs/demo.py", "--workdir=runs/x", "--config.data.crop=wild"],
+    ["train_main.py", "--config=configs/demo.py", "--workdir=runs/x", "--config.data.image_size=8"],
     ["train_main.py", "--config=configs/demo.py", "--workdir=train_main.py"],
     ["resnet.study.evaluate", "--checkpoint=absent", "--data=absent"],
     ["resnet.study.predict", "--checkpoint=absent", "absent.jpg"],
@@ -228,7 +229,7 @@ for arguments in (
 """
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr.count("error: ") == 5
+    assert done.stderr.count("error: ") == 6
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=name_of)

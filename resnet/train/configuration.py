@@ -10,8 +10,6 @@ from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
-from resnet.train.optimizer import OPTIMIZERS
-from resnet.train.schedules import SCHEDULES
 
 Flat = dict[str, Any]
 
@@ -87,8 +85,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),
-    "optim.name": OPTIMIZERS,
-    "optim.schedule": SCHEDULES,
+    # optimizer.OPTIMIZERS and schedules.SCHEDULES, written out: their files import jax, and a slip is told before that.
+    "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
+    "optim.schedule": ("constant", "step", "cosine", "polynomial"),
     "run.dtype": ("float32", "bfloat16"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
@@ -105,7 +104,10 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def validate(config: ConfigDict) -> None:
-    """Raise InputError, one line that names the key, unless every key is known, well typed, in range and read."""
+    """Raise InputError, one line that names the key, unless every key is known, well typed, in range and read.
+
+    Raises SpecError for a network that cannot be.
+    """
     given, default = dict(flatten(config)), dict(flatten(default_config()))
     for key in given:
         if key not in default:
@@ -129,6 +131,8 @@ def validate(config: ConfigDict) -> None:
             f"config.optim.accumulation={given['optim.accumulation']} does not divide "
             f"config.data.batch_size={given['data.batch_size']}"
         )
+    # An impossible network is told before the data are looked over, whatever the number of their classes.
+    make_spec(config, given["model.num_classes"] or 2)
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

@@ -25,7 +25,9 @@ from resnet.train.configuration import (
     make_spec,
     validate,
 )
+from resnet.train.optimizer import OPTIMIZERS
 from resnet.train.plan import make_plan
+from resnet.train.schedules import SCHEDULES
 
 
 def config_with(changes: dict[str, object]) -> ConfigDict:
@@ -109,6 +111,8 @@ def test_the_ends_of_a_range_are_allowed(key, end):
     changes: dict[str, object] = {key: RANGES[key][end]}
     if key == "optim.accumulation":
         changes["data.batch_size"] = RANGES[key][end]
+    if key == "data.image_size":
+        changes |= {"model.stem": "cifar", "model.stage_sizes": (1,)}
     validate(config_with(changes))
 
 
@@ -330,3 +334,13 @@ def test_balanced_weights_come_from_the_training_labels():
     plan = make_plan(config_with({"data.class_weights": "balanced"}), uneven)
     assert plan.recipe.class_weights == pytest.approx((100 / 150, 100 / 50))
     assert make_plan(config_with({}), uneven).recipe.class_weights == ()
+
+
+def test_the_choices_written_out_are_those_of_their_files():
+    assert CHOICES["optim.name"] == OPTIMIZERS
+    assert CHOICES["optim.schedule"] == SCHEDULES
+
+
+def test_an_impossible_network_is_refused_before_the_data_are_known():
+    with pytest.raises(SpecError, match="image_size 16 is too small"):
+        validate(config_with({"data.image_size": 16}))
