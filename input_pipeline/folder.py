@@ -105,7 +105,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
 
 
 def _folders(folder: str) -> list[str]:
-    return [entry.path for entry in _entries(folder) if entry.is_dir()]
+    return [entry.path for entry in _entries(folder) if _is_folder(entry)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # A link to itself: it leads nowhere.
+        return False
 
 
 def _named_as_image(entry: os.DirEntry[str]) -> bool:
@@ -126,7 +133,7 @@ def _images(folder: str) -> Iterator[_File]:
             continue
         seen.add((about.st_dev, about.st_ino))
         for entry in _entries(current):
-            if entry.is_dir():
+            if _is_folder(entry):
                 waiting.append(entry.path)
             elif _named_as_image(entry):
                 try:

@@ -188,3 +188,14 @@ def test_exact_shares_are_exact():
 def test_a_class_with_one_image_cannot_be_split():
     with pytest.raises(InputError, match="class 'b' has a single image"):
         stratified_choice(np.array([0, 0, 1], np.int32), 0.5, seed=0, stream=1, class_names=("a", "b"))
+
+
+def test_a_link_to_itself_is_listed_and_harms_nothing(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.jpg").write_bytes(b"x")
+    (tmp_path / "a" / "self.jpg").symlink_to("self.jpg")
+    (tmp_path / "self").symlink_to("self")
+    listing = find_images(tmp_path)
+    assert listing.class_names == ("a", "b")
+    assert sorted(listing.ids) == ["a/1.jpg", "a/self.jpg", "b/1.jpg"]
