@@ -59,7 +59,7 @@ def measure(path: Path, model: str, images: np.ndarray, labels: np.ndarray) -> d
     start = time.perf_counter()
     ours = predict(converted.variables, converted.meta, images)
     middle = time.perf_counter()
-    theirs = predict_by_torch(converted.file.tensors, converted.meta, images)
+    theirs = predict_by_torch(converted.file.tensors, converted.meta, images).argmax(1)
     end = time.perf_counter()
     return {
         "images": len(labels),
@@ -81,13 +81,14 @@ def predict(variables: Variables, meta: Meta, images: np.ndarray) -> np.ndarray:
 
 
 def predict_by_torch(tensors: Mapping[str, np.ndarray], meta: Meta, images: np.ndarray) -> np.ndarray:
+    """uint8[N, S, S, 3] -> logits float32[N, C] of a torch file's own tensors, run in torch."""
     state = {name: torch.from_numpy(np.array(tensor)) for name, tensor in tensors.items()}
     answers = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
             pixels = (images[start : start + BATCH] * np.float32(1 / 255) - meta.contract.mean) / meta.contract.std
             batch = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2).copy())
-            answers.append(torch_network.features(state, batch)["logits"].argmax(1).numpy())
+            answers.append(torch_network.features(state, batch)["logits"].numpy())
     return np.concatenate(answers)
 
 

@@ -45,7 +45,7 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in REFUSALS:
             raise
-        code = refuse(f"{error.filename or 'a file'}: {error.strerror}; make room, or allow it")
+        code = refuse(f"{error.filename or 'the disk'}: {error.strerror}; mend that and give the same command again")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -68,7 +68,8 @@ def quieten() -> None:
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)
+    # Orbax logs as errors, in pages, what it then raises.
+    logging.set_verbosity(logging.FATAL)
     if not sys.warnoptions:
         # Those of libraries, which the user of a command can do nothing about; python -W default shows them.
         warnings.simplefilter("ignore")

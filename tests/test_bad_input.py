@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import run_fresh
+from tests.commands import Result, run_fresh
 from tests.place import Place, make_place, names, refused
 
 STEPS = 6
@@ -202,17 +202,38 @@ def test_a_workdir_in_use(place, tmp_path):
     assert names(tmp_path) == [".lock"]
 
 
-def test_a_disk_without_room(place, tmp_path):
+def train_on_a_small_disk(script: str, place: Place, folder: Path) -> Result:
+    """`script`, for sh, in which $0 is `folder`, a place to mount at, and "$@" a run of the recipe in $0/run."""
     allowed = ["unshare", "--map-root-user", "--mount"]
     try:
-        subprocess.run([*allowed, "mount", "-t", "tmpfs", "none", tmp_path], check=True, capture_output=True)
+        subprocess.run([*allowed, "mount", "-t", "tmpfs", "none", folder], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("this machine lets us mount no small disk (unshare --map-root-user --mount)")
+    command = (sys.executable, "train_main.py", f"--config={place.recipe}", f"--workdir={folder / 'run'}")
+    return run_fresh(*allowed, "sh", "-c", script, folder, *command, environment=place.environment)
+
+
+def test_a_disk_without_room(place, tmp_path):
     script = 'mount -t tmpfs -o size=16k none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
-    command = (sys.executable, "train_main.py", f"--config={place.recipe}", f"--workdir={tmp_path / 'run'}")
-    result = run_fresh(*allowed, "sh", "-c", script, tmp_path, *command, environment=place.environment)
+    result = train_on_a_small_disk(script, place, tmp_path)
     refused(result, str(tmp_path / "run"), "GB free", "make room")
     assert result.out == ""
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_run(place, tmp_path):
+    script = """mount -t tmpfs -o size=200k none "$0"; "$@"; echo "left with $?"
+        mount -o remount,size=50m "$0" && "$@" && cat "$0/run/metrics.jsonl" """
+    result = train_on_a_small_disk(script, place, tmp_path)
+    assert "left with 2\n" in result.out
+    (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
+    assert "No space left on device" in line
+    # Room was made, and the same command brought the run to its end, with every step once.
+    assert result.code == 0, result.err
+    lines = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]
+    expected = [json.loads(line) for line in (place.trained / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["kind"], line["loss"]) for line in lines] == [
+        (line["step"], line["kind"], line["loss"]) for line in expected
+    ]
 
 
 def header_of_a_huge_png() -> bytes:

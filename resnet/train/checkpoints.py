@@ -2,9 +2,11 @@
 the next step needs) and `meta` (JSON: network, classes, preprocessing contract, configuration, progress).
 """
 
+import contextlib
 import dataclasses
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +95,10 @@ class Checkpoints:
         metrics = None if metric is None else {"best": metric}
         if meta.step in self._manager.all_steps():
             # A signal during the evaluation of this step had it saved without a metric; orbax does not overwrite.
-            self._manager.wait_until_finished()
+            self.wait()
             self._manager.delete(meta.step)
-        self._manager.save(meta.step, args=arguments, metrics=metrics, force=True)
+        with self._writing():
+            self._manager.save(meta.step, args=arguments, metrics=metrics, force=True)
 
     def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, Meta]:
         """The state and meta of a step; `like` gives structure, shapes and dtypes, all arrays come with `sharding`.
@@ -121,18 +124,33 @@ class Checkpoints:
         return unite(restored["variables"], restored["training"]), meta
 
     def wait(self) -> None:
-        """Return when everything saved is on disk; raise what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Return when everything saved is on disk. Raises InputError for what could not be written meanwhile."""
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then let go of the folder."""
-        self._manager.close()
+        """Wait, then let go of the folder. Raises as `wait` does."""
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        # The first error is the one to tell: on a full disk, closing fails again.
+        with contextlib.suppress(*((InputError,) if error else ())):
+            self.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn what orbax raises (in `save` or, for an earlier save, in any later call) into an InputError."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{printable(str(self._manager.directory))}: a checkpoint could not be written ({reason(error)}); mend "
+                "that, and the same command goes on from the last whole one"
+            ) from error
 
 
 def divide(state: TrainState) -> tuple[Variables, dict[str, Any]]:
