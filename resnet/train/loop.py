@@ -236,9 +236,10 @@ class Run:
         interval = self.wait.interval()
         values = {name: float(sums[name]) / count for name in ("loss", "top1", "top5") if name in sums}
         values["gradient_norm"] = float(sums["gradient_norm"]) / steps
-        with jax.transfer_guard("allow"):
-            values["learning_rate"] = float(self.plan.schedule(step - 1))
         values["bad_steps"] = int(jax.device_get(state.bad_steps_total))
+        with jax.transfer_guard("allow"):
+            # The optimizer counts updates, and a skipped step was none.
+            values["learning_rate"] = float(self.plan.schedule(max(0, step - 1 - values["bad_steps"])))
         values["images_per_second"] = interval.images_per_second
         values["data_wait"] = interval.share
         self.writer.write(step, self.plan.epoch(step), "train", values)

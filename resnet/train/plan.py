@@ -39,6 +39,7 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     log_every: int
+    feed: str
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
@@ -82,6 +83,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         eval_every=every(config.run.eval_every),
         checkpoint_every=every(config.run.checkpoint_every),
         log_every=config.run.log_every,
+        # What 'auto' chooses; there is one feed so far.
+        feed="stream" if config.data.feed == "auto" else config.data.feed,
     )
 
 

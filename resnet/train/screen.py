@@ -20,7 +20,8 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     optim = config.optim
     lines = [
-        f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px",
+        f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px, "
+        f"feed {plan.feed}",
         f"Network   {config.model.name}: {parameters:,} parameters",
         f"Device    {device}, {config.run.dtype}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
