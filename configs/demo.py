@@ -23,8 +23,8 @@ def get_config() -> ConfigDict:
     config.optim.lr = 0.1
     config.optim.nesterov = True
     config.optim.warmup_epochs = 1.0
-    config.run.epochs = 9.0
-    config.run.eval_every = 3.0
-    config.run.checkpoint_every = 3.0
+    config.run.epochs = 12.0
+    config.run.eval_every = 4.0
+    config.run.checkpoint_every = 4.0
     config.run.log_every = 5
     return config
