@@ -1,7 +1,8 @@
 """The demo dataset: flowers of five species, drawn, so that a first run needs neither a download nor a camera.
 
 The species differ in the number, shape and arrangement of their petals, in their usual colours and in where they
-usually grow. Usual is not always: there are white, pink and violet flowers of several species, and any may stand anywhere.
+usually grow. Usual is not always: there are white, pink and violet flowers of several species, and any may stand
+anywhere.
 Every image is a function of (seed, split, species, number) alone.
 """
 

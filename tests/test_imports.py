@@ -173,7 +173,8 @@ after = dict(os.environ), sys.path[:], dict(jax.config.values), threading.active
 # Orbax registers a setting of its own; none that stood before may change.
 changed = [key for key, value in before[2].items() if after[2][key] != value]
 assert not changed, f"imports changed jax' settings {{changed}}"
-assert before[0] == after[0], "an import changed the environment"
+changed = [f"{{key}}={{value}}" for key, value in after[0].items() if before[0].get(key) != value]
+assert not changed, f"imports changed the environment: {{changed}}"
 assert not jax._src.xla_bridge._backends, "an import started a backend"
 """
     )

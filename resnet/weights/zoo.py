@@ -50,7 +50,7 @@ class Entry:
     def describe(self) -> str:
         """One line for a listing."""
         use = f"{self.contract.name:6} {self.image_size} px"
-        return f"{self.name:28} {self.model:14} {self.top1:6.2f} %  {use}  {self.published}"
+        return f"{self.name:28} {self.model:16} {self.top1:6.2f} %  {use}  {self.published}"
 
 
 def torchvision(depth: int, version: int, digest: str, top1: float) -> Entry:
@@ -131,6 +131,8 @@ def fetch(entry: Entry, cache: Path | None = None) -> Path:
 
     Raises InputError: without a network one line that says which file to put where; for a wrong hash one that says so.
     """
+    import requests
+
     folder = cache or default_cache()
     target = folder / entry.file_name
     if target.is_file():
@@ -146,7 +148,11 @@ def fetch(entry: Entry, cache: Path | None = None) -> Path:
             fcntl.flock(file, fcntl.LOCK_EX)
             if target.is_file():
                 return target
-            download(entry, file, target)
+            try:
+                download(entry, file, target)
+            except requests.ConnectionError as error:
+                # Its own words run over several hundred characters of nested exceptions.
+                raise OSError("no connection to the server") from error
         if not has_hash(entry, partial):
             partial.unlink()
             raise fault(

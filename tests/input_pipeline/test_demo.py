@@ -96,7 +96,7 @@ def test_a_folder_of_anything_else_is_left_alone(tmp_path):
 
 
 def test_the_mean_colour_does_not_settle_the_species():
-    """Colours and backgrounds are typical of a species, not more: a fit of mean colours stays below what is promised."""
+    """Colours and backgrounds are typical of a species, no more: a fit of mean colours stays below the promise."""
     draws = [(label, number) for label in range(len(SPECIES)) for number in range(60)]
     names = list(SPECIES)
     pictures = (
