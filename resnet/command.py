@@ -53,7 +53,9 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def refuse(message: str) -> int:
-    """Print the error as one line, whatever is in it; the exit code."""
+    """Print the error as one line, whatever is in it, and nothing after it; the exit code."""
+    # Coroutines that orbax leaves unfinished die with the error, each with a page of "Exception ignored".
+    sys.unraisablehook = lambda unraisable: None
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
 

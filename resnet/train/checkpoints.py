@@ -4,6 +4,8 @@ the next step needs) and `meta` (JSON: network, classes, preprocessing contract,
 
 import contextlib
 import dataclasses
+import errno
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
 FORMAT = 1
+# What a disk says when it does not take a file; in orbax' errors it stands behind paths of any length.
+DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,8 +192,12 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
 
 
 def reason(error: Exception) -> str:
-    """The first line of what orbax says, or of what made it say so: it goes on for pages."""
-    lines = [line.strip() for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    """What the system refused, where that is told, else the first line of what orbax says: it goes on for pages."""
+    text = str(error.__cause__ or error)
+    refused = [words for number in DISK_REFUSALS if (words := os.strerror(number)) in text]
+    if refused:
+        return refused[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return printable(lines[0][:200]) if lines else type(error).__name__
 
 
