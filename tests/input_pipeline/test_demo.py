@@ -108,4 +108,4 @@ def test_the_mean_colour_does_not_settle_the_species():
     features = np.concatenate([np.ones((len(draws), 1)), colours, products.reshape(-1, 9)], 1)
     train = np.arange(len(draws)) % 3 > 0
     weights = np.linalg.lstsq(features[train], np.eye(len(SPECIES))[labels[train]], rcond=None)[0]
-    assert np.mean((features[~train] @ weights).argmax(1) == labels[~train]) < 0.88
+    assert np.mean((features[~train] @ weights).argmax(1) == labels[~train]) < 0.75

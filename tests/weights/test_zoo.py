@@ -145,8 +145,8 @@ def test_imagenet_names_stand_in_the_order_of_their_ids() -> None:
 def test_imagenet_ids_are_those_of_tfds() -> None:
     # Found, not imported: importing it takes seconds.
     datasets = importlib.util.find_spec("tensorflow_datasets")
-    if datasets is None or not datasets.origin:
-        pytest.skip("tensorflow-datasets is not installed")
+    assert datasets is not None, "tensorflow-datasets is one of requirements.txt"
+    assert datasets.origin
     folder = Path(datasets.origin).parent / "image_classification"
     theirs = (folder / "imagenet_resized_labels.txt").read_text().split()
     assert {wordnet_id for wordnet_id, _ in classes.imagenet()} == set(theirs)
