@@ -20,6 +20,9 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
     "config", None, "The recipe, such as configs/demo.py; configs/default.py explains every key."
 )
+flags.DEFINE_string("coordinator", "", "One of several processes: HOST:PORT of process 0. SLURM and others need none.")
+flags.DEFINE_integer("num_processes", 0, "One of several processes: how many there are.")
+flags.DEFINE_integer("process_id", -1, "One of several processes: which one this is, from 0.")
 flags.DEFINE_string("workdir", None, "The run's folder; the same command on the same folder goes on where it stopped.")
 
 
@@ -29,8 +32,10 @@ def main() -> int:
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
+    from resnet.train import hosts
     from resnet.train.loop import train
 
+    hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     return train(config, workdir)
 
 

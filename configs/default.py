@@ -177,6 +177,12 @@ def run() -> ConfigDict:
     c.best_metric = "top1"
     # Evaluations without a new best after which the run ends; 0: never.
     c.early_stopping = 0
+    # Devices as a grid: data=-1 (all of them, each with its share of the batch and the whole state), data=4,fsdp=2 or
+    # fsdp=-1 (parameters, optimizer state and averages divided over fsdp). The figures do not depend on it.
+    c.mesh = "data=-1"
+    # Runs of several processes: seconds without a finished step, evaluation batch or save after which a process says so
+    # and ends, instead of waiting for a stuck peer for ever; 0: never.
+    c.hang_timeout = 300.0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10
     return c

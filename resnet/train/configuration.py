@@ -74,7 +74,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "run.keep": (1, 1000),
     "run.early_stopping": (0, 1 << 20),
     "run.max_bad_steps": (0, 1 << 20),
+    "run.hang_timeout": (0.0, 1e6),
 }
+
+# What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
+# the number of devices changes).
+FREE = ("run.mesh", "run.hang_timeout", "data.threads")
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
@@ -219,11 +224,14 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
 
 
 def differences(before: Flat, after: Flat) -> list[str]:
-    """One entry per key that differs: 'optim.lr: 0.1 -> 0.2'. Lists and tuples of the same numbers are the same."""
+    """One entry per key that differs: 'optim.lr: 0.1 -> 0.2'. Lists and tuples of the same numbers are the same.
+
+    Keys in FREE may differ.
+    """
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
     missing = "(absent)"
     return [
         f"{key}: {plain(before.get(key, missing))!r} -> {plain(after.get(key, missing))!r}"
-        for key in sorted(before.keys() | after.keys())
+        for key in sorted((before.keys() | after.keys()) - set(FREE))
         if plain(before.get(key, missing)) != plain(after.get(key, missing))
     ]

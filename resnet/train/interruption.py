@@ -25,8 +25,11 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells and batch systems expect: 143 after SIGTERM, 130 after Ctrl-C."""
-        return 128 + (self.signal or 0)
+        """128 + the signal's number, as shells and batch systems expect: 143 after SIGTERM, 130 after Ctrl-C.
+
+        143 too where no signal came: then another process of this run had it.
+        """
+        return 128 + (self.signal or signal.SIGTERM)
 
     def __enter__(self) -> Self:
         try:

@@ -3,7 +3,8 @@
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, open_source
 from input_pipeline.stream import train_batches
 from resnet.model.network import initialise
-from resnet.train import parallel, screen
+from resnet.train import hosts, parallel, screen
 from resnet.train.checkpoints import Checkpoints, Meta
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
@@ -29,7 +30,7 @@ from resnet.train.result import test_run
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums, sum_names
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, check_room, check_workdir, claimed, write_json
-from resnet.train.writers import MetricsWriter
+from resnet.train.writers import MetricsWriter, SilentWriter
 
 # Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
 # progress, signals and the non-finite guard lag by a blink.
@@ -60,19 +61,23 @@ def train(config: ConfigDict, workdir: Path) -> int:
     validate(config)
     flat = dict(flatten(config))
     check_workdir(workdir, flat)
-    mesh = parallel.make_mesh()
-    parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh)
+    mesh = parallel.make_mesh(config.run.mesh)
+    parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
     source = open_data(config)
     plan = make_plan(config, source)
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     # The best one, the newest ones, and the one being written.
     check_room(workdir, (config.run.keep + 2) * state_bytes)
-    with Interruption() as interruption, claimed(workdir):
+    with Interruption() as interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
         check_workdir(workdir, flat)
-        start_directory(workdir, flat, source)
-        print(screen.start(config, plan, source, state, workdir))
-        return Run(config, workdir, mesh, source, plan, interruption).go(state)
+        if hosts.primary():
+            start_directory(workdir, flat, source)
+            print(screen.start(config, plan, source, state, workdir))
+        hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
+        shardings = parallel.state_shardings(mesh, state)
+        with hosts.together():
+            return Run(config, workdir, mesh, source, plan, interruption, shardings).go(state)
 
 
 def open_data(config: ConfigDict) -> Source:
@@ -90,7 +95,7 @@ def open_data(config: ConfigDict) -> Source:
 
 
 def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
-    """The state before step 0, on every device: a function of the configuration and the seed alone."""
+    """The state before step 0, where the mesh wants it: a function of the configuration and the seed alone."""
     network = plan.network
 
     def create(key: jax.Array) -> TrainState:
@@ -98,7 +103,8 @@ def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
         names = sum_names(network.spec.num_classes)
         return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
 
-    return jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(config.run.seed))
+    key = jax.random.key(config.run.seed)
+    return jax.jit(create, out_shardings=parallel.state_shardings(mesh, jax.eval_shape(create, key)))(key)
 
 
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
@@ -111,20 +117,37 @@ def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None
     write_json(workdir / CONFIG, flat)
 
 
+def say(text: str) -> None:
+    """Print, in one of several processes only."""
+    if hosts.primary():
+        print(text)
+
+
 class Run:
     """A run that is under way: its parts, its loop, and what happens at an evaluation, a log line and a stop."""
 
     def __init__(
-        self, config: ConfigDict, workdir: Path, mesh: Mesh, source: Source, plan: Plan, interruption: Interruption
+        self,
+        config: ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        source: Source,
+        plan: Plan,
+        interruption: Interruption,
+        shardings: TrainState,
     ) -> None:
         self.config, self.workdir, self.mesh, self.source, self.plan = config, workdir, mesh, source, plan
         self.interruption = interruption
+        # Of several processes: whether one of them was asked to end, which all learn at the same step.
+        self.asked_to_end = False
+        self.watchdog = hosts.Watchdog(config.run.hang_timeout if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
         step = make_train_step(plan.network, plan.optimizer, plan.recipe)
-        self.train_step = parallel.compile_train_step(step, mesh)
+        self.shardings = shardings
+        self.train_step = parallel.compile_train_step(step, mesh, shardings)
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
-        self.reset = jax.jit(reset_sums, donate_argnums=0)
+        self.reset = jax.jit(reset_sums, donate_argnums=0, out_shardings=shardings)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
@@ -134,38 +157,46 @@ class Run:
         with Checkpoints(self.workdir, keep=self.config.run.keep, sign=self.sign) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
-            with MetricsWriter(self.workdir, resume_step=step) as writer:
+            writer = MetricsWriter(self.workdir, resume_step=step) if hosts.primary() else SilentWriter()
+            with writer, self.watchdog:
                 self.writer = writer
-                bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step)
+                quiet = None if hosts.primary() else io.StringIO()
+                bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step, stream=quiet)
                 with bar, jax.transfer_guard("disallow"):
                     self.bar = bar
                     step, state = self.steps(step, state)
                 self.checkpoints.wait()
                 outcome = None
-                if not self.interruption.requested:
+                if not self.stopping:
                     with contextlib.suppress(Interrupted):
                         outcome = test_run(self, step, state)
-                if self.interruption.requested:
+                if self.stopping:
                     total = self.plan.total_steps
-                    print(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
-            write_curves(self.workdir, self.config.run.best_metric)
-        print(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
+            if hosts.primary():
+                write_curves(self.workdir, self.config.run.best_metric)
+        say(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
         return 0
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run is to save and end now: a signal has arrived, here or at any of several processes."""
+        return self.asked_to_end if hosts.several() else self.interruption.requested
 
     def resume(self, fresh: TrainState) -> tuple[int, TrainState]:
         """(step, state) to start from: the newest checkpoint's, or 0 and `fresh`."""
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, fresh
-        state, meta = self.checkpoints.restore(newest, fresh, parallel.replicated(self.mesh))
+        state, meta = self.checkpoints.restore(newest, fresh, self.shardings)
         if meta.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
                 "restore them or give --workdir a new folder"
             )
         self.progress = Progress(**meta.progress)
-        print(f"Going on from step {newest} of {self.plan.total_steps}.")
+        say(f"Going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
@@ -181,9 +212,9 @@ class Run:
             elif step != saved and self.due(step, self.plan.checkpoint_every):
                 self.save(step, state, None)
                 saved = step
-            if self.interruption.requested and step != saved:
+            if self.stopping and step != saved:
                 self.save(step, state, None)
-            if self.interruption.requested or step == self.plan.total_steps or self.stopped_early():
+            if self.stopping or step == self.plan.total_steps or self.stopped_early():
                 return step, state
             with self.wait.waiting():
                 batch = next(batches)
@@ -208,7 +239,8 @@ class Run:
             shard=shard,
             threads=self.threads,
         )
-        return parallel.put_batches(host, self.mesh)
+        stop = (lambda: self.interruption.requested) if hosts.several() else None
+        return parallel.put_batches(host, self.mesh, stop)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
@@ -221,6 +253,8 @@ class Run:
     def heed(self, pulse: dict[str, np.ndarray], step: int) -> None:
         """Show the loss of a step that is done; stop the run when too many in a row were not finite."""
         self.bar.update(step, self.plan.batch_size, loss=float(pulse["loss"]))
+        self.watchdog.beat(f"after step {step}")
+        self.asked_to_end |= bool(pulse.get("stop", 0))
         limit = self.config.run.max_bad_steps
         if limit and int(pulse["bad_steps"]) >= limit:
             raise Diverged(
@@ -285,8 +319,18 @@ class Run:
             batch_size=self.plan.eval_batch_size,
             mesh=self.mesh,
             threads=self.threads or 0,
-            stop=lambda: self.interruption.requested,
+            stop=lambda: self.stopping,
+            watch=self.guarded,
         )
+
+    def guarded(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """`batches` with the watchdog fed at each; off until the second, for the first compiles."""
+        self.watchdog.rest()
+        for number, batch in enumerate(batches):
+            if number > 1:
+                self.watchdog.beat(f"batch {number} of an evaluation")
+            yield batch
+        self.watchdog.rest()
 
     def save(self, step: int, state: TrainState, value: float | None) -> None:
         meta = Meta(

@@ -1,20 +1,57 @@
-"""Devices: one mesh, the batch split over it, the state on all of it. Nothing else in the project knows of devices."""
+"""Devices: one mesh, the batch split over it, the state on all of it or in parts. Nothing else here knows of devices."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from input_pipeline.errors import InputError
+from input_pipeline.errors import InputError, printable
 
-DATA = "data"
+DATA, FSDP = "data", "fsdp"
+AXIS = re.compile(r"(data|fsdp)=(-1|[1-9][0-9]{0,6})")
+# Numbers in a leaf below which dividing it saves nothing: a BN scale in 8 parts costs more in messages than in memory.
+LEAST_DIVIDED = 4096
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes along one axis, 'data'."""
-    return jax.make_mesh((jax.device_count(),), (DATA,), axis_types=(jax.sharding.AxisType.Auto,))
+def mesh_shape(text: str, devices: int) -> dict[str, int]:
+    """'data=4,fsdp=2' -> {'data': 4, 'fsdp': 2}; -1 stands for what the other axis leaves of `devices`.
+
+    An axis that is not named has size 1. Raises InputError for anything that is no such text or does not fill the
+    devices.
+    """
+    shape = {DATA: 1, FSDP: 1}
+    seen: set[str] = set()
+    for part in text.split(","):
+        match = AXIS.fullmatch(part.strip())
+        if not match or match[1] in seen:
+            raise InputError(
+                f"config.run.mesh={printable(text)!r} must be such as data=-1, fsdp=-1 or data=4,fsdp=2 (each axis once)"
+            )
+        seen.add(match[1])
+        shape[match[1]] = int(match[2])
+    if list(shape.values()).count(-1) > 1:
+        raise InputError(f"config.run.mesh={printable(text)!r}: only one axis can be -1")
+    for name, size in shape.items():
+        if size == -1:
+            shape[name] = devices // math.prod(s for s in shape.values() if s != -1)
+    if math.prod(shape.values()) != devices:
+        raise InputError(f"config.run.mesh={printable(text)!r} does not fill the {devices} devices there are")
+    return shape
+
+
+def make_mesh(text: str = "data=-1", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """All devices of all processes (or those given) as a grid of two axes.
+
+    The batch is divided over both; parameters, optimizer state and averages over 'fsdp' alone (ZeRO, Rajbhandari et al.
+    2020, stage 3), which is 1 by default. Raises InputError as `mesh_shape` does.
+    """
+    shape = mesh_shape(text, jax.device_count() if devices is None else len(devices))
+    kinds = (jax.sharding.AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=kinds, devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,13 +61,35 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def split_rows(mesh: Mesh) -> NamedSharding:
     """The first axis divided over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def check_batch_size(key: str, batch_size: int, mesh: Mesh) -> None:
-    """Raise InputError unless the global batch divides evenly over the devices."""
-    if batch_size % mesh.size:
-        raise InputError(f"{key}={batch_size} does not divide over {mesh.size} devices; take a multiple of {mesh.size}")
+def state_shardings(mesh: Mesh, state: Any) -> Any:
+    """Where each leaf of a state (arrays or their shapes) lives: a tree of shardings like `state`.
+
+    A leaf of LEAST_DIVIDED numbers or more is divided over 'fsdp' along its longest axis that divides evenly (of equal
+    ones the last); all others are on every device.
+    """
+    parts = mesh.shape[FSDP]
+
+    def place(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or not axes or math.prod(leaf.shape) < LEAST_DIVIDED:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*(FSDP if axis == longest else None for axis in range(leaf.ndim))))
+
+    return jax.tree.map(place, state)
+
+
+def check_batch_size(key: str, batch_size: int, mesh: Mesh, accumulation: int = 1) -> None:
+    """Raise InputError unless the global batch, and each of its parts, divides evenly over the devices."""
+    if batch_size % (mesh.size * accumulation):
+        parts = f" in {accumulation} parts" if accumulation > 1 else ""
+        raise InputError(
+            f"{key}={batch_size} does not divide over {mesh.size} devices{parts}; take a multiple of "
+            f"{mesh.size * accumulation}"
+        )
 
 
 def round_up(batch_size: int, mesh: Mesh) -> int:
@@ -38,23 +97,37 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
     return -(-batch_size // mesh.size) * mesh.size
 
 
-def put_batches(batches: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+def put_batches(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, stop: Callable[[], bool] | None = None
+) -> Iterator[dict[str, jax.Array]]:
     """Each host batch as global arrays split over the mesh; the transfer does not block.
 
-    A process gives its own rows; together they are the global batch.
+    A process gives its own rows; together they are the global batch. `stop` (of runs of several processes): its answer
+    travels in the batch as 'stop' float32[B], so that all processes learn of one's signal at the same step.
     """
     sharding = split_rows(mesh)
     for batch in batches:
-        yield {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        if stop is not None:
+            batch = {**batch, "stop": np.full(len(batch["mask"]), stop(), np.float32)}
+        # Asked for here, but of several processes JAX takes this transfer for a hidden one.
+        with jax.transfer_guard_host_to_device("allow"):
+            arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+        yield arrays
 
 
-def compile_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """jit of (state, batch) -> (state, pulse) with the state replicated and its buffers given up to the new one."""
-    same = replicated(mesh)
-    return jax.jit(step, in_shardings=(same, split_rows(mesh)), out_shardings=same, donate_argnums=0)
+def compile_train_step(step: Callable[..., Any], mesh: Mesh, shardings: Any = None) -> Callable[..., Any]:
+    """jit of (state, batch) -> (state, pulse), the state's buffers given up to the new one.
+
+    shardings: where the state lives (`state_shardings`); None: all of it on every device.
+    """
+    rows, same = split_rows(mesh), replicated(mesh)
+    place = same if shardings is None else shardings
+    return jax.jit(step, in_shardings=(place, rows), out_shardings=(place, same), donate_argnums=0)
 
 
 def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """jit of (variables, batch) -> (sums, rows), both on every device, so that each host can read them."""
-    same = replicated(mesh)
-    return jax.jit(step, in_shardings=(same, split_rows(mesh)), out_shardings=same)
+    """jit of (variables, batch) -> (sums, rows), both on every device, so that each host can read them.
+
+    The variables stay where they are: divided or on every device.
+    """
+    return jax.jit(step, out_shardings=replicated(mesh))

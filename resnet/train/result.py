@@ -9,7 +9,7 @@ import numpy as np
 
 from input_pipeline.leaks import byte_identical
 from input_pipeline.sources import Source
-from resnet.train import parallel
+from resnet.train import hosts
 from resnet.train.evaluation import Predictions, summarise_subset
 from resnet.train.state import TrainState
 
@@ -67,10 +67,11 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
             return Outcome("test", line["checkpoint_step"], line, line["leaked"], line.get("clean"))
     best = run.progress.best_step
     if best is not None and best != step:
-        state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
+        state, _ = run.checkpoints.restore(best, state, run.shardings)
     chosen = step if best is None else best
     predictions = run.predict("test", state)
     outcome = judge("test", chosen, predictions, leaked(run.source, "test"))
     run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
-    write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
+    if hosts.primary():
+        write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
     return outcome

@@ -49,7 +49,8 @@ def make_train_step(
     """The train step: (state, {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B], …}) -> (state, pulse).
 
     The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
-    int32 (non-finite steps in a row). The loss that is minimised is the mean over the batch, weighted by class where
+    int32 (non-finite steps in a row); with 'stop' float32[B] in the batch also 'stop', above 0 where any process was
+    asked to end. The loss that is minimised is the mean over the batch, weighted by class where
     asked. Randomness is a function of (seed, step, row).
     A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, statistics,
     optimizer and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
@@ -68,6 +69,8 @@ def make_train_step(
         if recipe.ema:
             ema = ema_update(ema, {"params": params, "batch_stats": batch_stats}, recipe.ema, state.step)
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
+        if "stop" in batch:
+            pulse["stop"] = batch["stop"].max()
         sums |= {"gradient_norm": norm, "steps": jnp.ones((), jnp.float32)}
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         new_state = TrainState(

@@ -82,6 +82,21 @@ class MetricsWriter:
         self.close()
 
 
+class SilentWriter:
+    """Stands where a MetricsWriter would, in the processes of a run that do not write."""
+
+    def write(self, step: int, epoch: float, kind: str, values: Mapping[str, Any]) -> None:
+        """Log nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """There is nothing to close."""
+
+
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The lines of WORKDIR/metrics.jsonl in order, without a half-written last one; [] if it is empty.
 

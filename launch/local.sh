@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Start a run as N processes on this machine: launch/local.sh N --config=... --workdir=... [flags of train_main.py]
+# With NVIDIA GPUs process i gets GPU i. Ctrl-C and SIGTERM go to all of them; when one fails, the others are ended.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+processes=${1:-}
+if ! [[ "$processes" =~ ^[1-9][0-9]{0,3}$ ]]; then
+  echo "error: launch/local.sh N FLAGS...: N is the number of processes, such as 2" >&2
+  exit 2
+fi
+shift
+python=${PYTHON:-.venv/bin/python}
+port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+gpus=0
+if command -v nvidia-smi >/dev/null 2>&1; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
+if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
+  echo "error: $processes processes, but this machine has $gpus GPUs; start at most $gpus" >&2
+  exit 2
+fi
+
+pids=()
+for ((i = 0; i < processes; i++)); do
+  if [ "$gpus" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$i; fi
+  "$python" train_main.py --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$i" "$@" &
+  pids+=($!)
+done
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
+
+code=0
+left=${#pids[@]}
+while [ "$left" -gt 0 ]; do
+  status=0
+  # 128 and more while children are left: a signal of ours cut the wait short, which is asked again.
+  wait -n -p ended "${pids[@]}" || status=$?
+  if [ -z "${ended:-}" ]; then continue; fi
+  left=$((left - 1))
+  for index in "${!pids[@]}"; do
+    if [ "${pids[$index]}" = "$ended" ]; then unset "pids[$index]"; fi
+  done
+  if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
+    code=$status
+    # 130 and 143: asked to end, each saves with the others. Anything else: nobody is to wait for the one that failed.
+    if [ "$code" -ne 130 ] && [ "$code" -ne 143 ] && [ "$left" -gt 0 ]; then
+      sleep 2
+      kill -KILL "${pids[@]}" 2>/dev/null || true
+    fi
+  fi
+  ended=
+done
+exit "$code"
