@@ -42,8 +42,8 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     except (RuntimeError, ValueError) as error:
         where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
         raise InputError(
-            f"{where}: the processes did not find each other ({first_line(error)}); see that all were started, with the "
-            "same --coordinator and --num_processes and each its own --process_id"
+            f"{where}: the processes did not find each other ({first_line(error)}); see that all were started, with "
+            "the same --coordinator and --num_processes and each its own --process_id"
         ) from error
 
 
@@ -160,7 +160,7 @@ class Watchdog:
             last = self._last
             if last is not None and time.monotonic() - last > self.seconds:
                 leave(
-                    f"nothing was finished for {self.seconds:g} s ({self._where}); a peer hangs or its network is gone; "
-                    "start all processes again, the run goes on from its last checkpoint",
+                    f"nothing was finished for {self.seconds:g} s ({self._where}); a peer hangs or its network is "
+                    "gone; start all processes again, the run goes on from its last checkpoint",
                     LOST_PEER,
                 )

@@ -1,4 +1,4 @@
-"""Devices: one mesh, the batch split over it, the state on all of it or in parts. Nothing else here knows of devices."""
+"""Devices: one mesh, the batch split over it, the state on all of it or divided. Nothing else knows of devices."""
 
 import math
 import re
@@ -29,7 +29,7 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
         match = AXIS.fullmatch(part.strip())
         if not match or match[1] in seen:
             raise InputError(
-                f"config.run.mesh={printable(text)!r} must be such as data=-1, fsdp=-1 or data=4,fsdp=2 (each axis once)"
+                f"config.run.mesh={printable(text)!r} must be such as data=-1, fsdp=-1 or data=4,fsdp=2, each axis once"
             )
         seen.add(match[1])
         shape[match[1]] = int(match[2])
