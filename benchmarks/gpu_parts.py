@@ -1,0 +1,194 @@
+"""The parts of benchmarks/gpu.py: `python -m benchmarks.gpu_parts NAME BATCH OUT.json [small]`."""
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CLASSES = 1000
+REPETITIONS, STEPS = 7, 10
+Call = Callable[[], Any]
+
+
+def main() -> None:
+    name, batch, out, small = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), "small" in sys.argv[4:]
+    # Else JAX takes most of the memory at once and its peak says nothing.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    found = PARTS[name](min(batch, 4) if small else batch, small)
+    out.write_text(json.dumps(found))
+
+
+def timed(call: Call, finish: Call, batch: int, steps_per_call: int = 1) -> dict[str, float]:
+    """Images/s and ms a step of `call`, repeated without waiting; `finish` waits for the last."""
+    for _ in range(3):
+        call()
+    finish()
+    seconds = []
+    for _ in range(REPETITIONS):
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            call()
+        finish()
+        seconds.append((time.perf_counter() - start) / STEPS / steps_per_call)
+    median = statistics.median(seconds)
+    return {
+        "images_per_second": batch / median,
+        "step_milliseconds": 1e3 * median,
+        "slowest_milliseconds": 1e3 * max(seconds),
+        "fastest_milliseconds": 1e3 * min(seconds),
+    }
+
+
+def images_of(batch: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    side = 32 if small else 224
+    return random.integers(0, 256, (batch, side, side, 3), np.uint8), random.integers(0, CLASSES, batch, np.int32)
+
+
+def ours(batch: int, small: bool, *, train: bool = True, steps_per_call: int = 1) -> dict[str, Any]:
+    """Our own train or evaluation step; steps_per_call: so many in one compiled loop."""
+    import jax
+    import jax.numpy as jnp
+
+    from input_pipeline.augment import Augmentation
+    from input_pipeline.contract import contract_by_name
+    from resnet.model.network import ResNet, initialise
+    from resnet.model.variants import variant
+    from resnet.train.optimizer import OptimizerSettings, make_optimizer
+    from resnet.train.state import create_state
+    from resnet.train.steps import Recipe, make_eval_step, make_train_step, sum_names
+
+    pixels, labels = images_of(batch, small)
+    network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
+    optimizer = make_optimizer(OptimizerSettings(), lambda step: 1e-3)
+    contract = contract_by_name("torch")
+    recipe = Recipe(0, contract, Augmentation(flip="none"))
+    variables = initialise(network, jax.random.key(0), pixels.shape[1])
+    state = create_state(variables, optimizer, ema=False, sum_names=sum_names(CLASSES))
+    host = {
+        "image": pixels,
+        "label": labels,
+        "mask": np.ones(batch, np.float32),
+        "index": np.arange(batch, dtype=np.int32),
+    }
+    data = jax.device_put(host)
+    step = make_train_step(network, optimizer, recipe)
+
+    def several(state: Any, data: Any) -> Any:
+        return jax.lax.scan(lambda carry, _: step(carry, data), state, None, length=steps_per_call)
+
+    start = time.perf_counter()
+    if train:
+        function = step if steps_per_call == 1 else several
+        compiled = jax.jit(function, donate_argnums=0).lower(state, data).compile()
+    else:
+        state = state.evaluated()
+        compiled = jax.jit(make_eval_step(network, contract)).lower(state, data).compile()
+    compile_seconds = time.perf_counter() - start
+    holder = [state, None]
+
+    def call() -> None:
+        if train:
+            holder[0], holder[1] = compiled(holder[0], data)
+        else:
+            holder[1] = compiled(holder[0], data)
+
+    found = timed(call, lambda: jax.block_until_ready(holder[1]), batch, steps_per_call)
+    device = jax.devices()[0]
+    memory = device.memory_stats() or {}
+    return {
+        **found,
+        "compile_seconds": compile_seconds,
+        "peak_bytes": memory.get("peak_bytes_in_use", 0),
+        "device": device.device_kind,
+        "versions": {"jax": jax.__version__},
+    }
+
+
+def torch_peer(batch: int, small: bool, *, train: bool = True, compiled: bool = False) -> dict[str, Any]:
+    """torchvision's ResNet-50 in torch: channels_last, bfloat16 autocast, fused SGD, torch.compile(max-autotune)."""
+    import torch
+
+    from benchmarks.torch_twin import TorchResNet
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    pixels, numbers = images_of(batch, small)
+    network: Any = TorchResNet("basic", (2, 2, 2, 2)) if small else TorchResNet()
+    network = network.to(device, memory_format=torch.channels_last).train(train)
+    images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(numbers).long().to(device)
+    mean = torch.tensor([123.675, 116.28, 103.53], device=device).view(1, 3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375], device=device).view(1, 3, 1, 1)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=device == "cuda")
+
+    def forward(pixels: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return network(((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last))
+
+    run = torch.compile(forward, mode="max-autotune") if compiled else forward
+
+    def call() -> None:
+        if train:
+            optimizer.zero_grad(set_to_none=True)
+            torch.nn.functional.cross_entropy(run(images).float(), labels).backward()
+            optimizer.step()
+        else:
+            with torch.inference_mode():
+                run(images)
+
+    finish: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    start = time.perf_counter()
+    call()
+    finish()
+    compile_seconds = time.perf_counter() - start
+    found = timed(call, finish, batch)
+    return {
+        **found,
+        "compile_seconds": compile_seconds,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "versions": {"torch": torch.__version__},
+    }
+
+
+def ceilings(batch: int, small: bool) -> dict[str, Any]:
+    """What the device can: bytes read and written per second by a large copy, FLOPs of a large bfloat16 product."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    finish: Call = torch.cuda.synchronize if device == "cuda" else lambda: None
+    side, size = (256, 1 << 22) if small else (8192, 1 << 32)
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    copy = timed(lambda: target.copy_(source), finish, 1)
+    product = timed(lambda: left @ right, finish, 1)
+    return {
+        "copy_bytes_per_second": 2 * size / (copy["step_milliseconds"] / 1e3),
+        "matrix_flops_per_second": 2 * side**3 / (product["step_milliseconds"] / 1e3),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
+    "ceilings": ceilings,
+    "ours": ours,
+    "ours_scan": lambda batch, small: ours(batch, small, steps_per_call=2 if small else 10),
+    "ours_eval": lambda batch, small: ours(batch, small, train=False),
+    "torch": torch_peer,
+    "torch_compiled": lambda batch, small: torch_peer(batch, small, compiled=True),
+    "torch_eval": lambda batch, small: torch_peer(batch, small, train=False),
+    "torch_compiled_eval": lambda batch, small: torch_peer(batch, small, train=False, compiled=True),
+}
+
+
+if __name__ == "__main__":
+    main()
