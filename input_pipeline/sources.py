@@ -17,6 +17,7 @@ import numpy as np
 from input_pipeline.errors import InputError, printable
 from input_pipeline.folder import find_images, stratified_choice
 from input_pipeline.images import Audit, Listing, audit
+from input_pipeline.retries import patiently
 
 DEMO_DIR = ".data/demo"
 SPLITS = ("train", "val", "test")
@@ -31,7 +32,8 @@ class Split:
     name: 'train', 'val' or 'test'. labels: int32[N], index into `Source.class_names`. ids: N unique names (path
     relative to the data folder, or 'tfds:caltech101/train#17'). sizes: int32[N, 2], height and width in pixels, upright
     (after the EXIF orientation is applied). orientations: int8[N], EXIF orientation 1..8, 1 = upright as stored.
-    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i.
+    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i, through
+    hiccups of the disk (`retries`); raises OSError.
     """
 
     name: str
@@ -169,9 +171,8 @@ def _splits(listing: Listing, found: Audit) -> dict[str, Split]:
     """The readable examples of each split that the dataset itself has; 'train' even where nothing of it is left."""
     readable = np.array([not reason for reason in found.reasons], bool)
     membership = np.array(listing.split_names)
-    whole = Split(
-        "", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, lambda i: listing.examine(i)[0]
-    )
+    read = lambda i: patiently(lambda: listing.examine(i)[0])  # noqa: E731
+    whole = Split("", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, read)
     names = [name for name in SPLITS if name == "train" or np.any(membership == name)]
     return {name: whole.take(np.flatnonzero(readable & (membership == name)), name) for name in names}
 

@@ -17,11 +17,12 @@ from input_pipeline.sources import Source, open_source
 from input_pipeline.stream import train_batches
 from resnet.model.network import initialise
 from resnet.train import parallel, screen
-from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import write_curves
 from resnet.train.interruption import Interruption
+from resnet.train.meta import Meta
 from resnet.train.plan import Plan, make_plan
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.provenance import provenance
@@ -66,8 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     plan = make_plan(config, source)
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    # The best one, the newest ones, and the one being written.
-    check_room(workdir, (config.run.keep + 2) * state_bytes)
+    needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
+    check_room(workdir, needed)
     with Interruption() as interruption, claimed(workdir):
         check_workdir(workdir, flat)
         start_directory(workdir, flat, source)
@@ -131,7 +132,7 @@ class Run:
 
     def go(self, state: TrainState) -> int:
         """Train from `state`, or from the newest checkpoint, to the end; the exit code."""
-        with Checkpoints(self.workdir, keep=self.config.run.keep, sign=self.sign) as checkpoints:
+        with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
             with MetricsWriter(self.workdir, resume_step=step) as writer:
@@ -150,11 +151,14 @@ class Run:
                     print(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
             write_curves(self.workdir, self.config.run.best_metric)
-        print(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
+        validated = outcome is not None and outcome.step == self.progress.best_step
+        print(screen.end(self.workdir, outcome, self.config.data.source, validated=validated))
         return 0
 
     def resume(self, fresh: TrainState) -> tuple[int, TrainState]:
         """(step, state) to start from: the newest checkpoint's, or 0 and `fresh`."""
+        for line in self.checkpoints.set_aside:
+            print(line)
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, fresh
@@ -179,10 +183,10 @@ class Run:
                 if evaluated:
                     saved = step
             elif step != saved and self.due(step, self.plan.checkpoint_every):
-                self.save(step, state, None)
+                self.save(step, state)
                 saved = step
             if self.interruption.requested and step != saved:
-                self.save(step, state, None)
+                self.save(step, state)
             if self.interruption.requested or step == self.plan.total_steps or self.stopped_early():
                 return step, state
             with self.wait.waiting():
@@ -248,7 +252,6 @@ class Run:
 
     def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, bool]:
         """Evaluate on the validation split, note whether it is the best, save. False if a signal came in between."""
-        value: float | None = None
         if "val" in self.source.splits:
             with self.wait.paused(), self.bar.paused():
                 try:
@@ -262,7 +265,7 @@ class Run:
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():
-            self.save(step, state, value)
+            self.save(step, state)
         return state, True
 
     def note(self, step: int, value: float) -> bool:
@@ -288,7 +291,7 @@ class Run:
             stop=lambda: self.interruption.requested,
         )
 
-    def save(self, step: int, state: TrainState, value: float | None) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         meta = Meta(
             spec=self.plan.network.spec,
             class_names=self.source.class_names,
@@ -300,4 +303,5 @@ class Run:
             progress=dataclasses.asdict(self.progress),
             fingerprint=self.source.fingerprint,
         )
-        self.checkpoints.save(state, meta, value)
+        self.writer.sync()
+        self.checkpoints.save(state, meta)

@@ -10,6 +10,7 @@ import numpy as np
 from input_pipeline.leaks import byte_identical
 from input_pipeline.sources import Source
 from resnet.train import parallel
+from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
 from resnet.train.state import TrainState
 
@@ -51,7 +52,7 @@ def judge(split: str, step: int, predictions: Predictions, leaks: np.ndarray) ->
 
 
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
-    """Evaluate the best checkpoint (the newest where nothing was validated) on the test split, once per run.
+    """Evaluate the best checkpoint on the test split, once per run; the newest where there is no best or it is damaged.
 
     Writes the line of kind 'test' and confusion.png. None without a test split. A finished run that is started again
     reads its line instead. Raises Interrupted when a signal arrives; nothing was written then.
@@ -67,7 +68,11 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
             return Outcome("test", line["checkpoint_step"], line, line["leaked"], line.get("clean"))
     best = run.progress.best_step
     if best is not None and best != step:
-        state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
+        try:
+            state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
+        except Damaged as damage:
+            print(f"{damage}; it was the best on the validation split: the newest, of step {step}, is tested instead")
+            best = None
     chosen = step if best is None else best
     predictions = run.predict("test", state)
     outcome = judge("test", chosen, predictions, leaked(run.source, "test"))

@@ -18,9 +18,13 @@ BEGINNINGS = (LOCK, PROVENANCE, CLASSES, *(f".{name}.part" for name in (PROVENAN
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds the old text or the new, never a part of it."""
+    """Write JSON so that `path` holds the old text or the new, never a part of it, even after a power cut."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        file.flush()
+        # A rename can reach the disk before what was written: after a power cut the file would be there, and empty.
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 

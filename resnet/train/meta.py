@@ -1,0 +1,50 @@
+"""What a checkpoint says of itself: the JSON beside the arrays."""
+
+import dataclasses
+from typing import Any
+
+from input_pipeline.contract import Contract
+from input_pipeline.errors import InputError
+from resnet.model.spec import ResNetSpec
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
+
+    spec: the network. class_names: one per output. contract: how pixels become inputs. image_size, resize_shorter: the
+    evaluation crop. step: steps done. config: the flat configuration ({} for converted weights). progress: the loop's
+    notes (best step and so on). fingerprint: the dataset's ('' for converted weights).
+    """
+
+    spec: ResNetSpec
+    class_names: tuple[str, ...]
+    contract: Contract
+    image_size: int
+    resize_shorter: float
+    step: int = 0
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    progress: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"spec": dataclasses.asdict(self.spec), "contract": self.contract.to_json(), "format": FORMAT}
+        return fields
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Meta":
+        """The inverse of `to_json`. Raises InputError for another format, KeyError or TypeError for damaged content."""
+        stored = dict(stored)
+        if stored.pop("format", None) != FORMAT:
+            raise InputError(
+                "the checkpoint was written in another format than this version reads; use the version that wrote it"
+            )
+        spec = dict(stored.pop("spec"))
+        spec["stage_sizes"] = tuple(spec["stage_sizes"])
+        contract = Contract.from_json(stored.pop("contract"))
+        class_names = tuple(stored.pop("class_names"))
+        return cls(spec=ResNetSpec(**spec), contract=contract, class_names=class_names, **stored)
