@@ -179,4 +179,7 @@ def run() -> ConfigDict:
     c.early_stopping = 0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10
+    # Replays a run that ended so: from its last checkpoint to its first non-finite step, of which every layer's output
+    # and gradient is shown. Nothing is logged or saved; a run may be begun without it and replayed with it.
+    c.debug = False
     return c

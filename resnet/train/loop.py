@@ -16,7 +16,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, open_source
 from input_pipeline.stream import train_batches
 from resnet.model.network import initialise
-from resnet.train import parallel, screen
+from resnet.train import diagnosis, parallel, screen
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
@@ -37,10 +37,6 @@ from resnet.train.writers import MetricsWriter
 STEPS_IN_FLIGHT = 2
 # Left out of the validation lines of metrics.jsonl: megabytes per evaluation at 1,000 classes. The test line has them.
 LARGE = ("confusion", "calibration", "per_class_accuracy")
-
-
-class Diverged(InputError):
-    """Too many non-finite steps in a row."""
 
 
 @dataclasses.dataclass
@@ -70,10 +66,15 @@ def train(config: ConfigDict, workdir: Path) -> int:
     needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
     check_room(workdir, needed)
     with Interruption() as interruption, claimed(workdir):
-        check_workdir(workdir, flat)
+        begun = check_workdir(workdir, flat)
+        run = Run(config, workdir, mesh, source, plan, interruption)
+        if config.run.debug:
+            if not begun:
+                raise InputError(f"config.run.debug=True replays a run, and {workdir} holds none; leave the key away")
+            return diagnosis.replay(run, state)
         start_directory(workdir, flat, source)
         print(screen.start(config, plan, source, state, workdir))
-        return Run(config, workdir, mesh, source, plan, interruption).go(state)
+        return run.go(state)
 
 
 def open_data(config: ConfigDict) -> Source:
@@ -196,7 +197,7 @@ class Run:
             self.wait.count(self.plan.batch_size)
             pulses.append(pulse)
             if len(pulses) > STEPS_IN_FLIGHT:
-                self.heed(jax.device_get(pulses.popleft()), step)
+                self.heed(jax.device_get(pulses.popleft()), step, state)
             if step % self.plan.log_every == 0 or step == self.plan.total_steps:
                 state = self.log(step, state)
 
@@ -222,16 +223,12 @@ class Run:
         patience = self.config.run.early_stopping
         return patience > 0 and self.progress.since_best >= patience
 
-    def heed(self, pulse: dict[str, np.ndarray], step: int) -> None:
+    def heed(self, pulse: dict[str, np.ndarray], step: int, state: TrainState) -> None:
         """Show the loss of a step that is done; stop the run when too many in a row were not finite."""
         self.bar.update(step, self.plan.batch_size, loss=float(pulse["loss"]))
         limit = self.config.run.max_bad_steps
         if limit and int(pulse["bad_steps"]) >= limit:
-            raise Diverged(
-                f"{limit} steps in a row up to step {step - STEPS_IN_FLIGHT} had a loss or gradient that is not finite "
-                f"and were skipped; lower --config.optim.lr or set --config.optim.clip_norm (the last checkpoint in "
-                f"{self.workdir} is intact)"
-            )
+            raise diagnosis.diverged(self, step - STEPS_IN_FLIGHT, state)
 
     def log(self, step: int, state: TrainState) -> TrainState:
         """Write a training line from the sums since the last one; the state with its sums at zero."""
