@@ -16,6 +16,7 @@ Flat = dict[str, Any]
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
+    "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),

@@ -88,6 +88,9 @@ def open_data(config: ConfigDict) -> Source:
         split_seed=data.split_seed,
         on_error=data.on_error,
         exclude=tuple(data.exclude),
+        doctor=data.doctor,
+        drop_leaks=data.drop_leaks,
+        keep_copies_together=data.keep_copies_together,
     )
 
 

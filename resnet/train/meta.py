@@ -4,8 +4,10 @@ import dataclasses
 from typing import Any
 
 from input_pipeline.contract import Contract
-from input_pipeline.errors import InputError
+from input_pipeline.errors import InputError, printable
+from resnet.model.errors import SpecError
 from resnet.model.spec import ResNetSpec
+from resnet.train import stored_meta
 
 FORMAT = 1
 
@@ -37,14 +39,15 @@ class Meta:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Meta":
-        """The inverse of `to_json`. Raises InputError for another format, KeyError or TypeError for damaged content."""
-        stored = dict(stored)
-        if stored.pop("format", None) != FORMAT:
+        """The inverse of `to_json`. Raises InputError for another format and for anything that no `to_json` writes."""
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise InputError(
                 "the checkpoint was written in another format than this version reads; use the version that wrote it"
             )
-        spec = dict(stored.pop("spec"))
-        spec["stage_sizes"] = tuple(spec["stage_sizes"])
-        contract = Contract.from_json(stored.pop("contract"))
-        class_names = tuple(stored.pop("class_names"))
-        return cls(spec=ResNetSpec(**spec), contract=contract, class_names=class_names, **stored)
+        fields = stored_meta.check({name: value for name, value in stored.items() if name != "format"})
+        try:
+            spec = ResNetSpec(**fields["spec"] | {"stage_sizes": tuple(fields["spec"]["stage_sizes"])})
+        except (TypeError, SpecError) as error:  # TypeError: a field that it has not.
+            raise stored_meta.fault(printable(str(error)[:200])) from error
+        contract = Contract.from_json(fields["contract"])
+        return cls(**fields | {"spec": spec, "contract": contract, "class_names": tuple(fields["class_names"])})

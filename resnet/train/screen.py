@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
 from resnet.train.plan import Plan
@@ -28,6 +29,8 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
         f"Run       {printable(str(workdir))}",
     ]
+    lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
+    lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
     if source.skipped:
         name, reason = source.skipped[0]
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
@@ -45,13 +48,20 @@ def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], bes
 
 
 def figures(outcome: Outcome) -> str:
-    """The figures of an outcome, one line, two where images leak."""
-    text = describe(f"{outcome.split} top-1", outcome.summary)
+    """The figures of an outcome: one line, one more without the images that leak, one more without near copies."""
+    name = f"{outcome.split} top-1"
+    lines = [describe(name, outcome.summary)]
     if outcome.clean:
-        text += "\n" + describe(
-            f"{outcome.split} top-1 without the {outcome.leaked} images that also stand in another split", outcome.clean
-        )
-    return text
+        which = f"the {outcome.leaked} images that also stand in another split"
+        lines.append(describe(f"{name} without {which}", outcome.clean))
+    if outcome.cleanest:
+        leaked = "these and " if outcome.clean else ""
+        which = f"{leaked}the {outcome.near_leaked} of which a copy stands there (encoded anew, scaled …)"
+        lines.append(describe(f"{name} without {which}", outcome.cleanest))
+    if any(outcome.dropped.values()):
+        exact, near = outcome.dropped["exact"], outcome.dropped["near"]
+        lines.append(f"({exact} images that also stand in another split and {near} copies were left out before)")
+    return "\n".join(lines)
 
 
 def describe(name: str, summary: dict[str, Any]) -> str:

@@ -53,6 +53,7 @@ def test_the_defaults_are_valid():
 
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
+    "data.keep_copies_together": (True, {}, {"data.doctor": False}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
