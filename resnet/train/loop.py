@@ -21,12 +21,14 @@ from resnet.train.checkpoints import Checkpoints, Meta
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import write_curves
+from resnet.train.freezing import Stage, joined_state, split
 from resnet.train.interruption import Interruption
 from resnet.train.plan import Plan, make_plan
+from resnet.train.pretrained import adopt
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.provenance import provenance
 from resnet.train.result import test_run
-from resnet.train.state import TrainState, create_state
+from resnet.train.state import TrainState, Variables, create_state
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums, sum_names
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, check_room, check_workdir, claimed, write_json
 from resnet.train.writers import MetricsWriter
@@ -90,15 +92,18 @@ def open_data(config: ConfigDict) -> Source:
 
 
 def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
-    """The state before step 0, on every device: a function of the configuration and the seed alone."""
-    network = plan.network
+    """The state before step 0, on every device: a function of the configuration, the seed and the weights alone."""
+    network, stage = plan.network, plan.stages[0]
 
-    def create(key: jax.Array) -> TrainState:
-        variables = initialise(network, key, config.data.image_size)
+    def create(key: jax.Array, weights: Variables) -> TrainState:
+        variables = adopt(initialise(network, key, config.data.image_size), weights)
         names = sum_names(network.spec.num_classes)
-        return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
+        return create_state(
+            variables, stage.optimizer, ema=plan.recipe.ema > 0, sum_names=names, learning=stage.learning
+        )
 
-    return jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(config.run.seed))
+    weights = plan.pretrained.variables if plan.pretrained else {}
+    return jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(config.run.seed), weights)
 
 
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
@@ -121,13 +126,31 @@ class Run:
         self.interruption = interruption
         self.progress = Progress()
         self.wait = DataWait()
-        step = make_train_step(plan.network, plan.optimizer, plan.recipe)
-        self.train_step = parallel.compile_train_step(step, mesh)
+        self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
         self.reset = jax.jit(reset_sums, donate_argnums=0)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
+
+    def begin(self, stage: Stage) -> None:
+        """Take the train step of `stage`; compiled at its first call."""
+        self.stage = stage
+        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        self.train_step = parallel.compile_train_step(step, self.mesh)
+
+    def enter(self, stage: Stage, state: TrainState) -> TrainState:
+        """The state with which `stage` begins: what joins gets an optimizer state."""
+        self.begin(stage)
+        self.bar.write(screen.entered(stage, self.plan))
+        grow = jax.jit(lambda old, params: joined_state(stage, old, params), out_shardings=parallel.replicated(self.mesh))
+        return dataclasses.replace(state, opt_state=grow(state.opt_state, state.params))
+
+    def like(self, step: int, state: TrainState) -> TrainState:
+        """Shapes of the state that a checkpoint of `step` steps holds: its optimizer's is that of the last step done."""
+        stage = self.plan.stage(max(step - 1, 0))
+        learning = split(state.params, stage.learning)[0]
+        return dataclasses.replace(state, opt_state=jax.eval_shape(stage.optimizer.init, learning))
 
     def go(self, state: TrainState) -> int:
         """Train from `state`, or from the newest checkpoint, to the end; the exit code."""
@@ -158,13 +181,14 @@ class Run:
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, fresh
-        state, meta = self.checkpoints.restore(newest, fresh, parallel.replicated(self.mesh))
+        state, meta = self.checkpoints.restore(newest, self.like(newest, fresh), parallel.replicated(self.mesh))
         if meta.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
                 "restore them or give --workdir a new folder"
             )
         self.progress = Progress(**meta.progress)
+        self.begin(self.plan.stage(max(newest - 1, 0)))
         print(f"Going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
 
@@ -185,6 +209,8 @@ class Run:
                 self.save(step, state, None)
             if self.interruption.requested or step == self.plan.total_steps or self.stopped_early():
                 return step, state
+            if (stage := self.plan.stage(step)) is not self.stage:
+                state = self.enter(stage, state)
             with self.wait.waiting():
                 batch = next(batches)
             state, pulse = self.train_step(state, batch)

@@ -67,7 +67,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
             return Outcome("test", line["checkpoint_step"], line, line["leaked"], line.get("clean"))
     best = run.progress.best_step
     if best is not None and best != step:
-        state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
+        state, _ = run.checkpoints.restore(best, run.like(best, state), parallel.replicated(run.mesh))
     chosen = step if best is None else best
     predictions = run.predict("test", state)
     outcome = judge("test", chosen, predictions, leaked(run.source, "test"))
