@@ -167,7 +167,7 @@ def transfer() -> ConfigDict:
     c.weights = ""
     # linear, or mlp:UNITS for a hidden layer with ReLU before it. '': as config.model.head_hidden says.
     c.head = ""
-    # Batch norm's statistics. train: the batch's, wherever the norm itself learns. frozen: the weights' own, everywhere.
+    # Batch norm's statistics. train: the batch's, wherever the norm itself learns. frozen: the weights', everywhere.
     # recalibrate: re-estimated over the training images before the first step, then frozen. auto: frozen under probe,
     # else train.
     c.bn = "auto"
@@ -177,7 +177,8 @@ def transfer() -> ConfigDict:
     c.unfreeze = ()
     # Factors on the learning rate: ('^fc=10', 'layer[12]=0.1'), searched for likewise; the first match counts, else 1.
     c.lr_multipliers = ()
-    # probe: views of each training image: as evaluation crops it, and views-1 cropped and augmented as config.data says.
+    # probe: views of each training image: one as evaluation crops it, the others cropped and augmented as config.data
+    # says.
     c.views = 1
     return c
 

@@ -85,7 +85,9 @@ def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:
     """Logits from pooled features float32[B, C]: dropout, a hidden layer where the spec has one, the dense layer."""
     x = nn.Dropout(spec.dropout, deterministic=not train)(pooled)
     if spec.head_hidden:
-        hidden = nn.Dense(spec.head_hidden, kernel_init=nn.initializers.he_normal(), dtype=jnp.float32, name="fc_hidden")
+        hidden = nn.Dense(
+            spec.head_hidden, kernel_init=nn.initializers.he_normal(), dtype=jnp.float32, name="fc_hidden"
+        )
         x = nn.relu(hidden(x))
     # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
     head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")

@@ -53,7 +53,7 @@ class ResNet(nn.Module):
                     first=block_number == 0,
                     dtype=self.dtype,
                     backend=self.backend,
-                    frozen=frozenset(path.removeprefix(f"{name}/") for path in self.frozen if path.startswith(f"{name}/")),
+                    frozen=within(name, self.frozen),
                     name=name,
                 )
                 x = features[name] = block(x, train=train and name not in self.frozen)
@@ -94,6 +94,11 @@ class ResNet(nn.Module):
             x = ACTIVATIONS[spec.activation](x)
         x = features["pooled"] = x.astype(jnp.float32).mean(axis=(1, 2))
         return classify(spec, x, train)
+
+
+def within(block: str, paths: frozenset[str]) -> frozenset[str]:
+    """What `paths` name inside a block, by its names there."""
+    return frozenset(path.removeprefix(f"{block}/") for path in paths if path.startswith(f"{block}/"))
 
 
 class Head(nn.Module):

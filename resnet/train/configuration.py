@@ -174,7 +174,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
             well = False
         if not well:
             raise InputError(
-                f"config.{key}={value!r} must look like {default or EXAMPLES[key]!r}: write \"--config.{key}=(…)\""
+                f'config.{key}={value!r} must look like {default or EXAMPLES[key]!r}: write "--config.{key}=(…)"'
             )
     elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return

@@ -36,8 +36,8 @@ class Stage:
     optimizer: optax.GradientTransformation
 
 
-def split(params: Tree, learning: Names | None) -> tuple[Tree, Tree]:
-    """(the parameters that learn, the others), each a tree of its own; `join` is the inverse."""
+def partition(params: Tree, learning: Names | None) -> tuple[Tree, Tree]:
+    """(the parameters that learn, the others), each a tree of its own; `merge` is the inverse."""
     if learning is None:
         return params, {}
     flat = flatten_dict(params, sep="/")
@@ -46,7 +46,7 @@ def split(params: Tree, learning: Names | None) -> tuple[Tree, Tree]:
     return unflatten_dict(chosen, sep="/"), unflatten_dict(rest, sep="/")
 
 
-def join(learning: Tree, resting: Tree) -> Tree:
+def merge(learning: Tree, resting: Tree) -> Tree:
     """One tree of two that share no leaf."""
     if not resting:
         return learning
@@ -90,8 +90,8 @@ def make_stages(
         stages.append(Stage(start, None if whole else learning, network.clone(frozen=frozen), optimizer))
     if norms and transfer.norms == "train" and norms <= stages[-1].network.frozen:
         raise InputError(
-            f"config.transfer.bn='train', but config.transfer.unfreeze={transfer.unfreeze_text} leaves every norm of the "
-            "backbone frozen, and statistics must not move under it; take bn=frozen or recalibrate"
+            f"config.transfer.bn='train', but config.transfer.unfreeze={transfer.unfreeze_text} leaves every norm of "
+            "the backbone frozen, and statistics must not move under it; take bn=frozen or recalibrate"
         )
     return tuple(stages)
 
@@ -170,15 +170,15 @@ def grouped(
     scale = scale_by_name(factors)
 
     def init(params: Tree) -> tuple[Any, ...]:
-        return tuple(inner.init(split(params, names)[0]) for names in groups)
+        return tuple(inner.init(partition(params, names)[0]) for names in groups)
 
     def update(gradient: Tree, states: Any, params: Any = None) -> tuple[Tree, tuple[Any, ...]]:
         gradient, _ = clip.update(gradient, optax.EmptyState())
         updates: Tree = {}
         new = []
         for names, state in zip(groups, states, strict=True):
-            part, state = inner.update(split(gradient, names)[0], state, split(params, names)[0])
-            updates = join(part, updates)
+            part, state = inner.update(partition(gradient, names)[0], state, partition(params, names)[0])
+            updates = merge(part, updates)
             new.append(state)
         return scale.update(updates, optax.EmptyState())[0], tuple(new)
 
@@ -201,7 +201,7 @@ def joined_state(stage: Stage, opt_state: Any, params: Tree) -> Any:
 
     The schedule counts updates; the fresh state's count is that of the others.
     """
-    fresh = stage.optimizer.init(split(params, stage.learning)[0])
+    fresh = stage.optimizer.init(partition(params, stage.learning)[0])
     counts = [node.count for node in jax.tree.leaves(opt_state, is_leaf=counts_schedule) if counts_schedule(node)]
     follow = lambda node: node._replace(count=counts[0]) if counts_schedule(node) else node  # noqa: E731
     later = tuple(jax.tree.map(follow, state, is_leaf=counts_schedule) for state in fresh[len(opt_state) :])

@@ -81,8 +81,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
     if stages[-1].start >= total_steps:
         raise InputError(
-            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's {total_steps / steps_per_epoch:g} "
-            "epochs; nothing would come of its last part"
+            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's "
+            f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
         )
     contract, pretrained = contract_by_name("torch" if config.data.contract == "auto" else config.data.contract), None
     if transfer.mode != "scratch":
@@ -113,7 +113,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
 
 
 def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:
-    """The crop of config.data, of the given kind; weights or contract say how evaluation resizes unless the key does."""
+    """The crop of config.data, of the given kind. How evaluation resizes is the weights', or the contract's, to say,
+    unless the key does."""
     data = config.data
     shorter = data.resize_shorter
     if shorter == -1:

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
-from resnet.train.freezing import Stage, split
+from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan
 from resnet.train.pretrained import Pretrained
 from resnet.train.result import Outcome
@@ -58,7 +58,7 @@ def side_cost(pretrained: Pretrained, side: int) -> str:
 
 def learning(plan: Plan, state: TrainState) -> str:
     """How many parameters learn, stage by stage."""
-    sizes = [sum(leaf.size for leaf in jax.tree.leaves(split(state.params, s.learning)[0])) for s in plan.stages]
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(partition(state.params, s.learning)[0])) for s in plan.stages]
     parts = [
         f"{size:,} parameters" + (f" from epoch {plan.epoch(stage.start):.1f}" if stage.start else "")
         for size, stage in zip(sizes, plan.stages, strict=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet.train.freezing import Names, split
+from resnet.train.freezing import Names, partition
 
 Variables = dict[str, Any]
 
@@ -55,7 +55,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(split(params, learning)[0]),
+        opt_state=optimizer.init(partition(params, learning)[0]),
         ema=averages,
         sums={name: jnp.zeros((), jnp.float32) for name in sum_names},
         bad_steps=jnp.zeros((), jnp.int32),

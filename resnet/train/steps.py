@@ -12,7 +12,7 @@ import optax
 from input_pipeline.augment import Augmentation, augment, prepare
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
-from resnet.train.freezing import Names, join, moving_statistics, split
+from resnet.train.freezing import Names, merge, moving_statistics, partition
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.optimizer import ema_update
 from resnet.train.state import TrainState, Variables
@@ -70,7 +70,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Pulse]:
         key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
-        old, resting = split(state.params, learning)
+        old, resting = partition(state.params, learning)
         updates, opt_state = optimizer.update(gradient, state.opt_state, old)
         new = optax.apply_updates(old, updates)
         norm = optax.tree.norm(gradient)
@@ -80,18 +80,18 @@ def make_train_step(
             # An average of equal numbers is not always the same number in floating point: what rests is left out.
             moving = moving_statistics(batch_stats, network.frozen)
             (old_params, same_params), (old_stats, same_stats) = (
-                split(ema["params"], learning),
-                split(ema["batch_stats"], moving),
+                partition(ema["params"], learning),
+                partition(ema["batch_stats"], moving),
             )
-            newest = {"params": new, "batch_stats": split(batch_stats, moving)[0]}
+            newest = {"params": new, "batch_stats": partition(batch_stats, moving)[0]}
             ema = ema_update({"params": old_params, "batch_stats": old_stats}, newest, recipe.ema, state.step)
-            ema = {"params": join(ema["params"], same_params), "batch_stats": join(ema["batch_stats"], same_stats)}
+            ema = {"params": merge(ema["params"], same_params), "batch_stats": merge(ema["batch_stats"], same_stats)}
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
         sums |= {"gradient_norm": norm, "steps": jnp.ones((), jnp.float32)}
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
-            params=join(keep(new, old), resting),
+            params=merge(keep(new, old), resting),
             batch_stats=keep(batch_stats, state.batch_stats),
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
@@ -128,11 +128,11 @@ def accumulate(
     The gradient is of the `learning` parameters alone: nothing is differentiated in front of the first of them.
     """
     parts = recipe.accumulation
-    learnt, resting = split(state.params, learning)
+    learnt, resting = partition(state.params, learning)
     of_params = loss or loss_sum
 
     def part_gradient(batch_stats: Variables, part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
-        total = lambda p: of_params(network, recipe, join(p, resting), batch_stats, part, part_key)  # noqa: E731
+        total = lambda p: of_params(network, recipe, merge(p, resting), batch_stats, part, part_key)  # noqa: E731
         gradient, (weight, new_stats, sums) = jax.grad(total, has_aux=True)(learnt)
         return gradient, weight, new_stats, sums
 
