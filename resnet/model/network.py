@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
-from resnet.model.layers import ACTIVATIONS, Convolution, convolution, norm
+from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
 from resnet.model.spec import ResNetSpec
 
 
@@ -23,6 +23,9 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     # lax.conv_general_dilated or ours (the same result, faster where XLA's own is slow); counting traces lax' one.
     backend: Convolution = conv_general_dilated
+    # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
+    # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
+    frozen: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(
@@ -41,6 +44,7 @@ class ResNet(nn.Module):
         number_of_blocks, block_number = sum(spec.stage_sizes), 0
         for stage, blocks in enumerate(spec.stage_sizes):
             for index in range(blocks):
+                name = f"layer{stage + 1}_{index}"
                 block = Block(
                     spec=spec,
                     stage=stage,
@@ -49,9 +53,10 @@ class ResNet(nn.Module):
                     first=block_number == 0,
                     dtype=self.dtype,
                     backend=self.backend,
-                    name=f"layer{stage + 1}_{index}",
+                    frozen=within(name, self.frozen),
+                    name=name,
                 )
-                x = features[f"layer{stage + 1}_{index}"] = block(x, train=train)
+                x = features[name] = block(x, train=train and name not in self.frozen)
                 block_number += 1
             features[f"layer{stage + 1}"] = x
         logits = self._head(x, train, features)
@@ -71,24 +76,42 @@ class ResNet(nn.Module):
             layer = convolution(
                 spec, features, kernel, stride=stride, name=f"conv{suffix}", dtype=self.dtype, backend=self.backend
             )
-            x = norm(spec, layer(x), name=f"bn{suffix}", train=train, dtype=self.dtype)
+            x = self._norm(layer(x), f"bn{suffix}", train)
             x = activation(x)
         if spec.stem == "cifar":
             return x
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
 
+    def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
+
     def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:
-        """Global average pooling and one dense layer, in float32 from the pooling on."""
+        """Global average pooling and the dense layers, in float32 from the pooling on."""
         spec = self.spec
         if spec.order == "full_preactivation":
-            x = norm(spec, x, name="bn_last", train=train, dtype=self.dtype)
+            x = self._norm(x, "bn_last", train)
         if spec.preactivated:
             x = ACTIVATIONS[spec.activation](x)
         x = features["pooled"] = x.astype(jnp.float32).mean(axis=(1, 2))
-        x = nn.Dropout(spec.dropout, deterministic=not train)(x)
-        # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
-        head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
-        return head(x)
+        return classify(spec, x, train)
+
+
+def within(block: str, paths: frozenset[str]) -> frozenset[str]:
+    """What `paths` name inside a block, by its names there."""
+    return frozenset(path.removeprefix(f"{block}/") for path in paths if path.startswith(f"{block}/"))
+
+
+class Head(nn.Module):
+    """The network behind its pooling: float32[B, C] -> logits float32[B, num_classes], with ResNet's names and values.
+
+    For features that were computed once: its parameters are ResNet's of the names in layers.HEAD.
+    """
+
+    spec: ResNetSpec
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, *, train: bool = False) -> jax.Array:
+        return classify(self.spec, pooled, train)
 
 
 def evaluate(network: ResNet, variables: dict[str, Any], images: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,22 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, open_source
 from input_pipeline.stream import train_batches
-from resnet.model.network import initialise
 from resnet.train import diagnosis, parallel, screen
+from resnet.train.beginning import initial_state
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import write_curves
+from resnet.train.freezing import Stage, joined_state, partition
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Meta
 from resnet.train.plan import Plan, make_plan
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.provenance import provenance
+from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
-from resnet.train.state import TrainState, create_state
-from resnet.train.steps import make_eval_step, make_train_step, reset_sums, sum_names
+from resnet.train.state import TrainState
+from resnet.train.steps import make_eval_step, make_train_step, reset_sums
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, check_room, check_workdir, claimed, write_json
 from resnet.train.writers import MetricsWriter
 
@@ -67,7 +70,11 @@ def train(config: ConfigDict, workdir: Path) -> int:
     check_room(workdir, needed)
     with Interruption() as interruption, claimed(workdir):
         begun = check_workdir(workdir, flat)
-        run = Run(config, workdir, mesh, source, plan, interruption)
+        # Here, not above: that file is about a kind of Run.
+        from resnet.train.probe import ProbeRun
+
+        kind = ProbeRun if plan.transfer.mode == "probe" else Run
+        run = kind(config, workdir, mesh, source, plan, interruption)
         if config.run.debug:
             if not begun:
                 raise InputError(f"config.run.debug=True replays a run, and {workdir} holds none; leave the key away")
@@ -94,18 +101,6 @@ def open_data(config: ConfigDict) -> Source:
     )
 
 
-def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
-    """The state before step 0, on every device: a function of the configuration and the seed alone."""
-    network = plan.network
-
-    def create(key: jax.Array) -> TrainState:
-        variables = initialise(network, key, config.data.image_size)
-        names = sum_names(network.spec.num_classes)
-        return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
-
-    return jax.jit(create, out_shardings=parallel.replicated(mesh))(jax.random.key(config.run.seed))
-
-
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
     """Write what a run's directory says of the run; a run that goes on keeps what it has."""
     if (workdir / CONFIG).exists():
@@ -126,19 +121,42 @@ class Run:
         self.interruption = interruption
         self.progress = Progress()
         self.wait = DataWait()
-        step = make_train_step(plan.network, plan.optimizer, plan.recipe)
-        self.train_step = parallel.compile_train_step(step, mesh)
+        self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
         self.reset = jax.jit(reset_sums, donate_argnums=0)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
 
+    def begin(self, stage: Stage) -> None:
+        """Take the train step of `stage`; compiled at its first call."""
+        self.stage = stage
+        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        self.train_step = parallel.compile_train_step(step, self.mesh)
+
+    def enter(self, stage: Stage, state: TrainState) -> TrainState:
+        """The state with which `stage` begins: what joins gets an optimizer state."""
+        self.begin(stage)
+        self.bar.write(screen.entered(stage, self.plan))
+        grow = jax.jit(partial(joined_state, stage), out_shardings=parallel.replicated(self.mesh))
+        return dataclasses.replace(state, opt_state=grow(state.opt_state, state.params))
+
+    def like(self, step: int, state: TrainState) -> TrainState:
+        """Shapes of a checkpoint of `step` steps: its optimizer's state is that of the last step done."""
+        stage = self.plan.stage(max(step - 1, 0))
+        learning = partition(state.params, stage.learning)[0]
+        return dataclasses.replace(state, opt_state=jax.eval_shape(stage.optimizer.init, learning))
+
     def go(self, state: TrainState) -> int:
         """Train from `state`, or from the newest checkpoint, to the end; the exit code."""
         with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
+            try:
+                state = self.prepare(step, state)
+            except Interrupted:
+                print(f"Stopped before step {step + 1}. The same command goes on from there.")
+                return self.interruption.exit_code
             with MetricsWriter(self.workdir, resume_step=step) as writer:
                 self.writer = writer
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step)
@@ -166,20 +184,28 @@ class Run:
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, fresh
-        state, meta = self.checkpoints.restore(newest, fresh, parallel.replicated(self.mesh))
+        state, meta = self.checkpoints.restore(newest, self.like(newest, fresh), parallel.replicated(self.mesh))
         if meta.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
                 "restore them or give --workdir a new folder"
             )
         self.progress = Progress(**meta.progress)
+        self.begin(self.plan.stage(max(newest - 1, 0)))
         print(f"Going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
 
+    def prepare(self, step: int, state: TrainState) -> TrainState:
+        """What comes before the first step. Raises Interrupted when a signal arrives; nothing was saved then."""
+        if step > 0 or self.plan.transfer.norms != "recalibrate":
+            return state
+        train, stop = self.source.splits["train"], lambda: self.interruption.requested
+        return recalibrated(self.plan, state, train, self.mesh, threads=self.threads, stop=stop)
+
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or step, until the plan is done."""
-        batches = self.batches(step)
-        pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self.feed: Iterator[dict[str, jax.Array]] | None = None
+        self.pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
         saved = step
         while True:
             if self.due(step, self.plan.eval_every) and self.progress.evaluated_step != step:
@@ -193,16 +219,25 @@ class Run:
                 self.save(step, state)
             if self.interruption.requested or step == self.plan.total_steps or self.stopped_early():
                 return step, state
-            with self.wait.waiting():
-                batch = next(batches)
-            state, pulse = self.train_step(state, batch)
-            step += 1
-            self.wait.count(self.plan.batch_size)
-            pulses.append(pulse)
-            if len(pulses) > STEPS_IN_FLIGHT:
-                self.heed(jax.device_get(pulses.popleft()), step, state)
-            if step % self.plan.log_every == 0 or step == self.plan.total_steps:
-                state = self.log(step, state)
+            step, state = self.advance(step, state)
+
+    def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
+        """One step on the next batch."""
+        if (stage := self.plan.stage(step)) is not self.stage:
+            state = self.enter(stage, state)
+        if self.feed is None:
+            self.feed = self.batches(step)
+        with self.wait.waiting():
+            batch = next(self.feed)
+        state, pulse = self.train_step(state, batch)
+        step += 1
+        self.wait.count(self.plan.batch_size)
+        self.pulses.append(pulse)
+        if len(self.pulses) > STEPS_IN_FLIGHT:
+            self.heed(jax.device_get(self.pulses.popleft()), step, state)
+        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
+            state = self.log(step, state)
+        return step, state
 
     def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         """Training batches on the devices, from step `step` on."""
@@ -226,9 +261,9 @@ class Run:
         patience = self.config.run.early_stopping
         return patience > 0 and self.progress.since_best >= patience
 
-    def heed(self, pulse: dict[str, np.ndarray], step: int, state: TrainState) -> None:
-        """Show the loss of a step that is done; stop the run when too many in a row were not finite."""
-        self.bar.update(step, self.plan.batch_size, loss=float(pulse["loss"]))
+    def heed(self, pulse: dict[str, np.ndarray], step: int, state: TrainState, steps: int = 1) -> None:
+        """Show the loss of the last of `steps` that are done; stop when too many in a row were not finite."""
+        self.bar.update(step, steps * self.plan.batch_size, loss=float(pulse["loss"]))
         limit = self.config.run.max_bad_steps
         if limit and int(pulse["bad_steps"]) >= limit:
             raise diagnosis.diverged(self, step - STEPS_IN_FLIGHT, state)

@@ -85,7 +85,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     best = run.progress.best_step
     if best is not None and best != step:
         try:
-            state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
+            state, _ = run.checkpoints.restore(best, run.like(best, state), parallel.replicated(run.mesh))
         except Damaged as damage:
             print(f"{damage}; it was the best on the validation split: the newest, of step {step}, is tested instead")
             best = None

@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
+from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan
+from resnet.train.pretrained import Pretrained
 from resnet.train.result import Outcome
 from resnet.train.state import TrainState
 
@@ -29,6 +31,10 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
         f"Run       {printable(str(workdir))}",
     ]
+    if plan.pretrained:
+        lines[2:2] = [f"Weights   {plan.pretrained.describe()}", *advice(config, plan)]
+    if len(plan.stages) > 1 or plan.stages[0].learning is not None:
+        lines.insert(-1, f"Learning  {learning(plan, state)}")
     lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
     lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
     if source.skipped:
@@ -36,6 +42,37 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
         lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def advice(config: ConfigDict, plan: Plan) -> list[str]:
+    """A line where the images are not of the size that the weights were trained at."""
+    pretrained, side = plan.pretrained, config.data.image_size
+    if pretrained is None or pretrained.image_size == side:
+        return []
+    return [
+        f"Note      the weights expect {pretrained.image_size} px and see {side}; "
+        f"--config.data.image_size={pretrained.image_size} is likely better and costs {side_cost(pretrained, side)}"
+    ]
+
+
+def side_cost(pretrained: Pretrained, side: int) -> str:
+    return f"{(pretrained.image_size / side) ** 2:.1f} times the time"
+
+
+def learning(plan: Plan, state: TrainState) -> str:
+    """How many parameters learn, stage by stage."""
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(partition(state.params, s.learning)[0])) for s in plan.stages]
+    parts = [
+        f"{size:,} parameters" + (f" from epoch {plan.epoch(stage.start):.1f}" if stage.start else "")
+        for size, stage in zip(sizes, plan.stages, strict=True)
+    ]
+    return ", ".join(parts)
+
+
+def entered(stage: Stage, plan: Plan) -> str:
+    """The line at the start of a later stage."""
+    blocks = sorted({name.split("/")[0] for name in stage.learning or ()})
+    return f"step {stage.start}  epoch {plan.epoch(stage.start):.1f}  from here on learn {', '.join(blocks)}"
 
 
 def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], best: bool) -> str:
