@@ -56,9 +56,24 @@ def make_train_step(
     With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
     batch statistics are each part's own and move the running statistics once per part.
     """
+    keyed_step = make_keyed_step(network, optimizer, recipe)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Pulse]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        return keyed_step(state, batch, jax.random.key(recipe.seed))
+
+    return train_step
+
+
+def make_keyed_step(
+    network: ResNet, optimizer: optax.GradientTransformation, recipe: Recipe
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Pulse]]:
+    """`make_train_step`'s step with the seed's key as a third argument, so that one program serves many seeds.
+
+    `key` is jax.random.key(seed); recipe.seed is not looked at.
+    """
+
+    def keyed_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Pulse]:
+        key = jax.random.fold_in(key, state.step)
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -82,7 +97,7 @@ def make_train_step(
         )
         return new_state, pulse
 
-    return train_step
+    return keyed_step
 
 
 def all_finite(tree: Any) -> jax.Array:
