@@ -66,9 +66,29 @@ def make_train_step(
     learning: the names of the parameters that learn (None: all); `optimizer` and its state are of these alone, and the
     others, with the statistics of `network.frozen`, leave the step bit for bit as they came. loss: default `loss_sum`.
     """
+    keyed_step = make_keyed_step(network, optimizer, recipe, learning=learning, loss=loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Pulse]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        return keyed_step(state, batch, jax.random.key(recipe.seed))
+
+    return train_step
+
+
+def make_keyed_step(
+    network: ResNet,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    *,
+    learning: Names | None = None,
+    loss: LossSum | None = None,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Pulse]]:
+    """`make_train_step`'s step with the seed's key as a third argument, so that one program serves many seeds.
+
+    `key` is jax.random.key(seed); recipe.seed is not looked at.
+    """
+
+    def keyed_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Pulse]:
+        key = jax.random.fold_in(key, state.step)
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
         old, resting = partition(state.params, learning)
         updates, opt_state = optimizer.update(gradient, state.opt_state, old)
@@ -101,7 +121,7 @@ def make_train_step(
         )
         return new_state, pulse
 
-    return train_step
+    return keyed_step
 
 
 def all_finite(tree: Any) -> jax.Array:
