@@ -11,6 +11,7 @@ from input_pipeline.leaks import byte_identical
 from input_pipeline.sources import Source
 from resnet.train import parallel
 from resnet.train.evaluation import Predictions, summarise_subset
+from resnet.train.predictions import PREDICTIONS_FILE, TestPredictions, write_predictions
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -53,8 +54,9 @@ def judge(split: str, step: int, predictions: Predictions, leaks: np.ndarray) ->
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     """Evaluate the best checkpoint (the newest where nothing was validated) on the test split, once per run.
 
-    Writes the line of kind 'test' and confusion.png. None without a test split. A finished run that is started again
-    reads its line instead. Raises Interrupted when a signal arrives; nothing was written then.
+    Writes predictions.npz, the line of kind 'test' and confusion.png. None without a test split. A finished run that is
+    started again reads its line instead; one that lacks predictions.npz writes that anew, and no second line. Raises
+    Interrupted when a signal arrives; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
     from resnet.train.figures import write_confusion
@@ -62,15 +64,22 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
 
     if "test" not in run.source.splits:
         return None
-    for line in read_metrics(run.workdir):
-        if line["kind"] == "test":
-            return Outcome("test", line["checkpoint_step"], line, line["leaked"], line.get("clean"))
+    told = next((line for line in read_metrics(run.workdir) if line["kind"] == "test"), None)
+    if told and (run.workdir / PREDICTIONS_FILE).exists():
+        return Outcome("test", told["checkpoint_step"], told, told["leaked"], told.get("clean"))
     best = run.progress.best_step
     if best is not None and best != step:
         state, _ = run.checkpoints.restore(best, state, parallel.replicated(run.mesh))
     chosen = step if best is None else best
     predictions = run.predict("test", state)
-    outcome = judge("test", chosen, predictions, leaked(run.source, "test"))
-    run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
+    leaks = leaked(run.source, "test")
+    outcome = judge("test", chosen, predictions, leaks)
+    ids = run.source.splits["test"].ids
+    # Before the line: a run whose line is told has its predictions too, wherever it was killed.
+    write_predictions(
+        run.workdir, TestPredictions(predictions.probabilities, predictions.labels, ids, leaks, outcome.step)
+    )
+    if not told:
+        run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
     write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
     return outcome
