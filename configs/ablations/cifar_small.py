@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
     base.run.checkpoint_every = 0.256
     base.run.log_every = 20
     variants = {
-        f"{kind}{depth}": {"model": {"name": f"cifar_{kind}{depth}"}} for kind in ("resnet", "plain") for depth in (20, 56)
+        f"{kind}{depth}": {"model": {"name": f"cifar_{kind}{depth}"}}
+        for kind in ("resnet", "plain")
+        for depth in (20, 56)
     }
     return study(base, variants, baseline="resnet20", seeds=(0, 1, 2))

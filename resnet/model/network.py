@@ -1,5 +1,7 @@
 """The network: stem, stages of blocks, head -> logits, and named features on request."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import flax.linen as nn
@@ -29,18 +31,30 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, return_features: bool = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        return_features: bool = False,
+        offsets: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits or, with `return_features`, (logits, features).
 
         Features, in order: 'stem', 'layer1_0', 'layer1_1', …, 'layer1' (a stage's last block), …, 'pooled' (float32[B,
         C]). jax.jit hands a dict back with its keys sorted; the order is that inside.
+        offsets: arrays of the features' shapes and dtypes, each added to the feature of its name on its way through the
+        network ('pooled' takes none). The gradient by an offset of zeros is that by the feature.
         Raises SpecError when the images are smaller than the network's total stride.
         """
         spec = self.spec
         spec.check_image_size(min(images.shape[1:3]))
         features: dict[str, jax.Array] = {}
-        x = features["stem"] = self._stem(images.astype(self.dtype), train)
+
+        def named(name: str, x: jax.Array) -> jax.Array:
+            features[name] = x = x + offsets[name] if name in offsets else x
+            return x
+
+        x = named("stem", self._stem(images.astype(self.dtype), train))
         number_of_blocks, block_number = sum(spec.stage_sizes), 0
         for stage, blocks in enumerate(spec.stage_sizes):
             for index in range(blocks):
@@ -56,9 +70,9 @@ class ResNet(nn.Module):
                     frozen=within(name, self.frozen),
                     name=name,
                 )
-                x = features[name] = block(x, train=train and name not in self.frozen)
+                x = named(name, block(x, train=train and name not in self.frozen))
                 block_number += 1
-            features[f"layer{stage + 1}"] = x
+            x = named(f"layer{stage + 1}", x)
         logits = self._head(x, train, features)
         return (logits, features) if return_features else logits
 

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from input_pipeline.leaks import find_leaks
+from input_pipeline.leaks import Leaks, find_leaks
 from input_pipeline.sources import Source
 from resnet.train import parallel
 from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
+from resnet.train.predictions import PREDICTIONS_FILE, TestPredictions, write_predictions
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -43,11 +44,11 @@ class Outcome:
         return {**self.summary, "checkpoint_step": self.step, "leaked": self.leaked, **kept}
 
 
-def judge(source: Source, split: str, step: int, predictions: Predictions) -> Outcome:
-    """The outcome on a split of `source`, or on 'all' of it, told again without what leaks."""
+def judge(source: Source, split: str, step: int, predictions: Predictions, leaks: Leaks | None = None) -> Outcome:
+    """The outcome on a split of `source`, or on 'all' of it, told again without what leaks (looked for if not given)."""
     if split == "all":
         return Outcome(split, step, predictions.summary)
-    leaks = find_leaks(source, split)
+    leaks = leaks or find_leaks(source, split)
     without = lambda left_out: summarise_subset(predictions, ~left_out) if not left_out.all() else None  # noqa: E731
     return Outcome(
         split,
@@ -70,8 +71,9 @@ def remembered(line: dict[str, Any]) -> Outcome:
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     """Evaluate the best checkpoint on the test split, once per run; the newest where there is no best or it is damaged.
 
-    Writes the line of kind 'test' and confusion.png. None without a test split. A finished run that is started again
-    reads its line instead. Raises Interrupted when a signal arrives; nothing was written then.
+    Writes predictions.npz, the line of kind 'test' and confusion.png. None without a test split. A finished run that is
+    started again reads its line instead; one that lacks predictions.npz writes that anew, and no second line. Raises
+    Interrupted when a signal arrives; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
     from resnet.train.figures import write_confusion
@@ -79,9 +81,9 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
 
     if "test" not in run.source.splits:
         return None
-    for line in read_metrics(run.workdir):
-        if line["kind"] == "test":
-            return remembered(line)
+    told = next((line for line in read_metrics(run.workdir) if line["kind"] == "test"), None)
+    if told and (run.workdir / PREDICTIONS_FILE).exists():
+        return remembered(told)
     best = run.progress.best_step
     if best is not None and best != step:
         try:
@@ -91,7 +93,14 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
             best = None
     chosen = step if best is None else best
     predictions = run.predict("test", state)
-    outcome = judge(run.source, "test", chosen, predictions)
-    run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
+    leaks = find_leaks(run.source, "test")
+    outcome = judge(run.source, "test", chosen, predictions, leaks)
+    ids = run.source.splits["test"].ids
+    # Before the line: a run whose line is told has its predictions too, wherever it was killed.
+    write_predictions(
+        run.workdir, TestPredictions(predictions.probabilities, predictions.labels, ids, leaks.either, outcome.step)
+    )
+    if not told:
+        run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
     write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
     return outcome
