@@ -45,7 +45,7 @@ class Outcome:
 
 
 def judge(source: Source, split: str, step: int, predictions: Predictions, leaks: Leaks | None = None) -> Outcome:
-    """The outcome on a split of `source`, or on 'all' of it, told again without what leaks (looked for if not given)."""
+    """The outcome on a split of `source`, or on 'all' of it, told again without its leaks (found if not given)."""
     if split == "all":
         return Outcome(split, step, predictions.summary)
     leaks = leaks or find_leaks(source, split)
