@@ -3,16 +3,14 @@
 python train_main.py --config=configs/flowers.py --workdir=runs/flowers [--config.optim.lr=0.1 ...]
 """
 
-import difflib
 import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from configs.default import get_config as default_config
-from input_pipeline.errors import InputError, printable
-from resnet import command
+from resnet import command, recipe
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
 
@@ -27,7 +25,7 @@ flags.DEFINE_string("workdir", None, "The run's folder; the same command on the 
 
 
 def main() -> int:
-    parse(sys.argv)
+    recipe.parse(FLAGS, sys.argv, __doc__ or "", known=(key for key, _ in flatten(default_config())))
     config, workdir = FLAGS.config, Path(FLAGS.workdir)
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
@@ -37,64 +35,6 @@ def main() -> int:
 
     hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     return train(config, workdir)
-
-
-def parse(arguments: list[str]) -> None:
-    """Read the flags. Raises InputError for an unknown flag or key, a bad value, a missing flag or a broken recipe."""
-    if any(argument in ("-h", "--help", "-help") for argument in arguments[1:]):
-        print(__doc__)
-        print(FLAGS.main_module_help())
-        print("\nAny key of the configuration can be set: --config.optim.lr=0.1. configs/default.py explains them all.")
-        sys.exit(0)
-    check_keys(arguments)
-    recipe = recipe_file(arguments)
-    # FILE.py:WORD hands WORD to the recipe's get_config.
-    if recipe and not Path(recipe).is_file() and not Path(recipe.rpartition(":")[0]).is_file():
-        raise InputError(
-            f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
-        )
-    try:
-        rest = FLAGS(arguments)
-    except flags.Error as error:
-        raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
-    except Exception as error:  # Any: the recipe is the user's own code.
-        raise InputError(
-            f"--config={printable(recipe)}: {type(error).__name__} ({first_line(error)}); mend the recipe"
-        ) from error
-    if recipe and not isinstance(FLAGS["config"].value, ConfigDict):
-        raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
-    if len(rest) > 1:
-        raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
-    for name in ("config", "workdir"):
-        if not FLAGS[name].value:
-            raise InputError(f"--{name} is missing; see --help")
-
-
-def check_keys(arguments: list[str]) -> None:
-    """Raise InputError for --config.KEY where there is no such key (config_flags would name but its last part)."""
-    known = [key for key, _ in flatten(default_config())]
-    for argument in arguments[1:]:
-        name = argument.lstrip("-").partition("=")[0]
-        key = name.removeprefix("config.")
-        if argument.startswith("-") and key != name and key not in known:
-            elsewhere = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
-            alike = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-            hint = f", did you mean --config.{alike[0]}?" if alike else ";"
-            raise InputError(f"--{printable(name)}: no such key{hint} configs/default.py lists all")
-
-
-def recipe_file(arguments: list[str]) -> str:
-    """The file that --config=FILE or --config FILE names, '' for none."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            return value if equals else following
-    return ""
-
-
-def first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return printable(lines[0]) if lines else "no reason given"
 
 
 if __name__ == "__main__":

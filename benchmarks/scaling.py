@@ -98,7 +98,7 @@ def build(arguments: argparse.Namespace, mesh: Any, batch_size: int) -> tuple[An
     shardings = parallel.state_shardings(mesh, jax.eval_shape(create, jax.random.key(0)))
     state = jax.jit(create, out_shardings=shardings)(jax.random.key(0))
     recipe = Recipe(seed=0, contract=contract_by_name("torch"), augmentation=Augmentation())
-    step = parallel.compile_train_step(make_train_step(network, optimizer, recipe), mesh, shardings)
+    step = parallel.compile_train_step(make_train_step(network, optimizer, recipe), mesh)
     random = np.random.default_rng(0)
     side = arguments.image_size
     host = {

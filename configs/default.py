@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.model = model()
     config.data = data()
     config.optim = optim()
+    config.transfer = transfer()
     config.run = run()
     return config.lock()
 
@@ -54,6 +55,7 @@ def model() -> ConfigDict:
     c.zero_init_last_gamma = placeholder(bool)
     c.stochastic_depth = placeholder(float)
     c.dropout = placeholder(float)
+    c.head_hidden = placeholder(int)
     return c
 
 
@@ -74,6 +76,13 @@ def data() -> ConfigDict:
     c.split_seed = 0
     # An unreadable image: fail (named, before training) or skip (counted and listed).
     c.on_error = "fail"
+    # Whether the doctor looks a folder over at the start (once per content, then recalled): leaks, copies, imbalance.
+    c.doctor = True
+    # Leaves out of validation and test what also stands in an earlier split: byte for byte, and near copies where the
+    # doctor looked. Without it both figures are told.
+    c.drop_leaks = False
+    # Splits that are made here put no two copies that the doctor knows on different sides.
+    c.keep_copies_together = False
     # Side in pixels of the square that the network sees.
     c.image_size = 224
     # Images per step over all devices.
@@ -105,8 +114,9 @@ def data() -> ConfigDict:
     # Beta parameter of mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: off. Both: one or the other per step.
     c.mixup = 0.0
     c.cutmix = 0.0
-    # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py).
-    c.contract = "torch"
+    # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py). auto: as the weights of
+    # config.transfer say, torch without any. One that disagrees with the weights' is an error.
+    c.contract = "auto"
     # balanced weighs each class by the inverse of its frequency; none does not.
     c.class_weights = "none"
     # Host threads that decode; 0: one per core.
@@ -154,6 +164,32 @@ def optim() -> ConfigDict:
     return c
 
 
+def transfer() -> ConfigDict:
+    """config.transfer: start from weights that are there already, and say what of them learns. See docs/transfer.md."""
+    c = ConfigDict()
+    # scratch: a fresh network. finetune: the weights, trained. probe: the backbone runs once per image, a head learns.
+    c.mode = "scratch"
+    # A run's workdir, a step's folder, converted weights, a weights file (torch, safetensors, Keras), or a known name
+    # (torchvision:resnet50_v2; `python -m resnet.weights.convert --source=list` lists them).
+    c.weights = ""
+    # linear, or mlp:UNITS for a hidden layer with ReLU before it. '': as config.model.head_hidden says.
+    c.head = ""
+    # Batch norm's statistics. train: the batch's, wherever the norm itself learns. frozen: the weights', everywhere.
+    # recalibrate: re-estimated over the training images before the first step, then frozen. auto: frozen under probe,
+    # else train.
+    c.bn = "auto"
+    # What learns from which epoch on: ('layer4@2', 'layer3@5'), regular expressions searched for in the parameters'
+    # paths (layer4_2/conv1/kernel). What no line names stays frozen, but for the head, which always learns.
+    # (): everything learns from the start.
+    c.unfreeze = ()
+    # Factors on the learning rate: ('^fc=10', 'layer[12]=0.1'), searched for likewise; the first match counts, else 1.
+    c.lr_multipliers = ()
+    # probe: views of each training image: one as evaluation crops it, the others cropped and augmented as config.data
+    # says.
+    c.views = 1
+    return c
+
+
 def run() -> ConfigDict:
     """config.run: how long, how often, how exact."""
     c = ConfigDict()
@@ -185,4 +221,7 @@ def run() -> ConfigDict:
     c.hang_timeout = 300.0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10
+    # Replays a run that ended so: from its last checkpoint to its first non-finite step, of which every layer's output
+    # and gradient is shown. Nothing is logged or saved; a run may be begun without it and replayed with it.
+    c.debug = False
     return c

@@ -89,12 +89,18 @@ def augment(
     images = normalise(images, contract)
     if augmentation.erasing:
         images = _erase(keys, images, augmentation.erasing)
-    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    if augmentation.label_smoothing:
-        targets = targets * (1 - augmentation.label_smoothing) + augmentation.label_smoothing / num_classes
+    targets = soft_targets(labels, augmentation, num_classes)
     if augmentation.mixup or augmentation.cutmix:
         images, targets = _mix(jax.random.fold_in(key, np.uint32(_MIX)), images, targets, augmentation)
     return images, targets
+
+
+def soft_targets(labels: jax.Array, augmentation: Augmentation, num_classes: int) -> jax.Array:
+    """float32[B, num_classes] of int32[B]: one-hot, smoothed as the augmentation says."""
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    if augmentation.label_smoothing:
+        targets = targets * (1 - augmentation.label_smoothing) + augmentation.label_smoothing / num_classes
+    return targets
 
 
 def _flip(draws: jax.Array, images: jax.Array, flip: str) -> jax.Array:

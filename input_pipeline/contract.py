@@ -5,6 +5,7 @@ checkpoint stores its contract (`Contract.to_json`) and loading compares.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -57,8 +58,11 @@ class Contract:
                 resize_shorter=float(stored["resize_shorter"]),
                 interpolation=str(stored["interpolation"]),
             )
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"stored preprocessing contract: {printable(str(error))}") from error
+        numbers = (*contract.mean, *contract.std, contract.scale, contract.resize_shorter)
+        if not all(map(math.isfinite, numbers)) or not all(contract.std):
+            raise InputError("stored preprocessing contract: its numbers must be finite, and std not 0")
         if contract.channel_order not in ("rgb", "bgr") or contract.interpolation not in ("bilinear", "bicubic"):
             raise InputError(
                 f"stored preprocessing contract: channel_order {printable(contract.channel_order)!r} must be rgb or "

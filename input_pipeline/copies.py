@@ -58,11 +58,11 @@ class Pairs:
     complete: bool
 
 
-def identical(gallery: Gallery) -> list[list[int]]:
-    """Groups of two and more rows with the very same bytes, each in ascending order; unreadable files have none."""
+def identical(gallery: Gallery, *, unreadable_too: bool = False) -> list[list[int]]:
+    """Groups of two and more rows with the very same bytes, each in ascending order; of unreadable files on demand."""
     groups: dict[bytes, list[int]] = defaultdict(list)
     for row, look in enumerate(gallery.looks):
-        if look.digest and not look.reason:
+        if look.digest and (unreadable_too or not look.reason):
             groups[look.digest].append(row)
     return [rows for rows in groups.values() if len(rows) > 1]
 

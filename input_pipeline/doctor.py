@@ -36,7 +36,7 @@ from input_pipeline.name_groups import about_names
 from input_pipeline.strays import about_strays
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
-VERSION = 1
+VERSION = 2
 # Smaller sets are looked over in a blink, and a bar would only flicker.
 _BAR_FROM = 500
 _SHOWN = 3
@@ -50,7 +50,11 @@ def look_over(data_dir: str | Path, *, cache_dir: str | None = None, progress: b
     progress: bars on standard error where that is a terminal and the set is large. Memory: about 1.1 kB an image.
     Raises InputError for a folder that is missing or cannot be understood as classes and splits.
     """
-    listing = _list(Path(data_dir))
+    return look_over_listing(_list(Path(data_dir)), cache_dir=cache_dir, progress=progress)
+
+
+def look_over_listing(listing: Listing, *, cache_dir: str | None = None, progress: bool = True) -> Report:
+    """`look_over` for a folder that was listed already. Raises ValueError for a listing that is of no files."""
     strays = about_strays(listing)
     cache = _cache_file(listing, strays, cache_dir)
     report = _recall(cache)
@@ -107,7 +111,14 @@ def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
         sizes=_sizes(looks),
         findings=sorted_by_level(findings),
         leaks=copies.leaks(),
+        # Of unreadable files too: what Pillow cannot read here, the feed's decoder may.
+        identical=tuple(_names(listing, group) for group in identical(gallery, unreadable_too=True)),
+        near_copies=tuple((listing.ids[one], listing.ids[other]) for one, other in pairs.rows[pairs.copy].tolist()),
     )
+
+
+def _names(listing: Listing, rows: Sequence[int]) -> tuple[str, ...]:
+    return tuple(listing.ids[row] for row in rows)
 
 
 def _counts(listing: Listing, gallery: Gallery) -> dict[str, tuple[int, ...]]:

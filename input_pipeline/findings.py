@@ -41,7 +41,8 @@ class Report:
     readable, by 'height', 'width' (pixels, upright) and 'aspect' (longer over shorter side): least, median and
     greatest; empty where none is readable. findings: worst first. leaks: by split, names of the images that also
     stand in an earlier split (train before val before test), under 'exact' (same bytes) and 'near' (encoded anew,
-    scaled, brightened; not those that are exact).
+    scaled, brightened; not those that are exact). identical: groups of names of files with the same bytes, whatever
+    their splits. near_copies: pairs of names of near copies; of a group in `identical` its first name stands for all.
     """
 
     where: str
@@ -53,6 +54,8 @@ class Report:
     sizes: Mapping[str, tuple[float, float, float]]
     findings: tuple[Finding, ...]
     leaks: Mapping[str, Mapping[str, tuple[str, ...]]]
+    identical: tuple[tuple[str, ...], ...] = ()
+    near_copies: tuple[tuple[str, str], ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +96,8 @@ class Report:
                 str(split): {str(kind): tuple(map(str, names)) for kind, names in kinds.items()}
                 for split, kinds in data["leaks"].items()
             },
+            identical=tuple(tuple(map(str, names)) for names in data["identical"]),
+            near_copies=tuple((str(one), str(other)) for one, other in data["near_copies"]),
         )
 
 

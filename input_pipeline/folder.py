@@ -228,3 +228,18 @@ def stratified_choice(
         members = np.flatnonzero(labels == label)
         chosen[members[np.argsort(draws[members], kind="stable")[:number]]] = True
     return chosen
+
+
+def keep_together(chosen: np.ndarray, labels: np.ndarray, groups: list[list[int]]) -> np.ndarray:
+    """`chosen` bool[N], changed so that of each group of rows (disjoint) all are chosen or none: as its first row was.
+
+    A group stays where it would take the last unchosen example of a class, int32[N] `labels`, with it.
+    """
+    kept = chosen.copy()
+    for rows in groups:
+        if not rows or np.all(kept[rows] == kept[rows[0]]):
+            continue
+        kept[rows] = kept[rows[0]]
+        if not np.isin(labels[rows], labels[~kept]).all():
+            kept[rows] = False
+    return kept

@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import os
-import struct
 import sys
 import tempfile
 from collections import deque
@@ -31,6 +30,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from tqdm import tqdm
 
 from input_pipeline.errors import InputError, printable
+from input_pipeline.retries import is_transient, patiently
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
@@ -79,8 +79,10 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
     try:
         # The format's own reader, not Image.open: no other plugin gets to guess, and the bound is ours.
         picture = reader(io.BytesIO(data))
-    except (SyntaxError, OSError, ValueError, struct.error, OverflowError, EOFError) as error:
-        return f"broken {kind} header ({printable(str(error))})", None
+    except Image.DecompressionBombError:  # Of a frame inside: Pillow looks before our own bound below can.
+        return f"claims more than {MAX_PIXELS:,} pixels: scale it down", None
+    except Exception as error:  # Any: fuzzing found more kinds than Pillow's readers document.
+        return f"broken {kind} header ({printable(str(error)[:300]) or type(error).__name__})", None
     width, height = picture.size
     if width * height > MAX_PIXELS:
         return f"claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: scale it down", None
@@ -122,7 +124,7 @@ def _orientation(picture: ImageFile.ImageFile) -> int:
     try:
         # The base class' method: PngImageFile's own decodes the whole picture to look for EXIF behind the pixels.
         value = Image.Image.getexif(picture).get(_ORIENTATION_TAG, 1)
-    except (SyntaxError, OSError, ValueError, TypeError, KeyError, IndexError, struct.error):
+    except Exception:  # Any, as above.
         return 1  # Malformed EXIF says nothing; viewers show such a picture as stored.
     return int(value) if value in range(1, 9) else 1
 
@@ -176,7 +178,7 @@ def audit(
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
     ~/.cache; one that cannot be written is no error. progress: a bar on standard error where that is a terminal and
-    the set is large.
+    the set is large. Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
     """
     cache = _cache_file(listing, cache_dir)
     rows = _recall(cache, len(listing.ids))
@@ -185,7 +187,12 @@ def audit(
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             verdicts = _in_order(pool, lambda i: _verdict(listing, i, decode), len(listing.ids))
             bar = tqdm(verdicts, "checking images", len(listing.ids), unit="image", leave=False, disable=not shown)
-            rows = list(bar)
+            try:
+                rows = list(bar)
+            except BaseException:
+                # A disk that is gone, or Ctrl-C: hundreds of examples that wait in line would each be tried first.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         _remember(cache, rows)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 6
     return Audit(
@@ -209,9 +216,15 @@ def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Row], count: int) 
 def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:
     label = size = 0
     try:
-        data, label = listing.examine(i)
+        data, label = patiently(lambda: listing.examine(i))
         size = len(data)
     except OSError as error:
+        if is_transient(error):
+            # No verdict on the image, which would be remembered, or left out without a word under on_error='skip'.
+            raise InputError(
+                f"{printable(listing.ids[i])}: the disk does not give it ({error.strerror}), tried for ten seconds; "
+                "mend the disk or its network, or remove the file"
+            ) from error
         return label, size, 0, 0, 0, f"cannot be read ({error.strerror or error})"
     reason, header = _header(data)
     if header is None:

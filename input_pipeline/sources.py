@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.doctor import look_over_listing
 from input_pipeline.errors import InputError, printable
-from input_pipeline.folder import find_images, stratified_choice
+from input_pipeline.findings import Report
+from input_pipeline.folder import find_images, keep_together, stratified_choice
 from input_pipeline.images import Audit, Listing, audit
+from input_pipeline.leaks import families, without_leaks
+from input_pipeline.retries import patiently
 
 DEMO_DIR = ".data/demo"
 SPLITS = ("train", "val", "test")
@@ -31,7 +35,8 @@ class Split:
     name: 'train', 'val' or 'test'. labels: int32[N], index into `Source.class_names`. ids: N unique names (path
     relative to the data folder, or 'tfds:caltech101/train#17'). sizes: int32[N, 2], height and width in pixels, upright
     (after the EXIF orientation is applied). orientations: int8[N], EXIF orientation 1..8, 1 = upright as stored.
-    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i.
+    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i, through
+    hiccups of the disk (`retries`); raises OSError.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Source:
     name: what was asked for ('folder', 'demo', 'tfds:...'). class_names: one sorted list for all splits. splits: by
     name, 'train' always, 'val' and 'test' where there are any. fingerprint: sha256 (hex) over class names, split
     membership, ids, labels and sizes in bytes. skipped: (id, reason) of what was left out under on_error='skip'.
+    report: what the doctor found, None where it was not asked or examples are no files. dropped: by split, the ids that
+    drop_leaks left out, under 'exact' and 'near' as in `leaks.Leaks`.
     """
 
     name: str
@@ -74,6 +81,8 @@ class Source:
     splits: Mapping[str, Split]
     fingerprint: str
     skipped: tuple[tuple[str, str], ...]
+    report: Report | None = None
+    dropped: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
 
 
 def open_source(
@@ -87,6 +96,9 @@ def open_source(
     cache_dir: str | None = None,
     progress: bool = True,
     exclude: tuple[str, ...] = (),
+    doctor: bool = False,
+    drop_leaks: bool = False,
+    keep_copies_together: bool = False,
 ) -> Source:
     """Open a dataset, each image of which has been read and decoded once: now, or by an earlier call on the same files.
 
@@ -95,7 +107,9 @@ def open_source(
     training images, per class, that becomes the test or validation split where the dataset has none (test first; val
     out of the rest); 0 makes none. on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such
     images out and lists them. cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude:
-    class folders to leave out.
+    class folders to leave out. doctor: whether the doctor looks the files over, or recalls that it did; not for tfds.
+    drop_leaks: leave out of val and test what stands in an earlier split too: the very bytes and, with the doctor, near
+    copies. keep_copies_together: a split that is made here puts no two of the doctor's copies on different sides.
 
     Raises InputError for everything that the user can mend.
     """
@@ -105,12 +119,18 @@ def open_source(
     skipped = _unreadable(listing, found, on_error)
     splits = _splits(listing, found)
     _check_classes(listing, splits)
+    report = look_over_listing(listing, progress=progress) if doctor and listing.paths is not None else None
+    if keep_copies_together and report is None:
+        raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
+    copies = families(report) if keep_copies_together and report else []
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
         if missing not in splits and fraction > 0:
-            splits |= _carve(splits["train"], missing, fraction, split_seed, listing.class_names)
+            splits |= _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     bytes_of = dict(zip(listing.ids, found.byte_sizes.tolist(), strict=True))
-    return Source(source, listing.class_names, ordered, _fingerprint(listing.class_names, ordered, bytes_of), skipped)
+    fingerprint = _fingerprint(listing.class_names, ordered, bytes_of)
+    opened = Source(source, listing.class_names, ordered, fingerprint, skipped, report)
+    return without_leaks(opened) if drop_leaks else opened
 
 
 def _check(*, val_fraction: float, test_fraction: float, split_seed: int, on_error: str) -> None:
@@ -169,9 +189,8 @@ def _splits(listing: Listing, found: Audit) -> dict[str, Split]:
     """The readable examples of each split that the dataset itself has; 'train' even where nothing of it is left."""
     readable = np.array([not reason for reason in found.reasons], bool)
     membership = np.array(listing.split_names)
-    whole = Split(
-        "", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, lambda i: listing.examine(i)[0]
-    )
+    read = lambda i: patiently(lambda: listing.examine(i)[0])  # noqa: E731
+    whole = Split("", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, read)
     names = [name for name in SPLITS if name == "train" or np.any(membership == name)]
     return {name: whole.take(np.flatnonzero(readable & (membership == name)), name) for name in names}
 
@@ -196,9 +215,16 @@ def _check_classes(listing: Listing, splits: Mapping[str, Split]) -> None:
         )
 
 
-def _carve(train: Split, name: str, fraction: float, seed: int, class_names: tuple[str, ...]) -> dict[str, Split]:
-    """`train` in two: a stratified `fraction` of it as the split `name`, the rest as 'train'; both keep their order."""
+def _carve(
+    train: Split, name: str, fraction: float, seed: int, class_names: tuple[str, ...], copies: list[tuple[str, ...]]
+) -> dict[str, Split]:
+    """`train` in two: a stratified `fraction` of it as the split `name`, the rest as 'train'; both keep their order.
+
+    copies: groups of ids of which no two are to stand on different sides.
+    """
     chosen = stratified_choice(train.labels, fraction, seed=seed, stream=_STREAMS[name], class_names=class_names)
+    row_of = {example: row for row, example in enumerate(train.ids)}
+    chosen = keep_together(chosen, train.labels, [[row_of[e] for e in group if e in row_of] for group in copies])
     return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
 
 

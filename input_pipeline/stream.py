@@ -19,6 +19,7 @@ from input_pipeline import decode as graph
 from input_pipeline.crops import Crop, boxes, stored_boxes
 from input_pipeline.errors import InputError, printable
 from input_pipeline.order import Order, evaluation_batches
+from input_pipeline.retries import is_transient
 
 if TYPE_CHECKING:
     from input_pipeline.sources import Split
@@ -56,7 +57,7 @@ def train_batches(
     row in the split.
 
     Raises InputError for sizes that do not fit together (at once), and for an image that cannot be read or decoded (at
-    its step), naming it, after three tries.
+    its step), naming it, after three tries, or ten seconds of tries where the disk says what may pass (`retries`).
     """
     rows = _rows(order.batch_size, shard, "batch_size")
     if order.num_examples != len(split):
@@ -171,23 +172,20 @@ def _batches(
 
 
 def _name_culprit(tf: Any, split: Split, crop: Crop, plan: _Plan) -> None:
-    """Read the examples of one step again, one at a time; raise InputError for the first that fails three times."""
+    """Read the examples of one step again, one at a time; raise InputError for the first that goes on failing."""
     for row in np.flatnonzero(plan.mask):
         i = int(plan.index[row])
         for attempt in range(_ATTEMPTS):
             try:
-                data = (
-                    tf.io.read_file(os.fsencode(split.paths[i]))
-                    if split.paths is not None
-                    else tf.constant(split.read(i))
-                )
+                # Not tf.io.read_file: `split.read` sits out a hiccup of the disk, and its errors say which it was.
+                data = tf.constant(split.read(i))
                 graph.training_image(
                     tf, data, tf.constant(int(split.orientations[i])), tf.constant(plan.box[row]), crop
                 )
                 break
             # OSError comes from `split.read`, ValueError from there or from a BMP or WebP, the rest from TensorFlow.
             except (tf.errors.OpError, OSError, ValueError) as error:
-                if attempt == _ATTEMPTS - 1:
+                if attempt == _ATTEMPTS - 1 or is_transient(error):
                     raise InputError(
                         f"{printable(split.ids[i])}: cannot be read ({_reason(error)}); "
                         "it was readable when the dataset was opened: restore it, or start again"
@@ -196,7 +194,9 @@ def _name_culprit(tf: Any, split: Split, crop: Crop, plan: _Plan) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what TensorFlow says, without the name of its graph's node."""
+    """What the system says or the first line of what TensorFlow says, without the name of its graph's node."""
+    if isinstance(error, OSError) and error.strerror:
+        return printable(error.strerror)
     text = str(error).split("[Op:")[0].split("[[{{")[0].split("}} ")[-1].strip()
     return printable((text.splitlines() or [type(error).__name__])[0][:200])
 

@@ -26,6 +26,8 @@ class Block(nn.Module):
     first: bool
     dtype: Any
     backend: Convolution
+    # Norms that keep to their running statistics in training too.
+    frozen: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -54,18 +56,22 @@ class Block(nn.Module):
         if self.is_mutable_collection("diagnostics"):
             self.sow("diagnostics", "branch_to_shortcut", norm_ratio(branch, shortcut))
         if spec.order == "bn_after_addition":
-            return activation(norm(spec, out, name=self._last_norm, train=train, dtype=self.dtype))
+            return activation(self._norm(out, self._last_norm, train))
         return activation(out) if spec.order == "original" else out
 
     @property
     def _last_norm(self) -> str:
         return "bn3" if self.spec.block == "bottleneck" else "bn2"
 
+    def _norm(self, x: jax.Array, name: str, train: bool, zero_scale: bool = False) -> jax.Array:
+        train = train and name not in self.frozen
+        return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
+
     def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.spec.preactivated or self.first:
             return x
         if self.spec.order == "full_preactivation":
-            x = norm(self.spec, x, name="bn1", train=train, dtype=self.dtype)
+            x = self._norm(x, "bn1", train)
         return ACTIVATIONS[self.spec.activation](x)
 
     def _branch(self, x: jax.Array, train: bool) -> jax.Array:
@@ -101,7 +107,7 @@ class Block(nn.Module):
                 name = None if last and spec.order == "bn_after_addition" else f"bn{number}"
             if name:
                 zero = last and spec.zero_init_last_gamma
-                x = norm(spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero)
+                x = self._norm(x, name, train, zero_scale=zero)
             if not last:
                 x = ACTIVATIONS[spec.activation](x)
         return x
@@ -126,7 +132,7 @@ class Block(nn.Module):
         if spec.preactivated:
             # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
             return x
-        return norm(spec, x, name="downsample_bn", train=train, dtype=self.dtype)
+        return self._norm(x, "downsample_bn", train)
 
     def _transform(
         self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool

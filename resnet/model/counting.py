@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from resnet.model import counting_tables
 from resnet.model.errors import SpecError
+from resnet.model.layers import HEAD
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.model.traced_program import Operation, Scope, kept_values, operations
@@ -31,7 +32,7 @@ from resnet.model.variants import VARIANTS, Variant, variant
 
 BYTES = {"float32": 4, "bfloat16": 2}
 BLOCK_NAME = re.compile(r"layer(\d+)_\d+")
-HEAD_NAMES = ("fc", "bn_last")
+HEAD_NAMES = (*HEAD, "bn_last")
 
 
 @dataclasses.dataclass(frozen=True)

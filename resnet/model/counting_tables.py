@@ -25,7 +25,8 @@ def describe(spec: ResNetSpec, stage: int, blocks: Mapping[str, Sequence[Operati
     if stage == 0:
         return "; ".join(convolution_text(layer, show_stride=True) for layers in blocks.values() for layer in layers)
     if stage > len(spec.stage_sizes):
-        return f"average pool, {spec.num_classes}-d fc"
+        hidden = f"{spec.head_hidden}-d fc, " if spec.head_hidden else ""
+        return f"average pool, {hidden}{spec.num_classes}-d fc"
     # Blocks that read alike stand together: [3×3, 64; 3×3, 64] × 3.
     runs: list[tuple[str, int]] = []
     for text in map(block_text, blocks.values()):

@@ -14,6 +14,9 @@ Convolution = Callable[..., jax.Array]
 # He et al. 2015 (arXiv 1502.01852), eq. 14 (fan-out form), which keeps the gradients' variance; torchvision's choice.
 HE_INITIALIZER = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
+# The layers behind the pooling, by their names among the network's parameters; all else is the backbone.
+HEAD = ("fc_hidden", "fc")
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,
@@ -76,6 +79,19 @@ def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, 
             x
         )
     return x
+
+
+def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:
+    """Logits from pooled features float32[B, C]: dropout, a hidden layer where the spec has one, the dense layer."""
+    x = nn.Dropout(spec.dropout, deterministic=not train)(pooled)
+    if spec.head_hidden:
+        hidden = nn.Dense(
+            spec.head_hidden, kernel_init=nn.initializers.he_normal(), dtype=jnp.float32, name="fc_hidden"
+        )
+        x = nn.relu(hidden(x))
+    # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
+    head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
+    return head(x)
 
 
 class SqueezeExcitation(nn.Module):

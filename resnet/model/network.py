@@ -1,5 +1,7 @@
 """The network: stem, stages of blocks, head -> logits, and named features on request."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import flax.linen as nn
@@ -8,7 +10,7 @@ import jax.numpy as jnp
 
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
-from resnet.model.layers import ACTIVATIONS, Convolution, convolution, norm
+from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
 from resnet.model.spec import ResNetSpec
 
 
@@ -23,24 +25,40 @@ class ResNet(nn.Module):
     dtype: Any = jnp.float32
     # lax.conv_general_dilated or ours (the same result, faster where XLA's own is slow); counting traces lax' one.
     backend: Convolution = conv_general_dilated
+    # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
+    # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
+    frozen: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(
-        self, images: jax.Array, *, train: bool = False, return_features: bool = False
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        return_features: bool = False,
+        offsets: Mapping[str, jax.Array] = MappingProxyType({}),
     ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
         """Logits or, with `return_features`, (logits, features).
 
         Features, in order: 'stem', 'layer1_0', 'layer1_1', …, 'layer1' (a stage's last block), …, 'pooled' (float32[B,
         C]). jax.jit hands a dict back with its keys sorted; the order is that inside.
+        offsets: arrays of the features' shapes and dtypes, each added to the feature of its name on its way through the
+        network ('pooled' takes none). The gradient by an offset of zeros is that by the feature.
         Raises SpecError when the images are smaller than the network's total stride.
         """
         spec = self.spec
         spec.check_image_size(min(images.shape[1:3]))
         features: dict[str, jax.Array] = {}
-        x = features["stem"] = self._stem(images.astype(self.dtype), train)
+
+        def named(name: str, x: jax.Array) -> jax.Array:
+            features[name] = x = x + offsets[name] if name in offsets else x
+            return x
+
+        x = named("stem", self._stem(images.astype(self.dtype), train))
         number_of_blocks, block_number = sum(spec.stage_sizes), 0
         for stage, blocks in enumerate(spec.stage_sizes):
             for index in range(blocks):
+                name = f"layer{stage + 1}_{index}"
                 block = Block(
                     spec=spec,
                     stage=stage,
@@ -49,11 +67,12 @@ class ResNet(nn.Module):
                     first=block_number == 0,
                     dtype=self.dtype,
                     backend=self.backend,
-                    name=f"layer{stage + 1}_{index}",
+                    frozen=within(name, self.frozen),
+                    name=name,
                 )
-                x = features[f"layer{stage + 1}_{index}"] = block(x, train=train)
+                x = named(name, block(x, train=train and name not in self.frozen))
                 block_number += 1
-            features[f"layer{stage + 1}"] = x
+            x = named(f"layer{stage + 1}", x)
         logits = self._head(x, train, features)
         return (logits, features) if return_features else logits
 
@@ -71,24 +90,42 @@ class ResNet(nn.Module):
             layer = convolution(
                 spec, features, kernel, stride=stride, name=f"conv{suffix}", dtype=self.dtype, backend=self.backend
             )
-            x = norm(spec, layer(x), name=f"bn{suffix}", train=train, dtype=self.dtype)
+            x = self._norm(layer(x), f"bn{suffix}", train)
             x = activation(x)
         if spec.stem == "cifar":
             return x
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
 
+    def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
+
     def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:
-        """Global average pooling and one dense layer, in float32 from the pooling on."""
+        """Global average pooling and the dense layers, in float32 from the pooling on."""
         spec = self.spec
         if spec.order == "full_preactivation":
-            x = norm(spec, x, name="bn_last", train=train, dtype=self.dtype)
+            x = self._norm(x, "bn_last", train)
         if spec.preactivated:
             x = ACTIVATIONS[spec.activation](x)
         x = features["pooled"] = x.astype(jnp.float32).mean(axis=(1, 2))
-        x = nn.Dropout(spec.dropout, deterministic=not train)(x)
-        # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
-        head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
-        return head(x)
+        return classify(spec, x, train)
+
+
+def within(block: str, paths: frozenset[str]) -> frozenset[str]:
+    """What `paths` name inside a block, by its names there."""
+    return frozenset(path.removeprefix(f"{block}/") for path in paths if path.startswith(f"{block}/"))
+
+
+class Head(nn.Module):
+    """The network behind its pooling: float32[B, C] -> logits float32[B, num_classes], with ResNet's names and values.
+
+    For features that were computed once: its parameters are ResNet's of the names in layers.HEAD.
+    """
+
+    spec: ResNetSpec
+
+    @nn.compact
+    def __call__(self, pooled: jax.Array, *, train: bool = False) -> jax.Array:
+        return classify(self.spec, pooled, train)
 
 
 def evaluate(network: ResNet, variables: dict[str, Any], images: jax.Array) -> jax.Array:

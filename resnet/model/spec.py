@@ -86,6 +86,8 @@ class ResNetSpec:
     stochastic_depth: float = 0.0
     # Share of the pooled features dropped before the head.
     dropout: float = 0.0
+    # Units of a hidden dense layer with ReLU between pooling and the last dense layer; 0 for none (as published).
+    head_hidden: int = 0
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -125,8 +127,9 @@ def check_values(spec: ResNetSpec) -> None:
     for field in ("width", "base_width", "groups", "in_channels", "num_classes", "norm_groups"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 1:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
-    if type(spec.squeeze_excitation) is not int or spec.squeeze_excitation < 0:
-        raise SpecError(f"squeeze_excitation={spec.squeeze_excitation!r} must be a whole number, 0 for none")
+    for field in ("squeeze_excitation", "head_hidden"):
+        if type(getattr(spec, field)) is not int or getattr(spec, field) < 0:
+            raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number, 0 for none")
     for field in ("conv_bias", "zero_init_last_gamma"):
         if type(getattr(spec, field)) is not bool:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be True or False")

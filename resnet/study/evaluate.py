@@ -40,6 +40,9 @@ def main() -> int:
     parser.add_argument(
         "--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable image does (default: fail)"
     )
+    parser.add_argument(
+        "--drop_leaks", action="store_true", help="leave out what also stands in an earlier split, copies included"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_args()
     check(arguments)
@@ -48,7 +51,7 @@ def main() -> int:
     from resnet.train import screen
 
     model = load_model(arguments.checkpoint)
-    source = open_like(model.meta, arguments.data, arguments.on_error)
+    source = open_like(model.meta, arguments.data, arguments.on_error, drop_leaks=arguments.drop_leaks)
     outcome = evaluate(model, source, arguments.split, arguments.batch_size)
     if arguments.json:
         report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
@@ -63,6 +66,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise InputError for what can be told from the flags alone."""
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size={arguments.batch_size} must be at least 1")
+    if arguments.drop_leaks and arguments.split not in ("val", "test"):
+        raise InputError(f"--drop_leaks does nothing with --split={arguments.split}; it acts on val and test")
     if not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
         raise InputError(f"--data={printable(arguments.data)}: no such folder; name a folder of images or tfds:NAME")
     if not Path(arguments.checkpoint).is_dir():
@@ -79,7 +84,7 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     """
     from resnet.train import parallel
     from resnet.train.evaluation import evaluate_split
-    from resnet.train.result import judge, leaked
+    from resnet.train.result import judge
     from resnet.train.steps import make_eval_step
 
     split = with_labels_of(model.meta, source, choose(source, name))
@@ -94,11 +99,10 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
         mesh=mesh,
         watch=lambda batches: tqdm(batches, total=-(-len(split) // size), unit="batch", leave=False, disable=None),
     )
-    leaks = leaked(source, name) if name != "all" else np.zeros(len(split), bool)
-    return judge(name, model.meta.step, predictions, leaks)
+    return judge(source, name, model.meta.step, predictions)
 
 
-def open_like(meta: Meta, data: str, on_error: str) -> Source:
+def open_like(meta: Meta, data: str, on_error: str, *, drop_leaks: bool = False) -> Source:
     """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run)."""
     config = meta.config
     try:
@@ -110,6 +114,9 @@ def open_like(meta: Meta, data: str, on_error: str) -> Source:
             split_seed=config.get("data.split_seed", 0),
             on_error=on_error,
             exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
+            doctor=config.get("data.doctor", True),
+            drop_leaks=drop_leaks or config.get("data.drop_leaks", False),
+            keep_copies_together=config.get("data.keep_copies_together", False),
         )
     except InputError as error:
         # The advice names training's flags; here they are called otherwise.

@@ -1,6 +1,6 @@
 """What a trained network sees in pictures: the most probable classes of each image.
 
-python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json]
+python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json] [--gradcam=DIR]
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ def main() -> int:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched through)")
     parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.add_argument(
+        "--gradcam", metavar="DIR", help="write a PNG an image there: what speaks for its most probable class"
+    )
     arguments = parser.parse_args()
     if arguments.top < 1:
         raise InputError(f"--top={arguments.top} must be at least 1")
@@ -43,11 +46,12 @@ def main() -> int:
         raise InputError(
             f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir or a step's folder"
         )
+    overlays = overlay_folder(arguments.gradcam) if arguments.gradcam is not None else None
     # Here, not above: it takes seconds to import, and a slip in the flags is told at once.
     from resnet.study.inference import load_model
 
     model = load_model(arguments.checkpoint)
-    results = list(predict(model, paths, arguments.top))
+    results = list(predict(model, paths, arguments.top, overlays))
     if arguments.json:
         print(
             json.dumps(
@@ -59,7 +63,18 @@ def main() -> int:
         for result in results:
             ranked = ", ".join(f"{printable(item['class'])} {item['probability']:.1%}" for item in result["top"])
             print(f"{printable(result['image'])}: {ranked}")
+        if overlays:
+            print(f"Grad-CAM overlays of {len(results):,} images are in {printable(str(overlays))}")
     return 0
+
+
+def overlay_folder(name: str) -> Path:
+    """The folder --gradcam names, made if missing. Raises InputError where it cannot be."""
+    try:
+        Path(name).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--gradcam={printable(name)}: cannot be made a folder ({error.strerror})") from error
+    return Path(name)
 
 
 def image_files(names: list[str]) -> Iterator[Path]:
@@ -80,20 +95,41 @@ def image_files(names: list[str]) -> Iterator[Path]:
             raise InputError(f"{printable(name)}: no such file or folder")
 
 
-def predict(model: Model, paths: list[Path], top: int) -> Iterator[dict[str, Any]]:
-    """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first."""
+def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = None) -> Iterator[dict[str, Any]]:
+    """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first.
+
+    With a folder for `overlays` the Grad-CAM overlay of each image is written there, and 'gradcam' is its path.
+    """
     names = model.meta.class_names
     with tqdm(total=len(paths), unit="image", leave=False, disable=None if len(paths) > GROUP else True) as bar:
         for start in range(0, len(paths), GROUP):
             group = paths[start : start + GROUP]
-            probabilities = model.probabilities(np.stack([read_image(model, path) for path in group]))
-            for path, row in zip(group, probabilities, strict=True):
-                order = np.argsort(-row, kind="stable")[:top]
+            images = np.stack([read_image(model, path) for path in group])
+            probabilities = model.probabilities(images)
+            ranked = np.argsort(-probabilities, axis=1, kind="stable")
+            files = write_overlays(model, group, images, ranked[:, 0], overlays) if overlays else []
+            for number, path in enumerate(group):
+                row, order = probabilities[number], ranked[number, :top]
                 yield {
                     "image": str(path),
                     "top": [{"class": names[index], "probability": float(row[index])} for index in order],
+                    **({"gradcam": str(files[number])} if files else {}),
                 }
             bar.update(len(group))
+
+
+def write_overlays(
+    model: Model, paths: list[Path], images: np.ndarray, classes: np.ndarray, folder: Path
+) -> list[Path]:
+    """Write one Grad-CAM overlay an image and class into `folder`; the files, in order."""
+    # Here, not above: it imports jax and matplotlib.
+    from resnet.study.gradcam import heat_maps, overlay, overlay_name, write_picture
+
+    pictures = overlay(images, heat_maps(model, images, classes))
+    files = [folder / overlay_name(path) for path in paths]
+    for file, picture in zip(files, pictures, strict=True):
+        write_picture(file, picture)
+    return files
 
 
 def read_image(model: Model, path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Checkpoints: orbax behind one door. A step's folder holds `variables` (what evaluation uses), `training` (what only
-the next step needs) and `meta` (JSON: network, classes, preprocessing contract, configuration, progress).
+the next step needs), `meta` (JSON: network, classes, preprocessing contract, configuration, progress) and, beside
+them, the manifest by which damage is seen (`integrity`).
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,99 +18,110 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from input_pipeline.contract import Contract
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
-from resnet.model.spec import ResNetSpec
+from resnet.train import hosts, integrity
+from resnet.train.meta import Meta
 from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
-FORMAT = 1
 # What a disk says when it does not take a file; in orbax' errors it stands behind paths of any length.
 DISK_REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+# Orbax' limit for one save, which it takes from the wall clock: at its default of 20 minutes a clock that is set right
+# in mid-save would end the run. A century is no limit.
+SAVE_SECONDS = 100 * 365 * 24 * 3600
 
 
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says of itself.
+class Damaged(InputError):
+    """A checkpoint that is not what was written, or is gone."""
 
-    spec: the network. class_names: one per output. contract: how pixels become inputs. image_size, resize_shorter: the
-    evaluation crop. step: steps done. config: the flat configuration ({} for converted weights). progress: the loop's
-    notes (best step and so on). fingerprint: the dataset's ('' for converted weights).
+
+@dataclasses.dataclass
+class Best:
+    """Keeps the checkpoint of one step: the best on the validation split, as the loop says.
+
+    Orbax' own BestN forgets the metrics of earlier processes (0.12.8 writes them down only where best_fn is set): after
+    a resume it deleted the best checkpoint.
     """
 
-    spec: ResNetSpec
-    class_names: tuple[str, ...]
-    contract: Contract
-    image_size: int
-    resize_shorter: float
-    step: int = 0
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    progress: dict[str, Any] = dataclasses.field(default_factory=dict)
-    fingerprint: str = ""
+    step: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` is the inverse."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        fields |= {"spec": dataclasses.asdict(self.spec), "contract": self.contract.to_json(), "format": FORMAT}
-        return fields
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Meta":
-        """The inverse of `to_json`. Raises InputError for another format, KeyError or TypeError for damaged content."""
-        stored = dict(stored)
-        if stored.pop("format", None) != FORMAT:
-            raise InputError(
-                "the checkpoint was written in another format than this version reads; use the version that wrote it"
-            )
-        spec = dict(stored.pop("spec"))
-        spec["stage_sizes"] = tuple(spec["stage_sizes"])
-        contract = Contract.from_json(stored.pop("contract"))
-        class_names = tuple(stored.pop("class_names"))
-        return cls(spec=ResNetSpec(**spec), contract=contract, class_names=class_names, **stored)
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """bool per checkpoint, oldest first; orbax deletes those that no policy wants."""
+        return [checkpoint.step == self.step for checkpoint in checkpoints]
 
 
 class Checkpoints:
     """The checkpoints of one run under WORKDIR/checkpoints: the newest `keep` and the best one stay. A context manager.
 
-    Saving is asynchronous: `save` returns when the state is copied, `wait` when it is on disk. `sign` is +1 where a
-    higher metric is better, -1 where a lower one is.
+    Saving is asynchronous: `save` returns when the state is copied, `wait` when it is on disk.
     """
 
-    def __init__(self, workdir: Path, *, keep: int, sign: int) -> None:
-        best = preservation.BestN(
-            get_metric_fn=lambda metrics: sign * metrics["best"], n=1, keep_checkpoints_without_metrics=False
+    def __init__(self, workdir: Path, *, keep: int) -> None:
+        """Look over what lies there: `set_aside` has a line for each damaged checkpoint that was moved out of the way.
+
+        Raises InputError when the folder cannot be read or written.
+        """
+        self._root = (workdir / FOLDER).absolute()
+        self._saving, self._bytes, self._best = 0, 0, Best()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), self._best]),
+            create=True,
+            # What killed saves left: as large as a checkpoint each.
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS, post_finalization_callback=self._seal),
         )
-        policy = preservation.AnyPreservationPolicy([preservation.LatestN(keep), best])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, create=True)
-        self._manager = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+        with self._writing():
+            # One process looks the folder over, before any other does.
+            self.set_aside = integrity.tidy(self._root) if hosts.primary() else []
+            hosts.barrier("checkpoints looked over")
+            self._manager = ocp.CheckpointManager(self._root, options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, meta: Meta, metric: float | None) -> None:
-        """Save under `meta.step`; `metric` is the validation figure that decides what is best (None: not evaluated)."""
+    def save(self, state: TrainState, meta: Meta) -> None:
+        """Save under `meta.step`; what `meta.progress` names as its best_step is kept."""
         variables, training = divide(state)
         arguments = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables),
             training=ocp.args.StandardSave(training),
             meta=ocp.args.JsonSave(meta.to_json()),
         )
-        metrics = None if metric is None else {"best": metric}
-        if meta.step in self._manager.all_steps():
-            # A signal during the evaluation of this step had it saved without a metric; orbax does not overwrite.
-            self.wait()
-            self._manager.delete(meta.step)
+        # The save before this one: its manifest is made under the step that is noted here.
+        self.wait()
+        self._best.step = meta.progress.get("best_step")
+        self._saving, self._bytes = meta.step, sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
-            self._manager.save(meta.step, args=arguments, metrics=metrics, force=True)
+            if meta.step in self._manager.all_steps():
+                # A signal during this step's evaluation had it saved without its figures, and orbax does not overwrite.
+                # It steps aside until the new one is whole: it may be the only one.
+                if hosts.primary():
+                    integrity.begin_replacing(self._root, meta.step)
+                hosts.barrier("checkpoint replaced")
+                self._manager.reload()
+            self._manager.save(meta.step, args=arguments, force=True)
 
-    def restore(self, step: int, like: TrainState, sharding: jax.sharding.Sharding) -> tuple[TrainState, Meta]:
-        """The state and meta of a step; `like` gives structure, shapes and dtypes, all arrays come with `sharding`.
+    def _seal(self) -> None:
+        """Write the manifest of the save that is under way. Orbax calls this when all is written but the final name."""
+        if not hosts.primary():
+            return
+        (folder,) = self._root.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        integrity.seal(folder)
 
-        Raises InputError that names the step's folder when it cannot be read.
+    def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, Meta]:
+        """The state and meta of a step; `like` gives structure, shapes and dtypes.
+
+        shardings: a tree of shardings like `like`, or one for all.
+
+        Raises Damaged when the step's folder is gone or not what was written, InputError when it cannot be read.
         """
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+        folder = self._root / str(step)
+        if why := integrity.fault(folder):
+            raise Damaged(f"{printable(str(folder))}: the checkpoint is damaged ({why})")
+        shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
+        abstract = jax.tree.map(shape, like, jax.tree.broadcast(shardings, like))
         variables, training = divide(abstract)
         arguments = ocp.args.Composite(
             variables=ocp.args.StandardRestore(variables),
@@ -120,9 +132,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
             meta = Meta.from_json(restored["meta"])
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
-            folder = self._manager.directory / str(step)
             raise InputError(
-                f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); remove this folder to "
+                f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
                 "go on from the checkpoint before it"
             ) from error
         return unite(restored["variables"], restored["training"]), meta
@@ -131,11 +142,14 @@ class Checkpoints:
         """Return when everything saved is on disk. Raises InputError for what could not be written meanwhile."""
         with self._writing():
             self._manager.wait_until_finished()
+            integrity.finish_replacing(self._root)
+            integrity.sync_folder(self._root)
 
     def close(self) -> None:
         """Wait, then let go of the folder. Raises as `wait` does."""
         with self._writing():
             self._manager.close()
+            integrity.finish_replacing(self._root)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -151,10 +165,23 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError) as error:
+            why = reason(error)
+            if why == os.strerror(errno.ENOSPC) and self._bytes:
+                free = shutil.disk_usage(self._root).free
+                why += f": one takes {self._bytes / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free"
             raise InputError(
-                f"{printable(str(self._manager.directory))}: a checkpoint could not be written ({reason(error)}); mend "
+                f"{printable(str(self._root))}: a checkpoint could not be written ({why}); mend "
                 "that, and the same command goes on from the last whole one"
             ) from error
+
+
+def room_needed(workdir: Path, *, keep: int, total_steps: int, state_bytes: int) -> int:
+    """Bytes that a run in `workdir` still needs: the newest `keep`, the best and the one being written make keep + 2.
+
+    Those that are there already have their room; a run that is done needs none.
+    """
+    steps = integrity.step_numbers(workdir / FOLDER)
+    return 0 if total_steps in steps else max(1, keep + 2 - len(steps)) * state_bytes
 
 
 def divide(state: TrainState) -> tuple[Variables, dict[str, Any]]:
@@ -179,6 +206,8 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     Raises InputError that names the folder when it is none of these or cannot be read.
     """
     folder = find_step(Path(checkpoint).absolute())
+    if why := integrity.fault(folder):
+        raise InputError(f"{printable(str(folder))}: the checkpoint cannot be read ({why}); take another step's folder")
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
@@ -219,6 +248,7 @@ def save_converted(folder: Path, variables: Variables, meta: Meta) -> None:
         )
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(temporary / "step", arguments)
+        integrity.seal(temporary / "step")
         # Onto nothing or an empty folder; the rename is atomic.
         (temporary / "step").rename(folder)
     except OSError as error:
@@ -234,25 +264,22 @@ def find_step(folder: Path) -> Path:
     if (folder / "variables").is_dir():
         return folder
     root = folder / FOLDER
-    steps = (
-        sorted((int(entry.name) for entry in root.iterdir() if entry.name.isdigit()), reverse=True)
-        if root.is_dir()
-        else []
-    )
+    steps = integrity.step_numbers(root)
     if not steps:
         raise InputError(
             f"{printable(str(folder))}: no checkpoint here; give a run's workdir, a step's folder or converted weights"
         )
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
-    newest = root / str(steps[0])
-    try:
-        stored = checkpointer.restore(newest, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
-        best = stored["progress"].get("best_step")
-    except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
-        raise InputError(
-            f"{printable(str(newest))}: the newest checkpoint cannot be read; name another step's folder"
-        ) from error
-    return root / str(best) if best in steps else newest
+    for step in steps:
+        if integrity.fault(root / str(step), deep=False):
+            continue
+        try:
+            stored = checkpointer.restore(root / str(step), ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            best = stored["progress"].get("best_step")
+        except Exception:  # Any: for torn content orbax raises a bare Exception.
+            continue
+        return root / str(best) if best in steps else root / str(step)
+    raise InputError(f"{printable(str(root))}: none of the checkpoints can be read; restore one of them")
 
 
 def abstract_variables(meta: Meta) -> Variables:

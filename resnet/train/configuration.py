@@ -10,12 +10,14 @@ from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
+from resnet.train.transfer import MODES, NORM_MODES, head_units, read_transfer
 
 Flat = dict[str, Any]
 
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
+    "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
@@ -50,7 +52,26 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
+    "model.zero_init_last_gamma": (lambda c: c["transfer.mode"] == "scratch", "transfer.mode='scratch'"),
+    "transfer.weights": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
+    "transfer.head": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
+    "transfer.bn": (
+        lambda c: c["transfer.mode"] != "scratch" and c["model.norm"] == "batch",
+        "transfer.mode is finetune or probe, and model.norm is batch",
+    ),
+    "transfer.unfreeze": (lambda c: c["transfer.mode"] == "finetune", "transfer.mode='finetune'"),
+    "transfer.views": (lambda c: c["transfer.mode"] == "probe", "transfer.mode='probe'"),
+    # A head learns on features: two images, once mixed, have none.
+    "data.mixup": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "data.cutmix": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
 }
+# Tuples of texts, of any length.
+EXAMPLES = {
+    "data.exclude": ("name",),
+    "transfer.unfreeze": ("layer4@2",),
+    "transfer.lr_multipliers": ("^fc=10",),
+}
+TEXTS = tuple(EXAMPLES)
 # Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
 READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
 
@@ -64,6 +85,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.eval_batch_size": (0, 1 << 20),
     "data.threads": (0, 1024),
     "data.resize_shorter": (-1.0, 4.0),
+    "transfer.views": (1, 1000),
     "optim.accumulation": (1, 1 << 16),
     "optim.label_smoothing": (0.0, 0.999),
     "optim.ema": (0.0, 0.999999),
@@ -93,6 +115,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     # optimizer.OPTIMIZERS and schedules.SCHEDULES, written out: their files import jax, and a slip is told before that.
     "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
     "optim.schedule": ("constant", "step", "cosine", "polynomial"),
+    "transfer.mode": MODES,
+    "transfer.bn": NORM_MODES,
     "run.dtype": ("float32", "bfloat16"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
@@ -136,6 +160,7 @@ def validate(config: ConfigDict) -> None:
             f"config.optim.accumulation={given['optim.accumulation']} does not divide "
             f"config.data.batch_size={given['data.batch_size']}"
         )
+    read_transfer(config)
     # An impossible network is told before the data are looked over, whatever the number of their classes.
     make_spec(config, given["model.num_classes"] or 2)
 
@@ -147,14 +172,15 @@ def check_type(key: str, value: Any, default: Any) -> None:
     if default is None:
         check_model_type(key, value)
     elif isinstance(default, tuple):
-        element = str if key == "data.exclude" else (int, float)
+        element = str if key in TEXTS else (int, float)
         well = isinstance(value, tuple | list) and all(isinstance(v, element) for v in value)
-        well = well and (key in ("data.exclude", "optim.step_epochs") or len(value) == len(default))
-        if well and element is str and any("," in v for v in value):
+        well = well and (key in (*TEXTS, "optim.step_epochs") or len(value) == len(default))
+        # A comma is what `--config.x=a,b` leaves in a name; in a regular expression it may stand.
+        if well and key == "data.exclude" and any("," in v for v in value):
             well = False
         if not well:
             raise InputError(
-                f'config.{key}={value!r} must look like {default or ("name",)!r}: write "--config.{key}=(…)"'
+                f'config.{key}={value!r} must look like {default or EXAMPLES[key]!r}: write "--config.{key}=(…)"'
             )
     elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         return
@@ -208,6 +234,12 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
     }
     if "stage_sizes" in changes:
         changes["stage_sizes"] = tuple(changes["stage_sizes"])
+    units = head_units(config)
+    if units is not None and changes.setdefault("head_hidden", units) != units:
+        raise InputError(
+            f"config.transfer.head={config.transfer.head!r}, but config.model.head_hidden={changes['head_hidden']}; "
+            "leave one of them away"
+        )
     wanted = changes.setdefault("num_classes", num_classes)
     if wanted != num_classes:
         raise InputError(

@@ -49,9 +49,22 @@ def evaluate_split(
     """
     shard = (jax.process_index(), jax.process_count())
     host_batches = eval_batches(split, parallel.round_up(batch_size, mesh), crop, shard=shard, threads=threads or None)
+    batches = watch(parallel.put_batches(host_batches, mesh))
+    return predict_batches(eval_step, variables, batches, len(split), stop=stop)
+
+
+def predict_batches(
+    eval_step: EvalStep,
+    variables: Variables,
+    batches: Iterable[dict[str, jax.Array]],
+    count: int,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> Predictions:
+    """Feed padded batches that hold each of `count` examples once through `eval_step` and summarise."""
     sums: dict[str, Any] = {}
     rows: list[dict[str, np.ndarray]] = []
-    for batch in watch(parallel.put_batches(host_batches, mesh)):
+    for batch in batches:
         if stop():
             raise Interrupted
         batch_sums, batch_rows = jax.device_get(eval_step(variables, batch))
@@ -59,7 +72,7 @@ def evaluate_split(
         for name, value in batch_sums.items():
             sums[name] = sums.get(name, 0) + value.astype(np.int64 if name == "confusion" else np.float64)
         rows.append(batch_rows)
-    probabilities, labels = in_order(rows, len(split))
+    probabilities, labels = in_order(rows, count)
     return Predictions(probabilities, labels, summarise(sums, probabilities, labels))
 
 

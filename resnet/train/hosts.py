@@ -77,7 +77,7 @@ def launcher(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).splitlines()
     return printable(lines[0][:200]) if lines else type(error).__name__
 
@@ -90,6 +90,12 @@ def several() -> bool:
 def primary() -> bool:
     """Whether this process is the one that writes and speaks for all."""
     return jax.process_index() == 0
+
+
+def say(text: str) -> None:
+    """Print, in one of several processes only."""
+    if primary():
+        print(text)
 
 
 def barrier(name: str) -> None:

@@ -1,17 +1,21 @@
-"""SIGTERM and Ctrl-C: the run saves and leaves; a second Ctrl-C leaves at once."""
+"""SIGTERM and Ctrl-C: the run saves and leaves; one more Ctrl-C leaves at once."""
 
+import contextlib
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SAVING = b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n"
 
 
 class Interruption:
     """Notes a signal instead of dying of it; the loop asks `requested` between steps. A context manager.
 
-    The old handlers come back at the end, and after the first signal, so that a second one acts at once. Outside the
-    main thread Python takes no handlers; signals then act as ever.
+    After the first signal Ctrl-C acts at once again. A second SIGTERM changes nothing: batch systems send one to each
+    process of a job and one more through the launcher, and the save must survive that. The old handlers come back at
+    the end. Outside the main thread Python takes no handlers; signals then act as ever.
     """
 
     def __init__(self) -> None:
@@ -44,8 +48,13 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        self.signal = self.signal or number
+        if signal.SIGINT in self._old:
+            signal.signal(signal.SIGINT, self._old.pop(signal.SIGINT))  # type: ignore[arg-type]
+        if number == signal.SIGINT:
+            # Not print: the signal may have come in the middle of one.
+            with contextlib.suppress(OSError):
+                os.write(2, SAVING)
 
     def _restore(self) -> None:
         for number, handler in self._old.items():

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,24 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
-from input_pipeline.sources import Source, open_source
+from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
-from resnet.model.network import initialise
-from resnet.train import hosts, parallel, screen
-from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.train import diagnosis, hosts, parallel, screen
+from resnet.train.beginning import initial_state, open_data, start_directory
+from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import write_curves
+from resnet.train.freezing import Stage, joined_state, partition
 from resnet.train.interruption import Interruption
+from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
 from resnet.train.progress import DataWait, EpochBar
-from resnet.train.provenance import provenance
+from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
-from resnet.train.state import TrainState, create_state
-from resnet.train.steps import make_eval_step, make_train_step, reset_sums, sum_names
-from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, check_room, check_workdir, claimed, write_json
+from resnet.train.state import TrainState
+from resnet.train.steps import make_eval_step, make_train_step, reset_sums
+from resnet.train.workdir import check_room, check_workdir, claimed
 from resnet.train.writers import MetricsWriter, SilentWriter
 
 # Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
@@ -37,20 +40,6 @@ from resnet.train.writers import MetricsWriter, SilentWriter
 STEPS_IN_FLIGHT = 2
 # Left out of the validation lines of metrics.jsonl: megabytes per evaluation at 1,000 classes. The test line has them.
 LARGE = ("confusion", "calibration", "per_class_accuracy")
-
-
-class Diverged(InputError):
-    """Too many non-finite steps in a row."""
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop remembers between evaluations; it travels in every checkpoint."""
-
-    best_step: int | None = None
-    best_value: float | None = None
-    evaluated_step: int = 0
-    since_best: int = 0
 
 
 def train(config: ConfigDict, workdir: Path) -> int:
@@ -67,74 +56,35 @@ def train(config: ConfigDict, workdir: Path) -> int:
     plan = make_plan(config, source)
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    # The best one, the newest ones, and the one being written.
-    check_room(workdir, (config.run.keep + 2) * state_bytes)
+    needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
+    check_room(workdir, needed)
     with Interruption() as interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
-        check_workdir(workdir, flat)
+        begun = check_workdir(workdir, flat)
+        run = kind_of_run(plan)(config, workdir, mesh, source, plan, interruption)
+        if config.run.debug:
+            diagnosis.check_debug(plan, workdir, begun=begun)
+            return diagnosis.replay(run, state)
         if hosts.primary():
             start_directory(workdir, flat, source)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
-        shardings = parallel.state_shardings(mesh, state)
         with hosts.together():
-            return Run(config, workdir, mesh, source, plan, interruption, shardings).go(state)
+            return run.go(state)
 
 
-def open_data(config: ConfigDict) -> Source:
-    """The dataset that config.data names, looked over once."""
-    data = config.data
-    return open_source(
-        data.source,
-        data.dir,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        split_seed=data.split_seed,
-        on_error=data.on_error,
-        exclude=tuple(data.exclude),
-    )
+def kind_of_run(plan: Plan) -> type["Run"]:
+    """The class that carries out a plan."""
+    # Here, not above: that file is about a kind of Run.
+    from resnet.train.probe import ProbeRun
 
-
-def initial_state(config: ConfigDict, plan: Plan, mesh: Mesh) -> TrainState:
-    """The state before step 0, where the mesh wants it: a function of the configuration and the seed alone."""
-    network = plan.network
-
-    def create(key: jax.Array) -> TrainState:
-        variables = initialise(network, key, config.data.image_size)
-        names = sum_names(network.spec.num_classes)
-        return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
-
-    key = jax.random.key(config.run.seed)
-    return jax.jit(create, out_shardings=parallel.state_shardings(mesh, jax.eval_shape(create, key)))(key)
-
-
-def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
-    """Write what a run's directory says of the run; a run that goes on keeps what it has."""
-    if (workdir / CONFIG).exists():
-        return
-    write_json(workdir / PROVENANCE, provenance(source))
-    write_json(workdir / CLASSES, list(source.class_names))
-    # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
-    write_json(workdir / CONFIG, flat)
-
-
-def say(text: str) -> None:
-    """Print, in one of several processes only."""
-    if hosts.primary():
-        print(text)
+    return ProbeRun if plan.transfer.mode == "probe" else Run
 
 
 class Run:
     """A run that is under way: its parts, its loop, and what happens at an evaluation, a log line and a stop."""
 
     def __init__(
-        self,
-        config: ConfigDict,
-        workdir: Path,
-        mesh: Mesh,
-        source: Source,
-        plan: Plan,
-        interruption: Interruption,
-        shardings: TrainState,
+        self, config: ConfigDict, workdir: Path, mesh: Mesh, source: Source, plan: Plan, interruption: Interruption
     ) -> None:
         self.config, self.workdir, self.mesh, self.source, self.plan = config, workdir, mesh, source, plan
         self.interruption = interruption
@@ -143,20 +93,42 @@ class Run:
         self.watchdog = hosts.Watchdog(config.run.hang_timeout if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
-        step = make_train_step(plan.network, plan.optimizer, plan.recipe)
-        self.shardings = shardings
-        self.train_step = parallel.compile_train_step(step, mesh, shardings)
+        self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
-        self.reset = jax.jit(reset_sums, donate_argnums=0, out_shardings=shardings)
+        self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
 
+    def begin(self, stage: Stage) -> None:
+        """Take the train step of `stage`; compiled at its first call."""
+        self.stage = stage
+        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        self.train_step = parallel.compile_train_step(step, self.mesh)
+
+    def enter(self, stage: Stage, state: TrainState) -> TrainState:
+        """The state with which `stage` begins: what joins gets an optimizer state."""
+        self.begin(stage)
+        self.bar.write(screen.entered(stage, self.plan))
+        grow = parallel.compile_placed(partial(joined_state, stage), self.mesh)
+        return dataclasses.replace(state, opt_state=grow(state.opt_state, state.params))
+
+    def like(self, step: int, state: TrainState) -> TrainState:
+        """Shapes of a checkpoint of `step` steps: its optimizer's state is that of the last step done."""
+        stage = self.plan.stage(max(step - 1, 0))
+        learning = partition(state.params, stage.learning)[0]
+        return dataclasses.replace(state, opt_state=jax.eval_shape(stage.optimizer.init, learning))
+
     def go(self, state: TrainState) -> int:
         """Train from `state`, or from the newest checkpoint, to the end; the exit code."""
-        with Checkpoints(self.workdir, keep=self.config.run.keep, sign=self.sign) as checkpoints:
+        with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
+            try:
+                state = self.prepare(step, state)
+            except Interrupted:
+                print(f"Stopped before step {step + 1}. The same command goes on from there.")
+                return self.interruption.exit_code
             writer = MetricsWriter(self.workdir, resume_step=step) if hosts.primary() else SilentWriter()
             with writer, self.watchdog:
                 self.writer = writer
@@ -172,11 +144,12 @@ class Run:
                         outcome = test_run(self, step, state)
                 if self.stopping:
                     total = self.plan.total_steps
-                    say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    hosts.say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
             if hosts.primary():
                 write_curves(self.workdir, self.config.run.best_metric)
-        say(screen.end(self.workdir, outcome, self.config.data.source, validated=self.progress.best_step is not None))
+        validated = outcome is not None and outcome.step == self.progress.best_step
+        hosts.say(screen.end(self.workdir, outcome, self.config.data.source, validated=validated))
         return 0
 
     @property
@@ -186,23 +159,34 @@ class Run:
 
     def resume(self, fresh: TrainState) -> tuple[int, TrainState]:
         """(step, state) to start from: the newest checkpoint's, or 0 and `fresh`."""
+        for line in self.checkpoints.set_aside:
+            hosts.say(line)
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, fresh
-        state, meta = self.checkpoints.restore(newest, fresh, self.shardings)
+        like = self.like(newest, fresh)
+        state, meta = self.checkpoints.restore(newest, like, parallel.state_shardings(self.mesh, like))
         if meta.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
                 "restore them or give --workdir a new folder"
             )
         self.progress = Progress(**meta.progress)
-        say(f"Going on from step {newest} of {self.plan.total_steps}.")
+        self.begin(self.plan.stage(max(newest - 1, 0)))
+        hosts.say(f"Going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
+
+    def prepare(self, step: int, state: TrainState) -> TrainState:
+        """What comes before the first step. Raises Interrupted when a signal arrives; nothing was saved then."""
+        if step > 0 or self.plan.transfer.norms != "recalibrate":
+            return state
+        train, stop = self.source.splits["train"], lambda: self.interruption.requested
+        return recalibrated(self.plan, state, train, self.mesh, threads=self.threads, stop=stop)
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or step, until the plan is done."""
-        batches = self.batches(step)
-        pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
+        self.feed: Iterator[dict[str, jax.Array]] | None = None
+        self.pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
         saved = step
         while True:
             if self.due(step, self.plan.eval_every) and self.progress.evaluated_step != step:
@@ -210,22 +194,31 @@ class Run:
                 if evaluated:
                     saved = step
             elif step != saved and self.due(step, self.plan.checkpoint_every):
-                self.save(step, state, None)
+                self.save(step, state)
                 saved = step
             if self.stopping and step != saved:
-                self.save(step, state, None)
+                self.save(step, state)
             if self.stopping or step == self.plan.total_steps or self.stopped_early():
                 return step, state
-            with self.wait.waiting():
-                batch = next(batches)
-            state, pulse = self.train_step(state, batch)
-            step += 1
-            self.wait.count(self.plan.batch_size)
-            pulses.append(pulse)
-            if len(pulses) > STEPS_IN_FLIGHT:
-                self.heed(jax.device_get(pulses.popleft()), step)
-            if step % self.plan.log_every == 0 or step == self.plan.total_steps:
-                state = self.log(step, state)
+            step, state = self.advance(step, state)
+
+    def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
+        """One step on the next batch."""
+        if (stage := self.plan.stage(step)) is not self.stage:
+            state = self.enter(stage, state)
+        if self.feed is None:
+            self.feed = self.batches(step)
+        with self.wait.waiting():
+            batch = next(self.feed)
+        state, pulse = self.train_step(state, batch)
+        step += 1
+        self.wait.count(self.plan.batch_size)
+        self.pulses.append(pulse)
+        if len(self.pulses) > STEPS_IN_FLIGHT:
+            self.heed(jax.device_get(self.pulses.popleft()), step, state)
+        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
+            state = self.log(step, state)
+        return step, state
 
     def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         """Training batches on the devices, from step `step` on."""
@@ -250,18 +243,14 @@ class Run:
         patience = self.config.run.early_stopping
         return patience > 0 and self.progress.since_best >= patience
 
-    def heed(self, pulse: dict[str, np.ndarray], step: int) -> None:
-        """Show the loss of a step that is done; stop the run when too many in a row were not finite."""
-        self.bar.update(step, self.plan.batch_size, loss=float(pulse["loss"]))
+    def heed(self, pulse: dict[str, np.ndarray], step: int, state: TrainState, steps: int = 1) -> None:
+        """Show the loss of the last of `steps` that are done; stop when too many in a row were not finite."""
+        self.bar.update(step, steps * self.plan.batch_size, loss=float(pulse["loss"]))
         self.watchdog.beat(f"after step {step}")
         self.asked_to_end |= bool(pulse.get("stop", 0))
         limit = self.config.run.max_bad_steps
         if limit and int(pulse["bad_steps"]) >= limit:
-            raise Diverged(
-                f"{limit} steps in a row up to step {step - STEPS_IN_FLIGHT} had a loss or gradient that is not finite "
-                f"and were skipped; lower --config.optim.lr or set --config.optim.clip_norm (the last checkpoint in "
-                f"{self.workdir} is intact)"
-            )
+            raise diagnosis.diverged(self, step - STEPS_IN_FLIGHT, state)
 
     def log(self, step: int, state: TrainState) -> TrainState:
         """Write a training line from the sums since the last one; the state with its sums at zero."""
@@ -282,7 +271,6 @@ class Run:
 
     def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, bool]:
         """Evaluate on the validation split, note whether it is the best, save. False if a signal came in between."""
-        value: float | None = None
         if "val" in self.source.splits:
             with self.wait.paused(), self.bar.paused():
                 try:
@@ -296,7 +284,7 @@ class Run:
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():
-            self.save(step, state, value)
+            self.save(step, state)
         return state, True
 
     def note(self, step: int, value: float) -> bool:
@@ -332,7 +320,7 @@ class Run:
             yield batch
         self.watchdog.rest()
 
-    def save(self, step: int, state: TrainState, value: float | None) -> None:
+    def save(self, step: int, state: TrainState) -> None:
         meta = Meta(
             spec=self.plan.network.spec,
             class_names=self.source.class_names,
@@ -344,4 +332,5 @@ class Run:
             progress=dataclasses.asdict(self.progress),
             fingerprint=self.source.fingerprint,
         )
-        self.checkpoints.save(state, meta, value)
+        self.writer.sync()
+        self.checkpoints.save(state, meta)

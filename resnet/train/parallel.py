@@ -115,14 +115,27 @@ def put_batches(
         yield arrays
 
 
-def compile_train_step(step: Callable[..., Any], mesh: Mesh, shardings: Any = None) -> Callable[..., Any]:
+def compile_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """jit of (state, batch) -> (state, pulse), the state's buffers given up to the new one.
 
-    shardings: where the state lives (`state_shardings`); None: all of it on every device.
+    The new state lies as `state_shardings` says, where the old one has to lie already; the pulse is on every device.
     """
-    rows, same = split_rows(mesh), replicated(mesh)
-    place = same if shardings is None else shardings
-    return jax.jit(step, in_shardings=(place, rows), out_shardings=(place, same), donate_argnums=0)
+
+    def placed(state: Any, batch: Any) -> tuple[Any, Any]:
+        new, pulse = step(state, batch)
+        return place(mesh, new), jax.lax.with_sharding_constraint(pulse, replicated(mesh))
+
+    return jax.jit(placed, donate_argnums=0)
+
+
+def compile_placed(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
+    """jit of `function` whose result lies as `state_shardings` says; options are jax.jit's."""
+    return jax.jit(lambda *arguments: place(mesh, function(*arguments)), **options)
+
+
+def place(mesh: Mesh, state: Any) -> Any:
+    """Inside jit: `state` where `state_shardings` wants it."""
+    return jax.lax.with_sharding_constraint(state, state_shardings(mesh, state))
 
 
 def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:

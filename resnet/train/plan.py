@@ -15,9 +15,12 @@ from input_pipeline.order import Order
 from input_pipeline.sources import Source
 from resnet.model.network import ResNet
 from resnet.train.configuration import MOST_STEPS, check_validation, make_spec
-from resnet.train.optimizer import OptimizerSettings, make_optimizer
+from resnet.train.freezing import Stage, make_stages
+from resnet.train.optimizer import OptimizerSettings
+from resnet.train.pretrained import Pretrained, load_pretrained
 from resnet.train.schedules import ScheduleSettings, make_schedule
 from resnet.train.steps import Recipe, balanced_weights
+from resnet.train.transfer import Transfer, read_transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Plan:
     """Everything that is fixed before the first step. Steps count from 0; `total_steps` of them make the run."""
 
     network: ResNet
-    optimizer: optax.GradientTransformation
+    # What learns from which step on; a run that freezes nothing has one stage.
+    stages: tuple[Stage, ...]
+    transfer: Transfer
+    # What the network starts from, or None.
+    pretrained: Pretrained | None
     schedule: optax.Schedule
     recipe: Recipe
     contract: Contract
@@ -44,6 +51,10 @@ class Plan:
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
         return step / self.steps_per_epoch
+
+    def stage(self, step: int) -> Stage:
+        """The stage that step number `step` (from 0) belongs to."""
+        return next(stage for stage in reversed(self.stages) if stage.start <= step)
 
 
 def make_plan(config: ConfigDict, source: Source) -> Plan:
@@ -64,18 +75,31 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         raise InputError(
             f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
         )
-    contract = contract_by_name(config.data.contract)
+    transfer = read_transfer(config)
+    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype))
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
+    stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
+    if stages[-1].start >= total_steps:
+        raise InputError(
+            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's "
+            f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
+        )
+    contract, pretrained = contract_by_name("torch" if config.data.contract == "auto" else config.data.contract), None
+    if transfer.mode != "scratch":
+        pretrained = load_pretrained(config, spec, source.class_names)
+        contract = pretrained.contract
     every = lambda epochs: max(1, round(epochs * steps_per_epoch))  # noqa: E731
     return Plan(
-        network=ResNet(spec, dtype=jnp.dtype(config.run.dtype)),
-        optimizer=make_optimizer(optimizer_settings(config), schedule),
+        network=network,
+        stages=stages,
+        transfer=transfer,
+        pretrained=pretrained,
         schedule=schedule,
         recipe=make_recipe(config, source, contract),
         contract=contract,
         order=Order(len(train), batch_size, config.run.seed),
-        train_crop=make_crop(config, contract, config.data.crop),
-        eval_crop=make_crop(config, contract, "none"),
+        train_crop=make_crop(config, contract, pretrained, config.data.crop),
+        eval_crop=make_crop(config, contract, pretrained, "none"),
         batch_size=batch_size,
         eval_batch_size=config.data.eval_batch_size or batch_size,
         steps_per_epoch=steps_per_epoch,
@@ -88,10 +112,13 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
     )
 
 
-def make_crop(config: ConfigDict, contract: Contract, kind: str) -> Crop:
-    """The crop of config.data, of the given kind; the contract says how evaluation resizes unless the key does."""
+def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:
+    """The crop of config.data, of the given kind. How evaluation resizes is the weights', or the contract's, to say,
+    unless the key does."""
     data = config.data
-    shorter = contract.resize_shorter if data.resize_shorter == -1 else data.resize_shorter
+    shorter = data.resize_shorter
+    if shorter == -1:
+        shorter = pretrained.resize_shorter if pretrained else contract.resize_shorter
     return Crop(
         kind=kind,
         image_size=data.image_size,

@@ -30,6 +30,7 @@ def provenance(source: Source) -> dict[str, Any]:
             "classes": len(source.class_names),
             "images": {name: len(split) for name, split in source.splits.items()},
             "skipped": [list(item) for item in source.skipped],
+            "dropped": {name: dict(kinds) for name, kinds in source.dropped.items()},
         },
     }
 

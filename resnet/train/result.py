@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from input_pipeline.leaks import byte_identical
+from input_pipeline.leaks import Leaks, find_leaks
 from input_pipeline.sources import Source
 from resnet.train import hosts
 from resnet.train.evaluation import Predictions, summarise_subset
+from resnet.train.predictions import PREDICTIONS_FILE
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -19,42 +19,60 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The figures of one split. clean: the same without the `leaked` images that are byte-identical to training images;
-    None where there are none."""
+    """The figures of one split.
+
+    clean: the same without the `leaked` images that are byte-identical to images of an earlier split (train before val
+    before test). cleanest: without those and the `near_leaked` of which a near copy stands there. Either is None where
+    it would leave out nothing, or everything. near_leaked: None where nobody looked for near copies. dropped: how many
+    images had been left out before the evaluation, under 'exact' and 'near'; empty without drop_leaks.
+    """
 
     split: str
     step: int
     summary: dict[str, Any]
     leaked: int = 0
     clean: dict[str, Any] | None = None
+    near_leaked: int | None = None
+    cleanest: dict[str, Any] | None = None
+    dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """As one line of metrics.jsonl."""
-        extra = {"leaked": self.leaked, "clean": self.clean} if self.clean else {"leaked": self.leaked}
-        return {**self.summary, "checkpoint_step": self.step, **extra}
+        extra = {name: getattr(self, name) for name in ("clean", "near_leaked", "cleanest", "dropped")}
+        kept = {name: value for name, value in extra.items() if value is not None and value != {}}
+        return {**self.summary, "checkpoint_step": self.step, "leaked": self.leaked, **kept}
 
 
-def leaked(source: Source, split: str) -> np.ndarray:
-    """bool[N]: which images of `split` are byte for byte in another split too (training first of all)."""
-    found = np.zeros(len(source.splits[split]), bool)
-    for name, other in source.splits.items():
-        if name != split:
-            found |= byte_identical(other, source.splits[split])
-    return found
+def judge(source: Source, split: str, step: int, predictions: Predictions, leaks: Leaks | None = None) -> Outcome:
+    """The outcome on a split of `source`, or on 'all' of it, told again without its leaks (found if not given)."""
+    if split == "all":
+        return Outcome(split, step, predictions.summary)
+    leaks = leaks or find_leaks(source, split)
+    without = lambda left_out: summarise_subset(predictions, ~left_out) if not left_out.all() else None  # noqa: E731
+    return Outcome(
+        split,
+        step,
+        predictions.summary,
+        leaked=int(leaks.exact.sum()),
+        clean=without(leaks.exact) if leaks.exact.any() else None,
+        near_leaked=int(leaks.near.sum()) if leaks.searched else None,
+        cleanest=without(leaks.either) if leaks.near.any() else None,
+        dropped={kind: len(ids) for kind, ids in source.dropped.get(split, {}).items()},
+    )
 
 
-def judge(split: str, step: int, predictions: Predictions, leaks: np.ndarray) -> Outcome:
-    """The outcome on a split, told twice where some but not all of its images leak."""
-    if not leaks.any() or leaks.all():
-        return Outcome(split, step, predictions.summary, int(leaks.sum()))
-    return Outcome(split, step, predictions.summary, int(leaks.sum()), summarise_subset(predictions, ~leaks))
+def remembered(line: dict[str, Any]) -> Outcome:
+    """The outcome that a line of metrics.jsonl tells; lines of earlier versions tell less."""
+    rest = {name: line.get(name) for name in ("clean", "near_leaked", "cleanest")}
+    return Outcome(line["kind"], line["checkpoint_step"], line, line["leaked"], dropped=line.get("dropped", {}), **rest)
 
 
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
-    """Evaluate the best checkpoint (the newest where nothing was validated) on the test split, once per run.
+    """Evaluate the best checkpoint on the test split, once per run; the newest where there is no best or it is damaged.
 
-    Writes the line of kind 'test' and confusion.png. None without a test split. A finished run that is started again
-    reads its line instead. Raises Interrupted when a signal arrives; nothing was written then.
+    Writes predictions.npz, the line of kind 'test' and confusion.png. None without a test split. A finished run that is
+    started again reads its line instead; one that lacks predictions.npz writes that anew, and no second line. Raises
+    Interrupted when a signal arrives; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
     from resnet.train.figures import write_confusion
@@ -62,16 +80,29 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
 
     if "test" not in run.source.splits:
         return None
-    for line in read_metrics(run.workdir):
-        if line["kind"] == "test":
-            return Outcome("test", line["checkpoint_step"], line, line["leaked"], line.get("clean"))
+    told = next((line for line in read_metrics(run.workdir) if line["kind"] == "test"), None)
+    if told and (run.workdir / PREDICTIONS_FILE).exists():
+        return remembered(told)
     best = run.progress.best_step
     if best is not None and best != step:
-        state, _ = run.checkpoints.restore(best, state, run.shardings)
+        try:
+            like = run.like(best, state)
+            state, _ = run.checkpoints.restore(best, like, parallel.state_shardings(run.mesh, like))
+        except Damaged as damage:
+            hosts.say(
+                f"{damage}; it was the best on the validation split: the newest, of step {step}, is tested instead"
+            )
+            best = None
     chosen = step if best is None else best
     predictions = run.predict("test", state)
-    outcome = judge("test", chosen, predictions, leaked(run.source, "test"))
-    run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
+    leaks = find_leaks(run.source, "test")
+    outcome = judge(run.source, "test", chosen, predictions, leaks)
+    ids = run.source.splits["test"].ids
+    rows = TestPredictions(predictions.probabilities, predictions.labels, ids, leaks.either, outcome.step)
     if hosts.primary():
+        # Before the line: a run whose line is told has its predictions too, wherever it was killed.
+        write_predictions(run.workdir, rows)
+        if not told:
+            run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
         write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
     return outcome

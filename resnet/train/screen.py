@@ -6,9 +6,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
+from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan
+from resnet.train.pretrained import Pretrained
 from resnet.train.result import Outcome
 from resnet.train.state import TrainState
 
@@ -28,11 +31,48 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
         f"Run       {printable(str(workdir))}",
     ]
+    if plan.pretrained:
+        lines[2:2] = [f"Weights   {plan.pretrained.describe()}", *advice(config, plan)]
+    if len(plan.stages) > 1 or plan.stages[0].learning is not None:
+        lines.insert(-1, f"Learning  {learning(plan, state)}")
+    lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
+    lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
     if source.skipped:
         name, reason = source.skipped[0]
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
         lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def advice(config: ConfigDict, plan: Plan) -> list[str]:
+    """A line where the images are not of the size that the weights were trained at."""
+    pretrained, side = plan.pretrained, config.data.image_size
+    if pretrained is None or pretrained.image_size == side:
+        return []
+    return [
+        f"Note      the weights expect {pretrained.image_size} px and see {side}; "
+        f"--config.data.image_size={pretrained.image_size} is likely better and costs {side_cost(pretrained, side)}"
+    ]
+
+
+def side_cost(pretrained: Pretrained, side: int) -> str:
+    return f"{(pretrained.image_size / side) ** 2:.1f} times the time"
+
+
+def learning(plan: Plan, state: TrainState) -> str:
+    """How many parameters learn, stage by stage."""
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(partition(state.params, s.learning)[0])) for s in plan.stages]
+    parts = [
+        f"{size:,} parameters" + (f" from epoch {plan.epoch(stage.start):.1f}" if stage.start else "")
+        for size, stage in zip(sizes, plan.stages, strict=True)
+    ]
+    return ", ".join(parts)
+
+
+def entered(stage: Stage, plan: Plan) -> str:
+    """The line at the start of a later stage."""
+    blocks = sorted({name.split("/")[0] for name in stage.learning or ()})
+    return f"step {stage.start}  epoch {plan.epoch(stage.start):.1f}  from here on learn {', '.join(blocks)}"
 
 
 def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], best: bool) -> str:
@@ -45,13 +85,20 @@ def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], bes
 
 
 def figures(outcome: Outcome) -> str:
-    """The figures of an outcome, one line, two where images leak."""
-    text = describe(f"{outcome.split} top-1", outcome.summary)
+    """The figures of an outcome: one line, one more without the images that leak, one more without near copies."""
+    name = f"{outcome.split} top-1"
+    lines = [describe(name, outcome.summary)]
     if outcome.clean:
-        text += "\n" + describe(
-            f"{outcome.split} top-1 without the {outcome.leaked} images that also stand in another split", outcome.clean
-        )
-    return text
+        which = f"the {outcome.leaked} images that also stand in another split"
+        lines.append(describe(f"{name} without {which}", outcome.clean))
+    if outcome.cleanest:
+        leaked = "these and " if outcome.clean else ""
+        which = f"{leaked}the {outcome.near_leaked} of which a copy stands there (encoded anew, scaled …)"
+        lines.append(describe(f"{name} without {which}", outcome.cleanest))
+    if any(outcome.dropped.values()):
+        exact, near = outcome.dropped["exact"], outcome.dropped["near"]
+        lines.append(f"({exact} images that also stand in another split and {near} copies were left out before)")
+    return "\n".join(lines)
 
 
 def describe(name: str, summary: dict[str, Any]) -> str:
@@ -71,7 +118,7 @@ def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool)
     lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))
-        chosen = "chosen on the validation split" if validated else "the newest: there is no validation split"
+        chosen = "chosen on the validation split" if validated else "the newest: none was chosen on a validation split"
         lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
     data = ".data/demo" if source == "demo" else "DATA_DIR"
     lines += [

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet.train.freezing import Names, partition
+
 Variables = dict[str, Any]
 
 
@@ -35,9 +37,17 @@ class TrainState:
 
 
 def create_state(
-    variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool, sum_names: tuple[str, ...]
+    variables: Variables,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
+    sum_names: tuple[str, ...],
+    learning: Names | None = None,
 ) -> TrainState:
-    """The state before the first step, from the network's fresh or converted variables."""
+    """The state before the first step, from the network's fresh or converted variables.
+
+    learning: names of the parameters that the optimizer is of; None: all.
+    """
     params, batch_stats = variables["params"], variables["batch_stats"]
     # Copies: the step donates the state's buffers, and no buffer may be donated twice.
     averages = jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else {}
@@ -45,7 +55,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(partition(params, learning)[0]),
         ema=averages,
         sums={name: jnp.zeros((), jnp.float32) for name in sum_names},
         bad_steps=jnp.zeros((), jnp.int32),

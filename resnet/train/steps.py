@@ -12,11 +12,14 @@ import optax
 from input_pipeline.augment import Augmentation, augment, prepare
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
+from resnet.train.freezing import Names, merge, moving_statistics, partition
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.optimizer import ema_update
 from resnet.train.state import TrainState, Variables
 
 Batch = dict[str, jax.Array]
+# (network, recipe, params, batch_stats, batch, key) -> (sum of losses, (weight, new statistics, metric sums)).
+LossSum = Callable[..., tuple[jax.Array, tuple[jax.Array, Variables, dict[str, jax.Array]]]]
 Pulse = dict[str, jax.Array]
 # Streams of randomness that one step draws from its key.
 AUGMENT, DROPOUT = 0, 1
@@ -44,7 +47,12 @@ def sum_names(num_classes: int) -> tuple[str, ...]:
 
 
 def make_train_step(
-    network: ResNet, optimizer: optax.GradientTransformation, recipe: Recipe
+    network: ResNet,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    *,
+    learning: Names | None = None,
+    loss: LossSum | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Pulse]]:
     """The train step: (state, {'image': uint8[B,H,W,3], 'label': int32[B], 'mask': float32[B], …}) -> (state, pulse).
 
@@ -56,18 +64,49 @@ def make_train_step(
     optimizer and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
     With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
     batch statistics are each part's own and move the running statistics once per part.
+    learning: the names of the parameters that learn (None: all); `optimizer` and its state are of these alone, and the
+    others, with the statistics of `network.frozen`, leave the step bit for bit as they came. loss: default `loss_sum`.
     """
+    keyed_step = make_keyed_step(network, optimizer, recipe, learning=learning, loss=loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Pulse]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-        gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        return keyed_step(state, batch, jax.random.key(recipe.seed))
+
+    return train_step
+
+
+def make_keyed_step(
+    network: ResNet,
+    optimizer: optax.GradientTransformation,
+    recipe: Recipe,
+    *,
+    learning: Names | None = None,
+    loss: LossSum | None = None,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Pulse]]:
+    """`make_train_step`'s step with the seed's key as a third argument, so that one program serves many seeds.
+
+    `key` is jax.random.key(seed); recipe.seed is not looked at.
+    """
+
+    def keyed_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Pulse]:
+        key = jax.random.fold_in(key, state.step)
+        gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
+        old, resting = partition(state.params, learning)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, old)
+        new = optax.apply_updates(old, updates)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & all_finite(batch_stats)
         ema = state.ema
         if recipe.ema:
-            ema = ema_update(ema, {"params": params, "batch_stats": batch_stats}, recipe.ema, state.step)
+            # An average of equal numbers is not always the same number in floating point: what rests is left out.
+            moving = moving_statistics(batch_stats, network.frozen)
+            (old_params, same_params), (old_stats, same_stats) = (
+                partition(ema["params"], learning),
+                partition(ema["batch_stats"], moving),
+            )
+            newest = {"params": new, "batch_stats": partition(batch_stats, moving)[0]}
+            ema = ema_update({"params": old_params, "batch_stats": old_stats}, newest, recipe.ema, state.step)
+            ema = {"params": merge(ema["params"], same_params), "batch_stats": merge(ema["batch_stats"], same_stats)}
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
         if "stop" in batch:
             pulse["stop"] = batch["stop"].max()
@@ -75,7 +114,7 @@ def make_train_step(
         keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
-            params=keep(params, state.params),
+            params=merge(keep(new, old), resting),
             batch_stats=keep(batch_stats, state.batch_stats),
             opt_state=keep(opt_state, state.opt_state),
             ema=keep(ema, state.ema),
@@ -85,7 +124,7 @@ def make_train_step(
         )
         return new_state, pulse
 
-    return train_step
+    return keyed_step
 
 
 def all_finite(tree: Any) -> jax.Array:
@@ -98,14 +137,26 @@ def all_finite(tree: Any) -> jax.Array:
 
 
 def accumulate(
-    network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
+    network: ResNet,
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    learning: Names | None = None,
+    loss: LossSum | None = None,
 ) -> tuple[Variables, Variables, dict[str, jax.Array]]:
-    """(gradient of the mean loss, new batch statistics, metric sums) of a batch, in `recipe.accumulation` parts."""
+    """(gradient of the mean loss, new batch statistics, metric sums) of a batch, in `recipe.accumulation` parts.
+
+    The gradient is of the `learning` parameters alone: nothing is differentiated in front of the first of them.
+    """
     parts = recipe.accumulation
+    learnt, resting = partition(state.params, learning)
+    of_params = loss or loss_sum
 
     def part_gradient(batch_stats: Variables, part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
-        loss = lambda params: loss_sum(network, recipe, params, batch_stats, part, part_key)  # noqa: E731
-        gradient, (weight, new_stats, sums) = jax.grad(loss, has_aux=True)(state.params)
+        total = lambda p: of_params(network, recipe, merge(p, resting), batch_stats, part, part_key)  # noqa: E731
+        gradient, (weight, new_stats, sums) = jax.grad(total, has_aux=True)(learnt)
         return gradient, weight, new_stats, sums
 
     if parts == 1:
@@ -152,13 +203,21 @@ def loss_sum(
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.fold_in(key, DROPOUT)},
     )
+    loss, weight, sums = cross_entropy(recipe, logits, targets, batch)
+    return loss, (weight, new.get("batch_stats", {}), sums)
+
+
+def cross_entropy(
+    recipe: Recipe, logits: jax.Array, targets: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """(sum of the losses of a batch's rows, their total weight, metric sums); see `loss_sum`."""
     weighted = targets
     if recipe.class_weights:
         weighted = targets * jnp.asarray(np.asarray(recipe.class_weights, np.float32))
     losses = -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
     weight = jnp.sum(batch["mask"] * jnp.sum(weighted, axis=-1))
     sums = train_sums(logits, targets, batch["label"], batch["mask"], losses)
-    return jnp.sum(losses * batch["mask"]), (weight, new.get("batch_stats", {}), sums)
+    return jnp.sum(losses * batch["mask"]), weight, sums
 
 
 def make_eval_step(network: ResNet, contract: Contract) -> Callable[[Variables, Batch], tuple[Batch, Batch]]:

@@ -15,12 +15,18 @@ from resnet.train.configuration import differences
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
 # What a run that was killed before its configuration was written may have left: as good as an empty folder.
 BEGINNINGS = (LOCK, PROVENANCE, CLASSES, *(f".{name}.part" for name in (PROVENANCE, CLASSES, CONFIG)))
+# What may be set otherwise when a run goes on: it changes nothing of what the run computes.
+MAY_DIFFER = ("run.debug",)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that `path` holds the old text or the new, never a part of it."""
+    """Write JSON so that `path` holds the old text or the new, never a part of it, even after a power cut."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        file.flush()
+        # A rename can reach the disk before what was written: after a power cut the file would be there, and empty.
+        os.fsync(file.fileno())
     os.replace(part, path)
 
 
@@ -50,7 +56,7 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
         raise InputError(
             f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder"
         ) from error
-    changed = differences(before, config)
+    changed = differences(*({key: flat[key] for key in flat if key not in MAY_DIFFER} for flat in (before, config)))
     if changed:
         raise InputError(
             f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "

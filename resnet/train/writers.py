@@ -4,19 +4,19 @@ metrics.jsonl has one JSON object a line: {"step": int, "epoch": float, "kind": 
 It is strict JSON: NaN and infinities are written as null (TensorBoard gets them as they are).
 """
 
+import contextlib
 import json
 import math
 import os
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from input_pipeline.errors import InputError, printable
+from resnet.train.tensorboard_events import EventFile
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -39,14 +39,7 @@ class MetricsWriter:
         if path.exists():
             _drop_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(folder / TENSORBOARD_FOLDER),
-            # TensorBoard then ignores the events of steps from purge_step on that stand in older files.
-            purge_step=resume_step + 1,
-            # tensorboardX names files by the second: two starts within one would write over each other.
-            filename_suffix=f".{time.time_ns()}",
-            flush_secs=30,
-        )
+        self._events = EventFile(folder / TENSORBOARD_FOLDER, purge_step=resume_step + 1)
 
     def write(self, step: int, epoch: float, kind: str, values: Mapping[str, Any]) -> None:
         """Log `values` (numbers, scalar arrays, None, strings, or lists and dicts of such) under `kind`, one of KINDS.
@@ -63,15 +56,19 @@ class MetricsWriter:
         line = {"step": int(step), "epoch": float(epoch), "kind": kind, **_without_nan(plain)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in plain.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, int(step))
+        self._events.write(
+            int(step), {f"{kind}/{name}": value for name, value in plain.items() if isinstance(value, int | float)}
+        )
+
+    def sync(self) -> None:
+        """Push metrics.jsonl to the disk: no checkpoint may outlive the lines of its steps in a power cut."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close both files. Calling it again does nothing."""
         if not self._file.closed:
             self._file.close()
-            self._board.close()
+            self._events.close()
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +76,9 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # The first error is the one to tell: on a full disk, closing fails again.
+        with contextlib.suppress(*((OSError,) if error else ())):
+            self.close()
 
 
 class SilentWriter:
@@ -87,6 +86,9 @@ class SilentWriter:
 
     def write(self, step: int, epoch: float, kind: str, values: Mapping[str, Any]) -> None:
         """Log nothing."""
+
+    def sync(self) -> None:
+        """There is nothing to push to the disk."""
 
     def __enter__(self) -> Self:
         return self

@@ -45,8 +45,8 @@ def patch() -> None:
         if kind == "train":
             reached("train", step)
 
-    def save_and_wait(self: Checkpoints, state: Any, meta: Any, metric: Any) -> None:
-        save(self, state, meta, metric)
+    def save_and_wait(self: Checkpoints, state: Any, meta: Any) -> None:
+        save(self, state, meta)
         reached("save", meta.step)
 
     loop.open_data, evaluation.eval_batches = open_later, batches_later

@@ -51,8 +51,19 @@ def test_the_defaults_are_valid():
     validate(default.get_config())
 
 
+FINETUNE: dict[str, object] = {"transfer.mode": "finetune", "transfer.weights": "file"}
+# What else it takes for a key, or for a word of a choice, to be allowed.
+WITH: dict[object, dict[str, object]] = {
+    "transfer.views": {**FINETUNE, "transfer.mode": "probe"},
+    ("transfer.mode", "finetune"): {"transfer.weights": "file"},
+    ("transfer.mode", "probe"): {"transfer.weights": "file"},
+    **{("transfer.bn", word): FINETUNE for word in ("train", "frozen", "recalibrate")},
+}
+
+
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
+    "data.keep_copies_together": (True, {}, {"data.doctor": False}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
@@ -74,6 +85,14 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.norm_momentum": (0.99, {}, {"model.norm": "group"}),
     "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
     "model.conv_bias": (True, {}, {"model.norm": "none"}),
+    "model.zero_init_last_gamma": (True, {}, FINETUNE),
+    "transfer.weights": ("file", {"transfer.mode": "probe"}, {}),
+    "transfer.head": ("mlp:8", FINETUNE, {}),
+    "transfer.bn": ("frozen", FINETUNE, {**FINETUNE, "model.norm": "group"}),
+    "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
+    "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
+    "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
+    "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
 }
 
 
@@ -108,7 +127,7 @@ def test_a_value_outside_its_range_is_refused(key):
 @pytest.mark.parametrize("key", RANGES)
 @pytest.mark.parametrize("end", [0, 1])
 def test_the_ends_of_a_range_are_allowed(key, end):
-    changes: dict[str, object] = {key: RANGES[key][end]}
+    changes: dict[str, object] = {**WITH.get(key, {}), key: RANGES[key][end]}
     if key == "optim.accumulation":
         changes["data.batch_size"] = RANGES[key][end]
     if key == "data.image_size":
@@ -128,7 +147,7 @@ def test_a_choice_is_one_of_its_words(key):
     assert message.startswith(f"config.{key}='nonsense' is not one of")
     assert all(choice in message for choice in CHOICES[key])
     for choice in CHOICES[key]:
-        validate(config_with({key: choice}))
+        validate(config_with({**WITH.get((key, choice), {}), key: choice}))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +252,7 @@ FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "zero_init_last_gamma": (True, {}),
     "stochastic_depth": (0.1, {}),
     "dropout": (0.2, {}),
+    "head_hidden": (32, {}),
 }
 # Follow the data; see below.
 OF_THE_DATA = {"num_classes", "in_channels"}

@@ -29,7 +29,7 @@ def final_arrays(config, workdir: Path) -> list[np.ndarray]:
     plan = loop.make_plan(config, source)
     mesh = loop.parallel.make_mesh()
     like = loop.initial_state(config, plan, mesh)
-    with Checkpoints(workdir, keep=2, sign=1) as checkpoints:
+    with Checkpoints(workdir, keep=2) as checkpoints:
         state, meta = checkpoints.restore(checkpoints.latest_step(), like, loop.parallel.replicated(mesh))
     assert meta.step == config.run.steps
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]

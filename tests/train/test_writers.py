@@ -16,10 +16,11 @@ from resnet.train.writers import MetricsWriter, read_metrics
 
 
 def events(workdir: Path) -> list[Any]:
-    """The events of all files, oldest file first. A record is length, checksum, bytes, checksum."""
+    """The events of all files, in the order of their names, as TensorBoard reads them."""
     found = []
-    for path in sorted((workdir / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
+        # A record is length, checksum, bytes, checksum.
         while data:
             (length,) = struct.unpack("<Q", data[:8])
             found.append(Event.FromString(data[12 : 12 + length]))
@@ -109,6 +110,14 @@ def test_tensorboard_has_the_scalars_and_purges_on_resume(tmp_path: Path) -> Non
     # SessionLog.START (1) tells TensorBoard to forget older events from this step on.
     starts = [event.step for event in found if event.session_log.status == 1]
     assert starts == [1, 4]
+
+
+def test_tensorboard_reads_the_files_in_the_order_they_were_made_whatever_the_clock_says(tmp_path, monkeypatch) -> None:
+    for step, now in enumerate((2e9, 1e9, 5.0, 2e9), start=1):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        with MetricsWriter(tmp_path, resume_step=step - 1) as writer:
+            writer.write(step, 1.0, "train", {"loss": step})
+    assert [event.step for event in events(tmp_path) if event.summary.value] == [1, 2, 3, 4]
 
 
 def test_closing_twice_is_fine_and_writing_after_is_not(tmp_path: Path) -> None:

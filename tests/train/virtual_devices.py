@@ -42,16 +42,19 @@ def collectives(config) -> dict:
     mesh = parallel.make_mesh(config.run.mesh)
     state = jax.eval_shape(lambda: loop.initial_state(config, plan, mesh))
     shardings = parallel.state_shardings(mesh, state)
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    state = jax.tree.map(place, state, shardings)
+    rows_of = parallel.split_rows(mesh)
     size = config.data.image_size
     rows = config.data.batch_size
     batch = {
-        "image": jax.ShapeDtypeStruct((rows, size, size, 3), "uint8"),
-        "label": jax.ShapeDtypeStruct((rows,), "int32"),
-        "mask": jax.ShapeDtypeStruct((rows,), "float32"),
-        "index": jax.ShapeDtypeStruct((rows,), "int32"),
+        "image": jax.ShapeDtypeStruct((rows, size, size, 3), "uint8", sharding=rows_of),
+        "label": jax.ShapeDtypeStruct((rows,), "int32", sharding=rows_of),
+        "mask": jax.ShapeDtypeStruct((rows,), "float32", sharding=rows_of),
+        "index": jax.ShapeDtypeStruct((rows,), "int32", sharding=rows_of),
     }
     step = make_train_step(plan.network, plan.optimizer, plan.recipe)
-    text = parallel.compile_train_step(step, mesh, shardings).lower(state, batch).compile().as_text()
+    text = parallel.compile_train_step(step, mesh).lower(state, batch).compile().as_text()
     found: collections.Counter[str] = collections.Counter()
     gathered = 0
     for line in text.splitlines():

@@ -1,6 +1,7 @@
 """Tiny weights files of every kind, with BN statistics that are not those of a fresh network."""
 
 import dataclasses
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,22 @@ def save_checkpoint(folder: Path, spec: ResNetSpec) -> Path:
 
 def with_fields(spec: ResNetSpec, **fields: object) -> ResNetSpec:
     return dataclasses.replace(spec, **fields)  # type: ignore[arg-type]
+
+
+KINDS = ("zip", "old", "safetensors", "h5", "keras")
+
+
+def save_kind(folder: Path, kind: str) -> Path:
+    """A sound file of a kind, without an extension that would give it away."""
+    source = folder / "weights"
+    if kind in ("zip", "old"):
+        torch.save(twin().state_dict(), source, _use_new_zipfile_serialization=kind == "zip")
+    elif kind == "safetensors":
+        save_safetensors(source, {name: tensor.numpy() for name, tensor in twin().state_dict().items()})
+    else:
+        save_keras(source)
+        if kind == "keras":
+            content = source.read_bytes()
+            with zipfile.ZipFile(source, "w") as archive:
+                archive.writestr("model.weights.h5", content)
+    return source

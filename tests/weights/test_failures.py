@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from resnet.weights.convert import main
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files here")
 
-from tests.weights.sources import save_keras, save_safetensors, twin  # noqa: E402
+from tests.weights.sources import KINDS, save_keras, save_kind, twin  # noqa: E402
 
 
 class Hostile:
@@ -99,46 +98,29 @@ def test_a_whole_network_is_refused_with_advice(tmp_path: Path, monkeypatch: pyt
     assert "torch.save(model.state_dict(), file)" in refusal(monkeypatch, tmp_path / "w.pth")
 
 
-@pytest.mark.parametrize("kind", ["zip", "old", "safetensors", "h5", "keras"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
 def test_truncated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, share: float) -> None:
-    source = write(tmp_path, kind)
+    source = save_kind(tmp_path, kind)
     data = source.read_bytes()
     source.write_bytes(data[: int(share * len(data))])
     assert str(source) in refusal(monkeypatch, source)
 
 
-def write(folder: Path, kind: str) -> Path:
-    """A sound file of a kind, without an extension that would give it away."""
-    source = folder / "weights"
-    if kind in ("zip", "old"):
-        torch.save(twin().state_dict(), source, _use_new_zipfile_serialization=kind == "zip")
-    elif kind == "safetensors":
-        save_safetensors(source, {name: tensor.numpy() for name, tensor in twin().state_dict().items()})
-    else:
-        save_keras(source)
-        if kind == "keras":
-            content = source.read_bytes()
-            with zipfile.ZipFile(source, "w") as archive:
-                archive.writestr("model.weights.h5", content)
-    return source
-
-
-@pytest.mark.parametrize("kind", ["zip", "old", "safetensors", "h5", "keras"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_recognised_by_content_and_whole(tmp_path: Path, kind: str) -> None:
-    found = formats.read(write(tmp_path, kind))
+    found = formats.read(save_kind(tmp_path, kind))
     assert found.is_keras == (kind in ("h5", "keras"))
     assert all(tensor.dtype == np.float32 for name, tensor in found.tensors.items() if "num_batches" not in name)
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    kinds = ("zip", "old", "safetensors", "h5", "keras")
-    return {kind: write(tmp_path_factory.mktemp(kind), kind) for kind in kinds}
+    return {kind: save_kind(tmp_path_factory.mktemp(kind), kind) for kind in KINDS}
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data(), kind=st.sampled_from(["zip", "old", "safetensors", "h5", "keras"]))
+@given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_damage_anywhere_is_an_input_error_or_harmless(
     tmp_path: Path, sound: dict[str, Path], data: st.DataObject, kind: str
 ) -> None:

@@ -1,0 +1,80 @@
+"""Recipes on the command line: --config=FILE, --config.key=value, and every slip in them told in one line."""
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from input_pipeline.errors import InputError, printable
+
+
+def parse(
+    values: flags.FlagValues,
+    arguments: list[str],
+    description: str,
+    *,
+    known: Iterable[str],
+    also: Callable[[str], bool] = lambda key: False,
+) -> None:
+    """Read the flags into `values`, which define 'config' and 'workdir'; --help prints and leaves.
+
+    known: the keys that --config.KEY may name; also: whether it may name another.
+    Raises InputError for an unknown flag or key, a bad value, a missing flag or a broken recipe.
+    """
+    if any(argument in ("-h", "--help", "-help") for argument in arguments[1:]):
+        print(description)
+        print(values.main_module_help() or values.get_help())
+        print("\nAny key of the configuration can be set: --config.optim.lr=0.1. configs/default.py explains them all.")
+        sys.exit(0)
+    check_keys(arguments, list(known), also)
+    recipe = recipe_file(arguments)
+    # FILE.py:WORD hands WORD to the recipe's get_config.
+    if recipe and not Path(recipe).is_file() and not Path(recipe.rpartition(":")[0]).is_file():
+        raise InputError(
+            f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
+        )
+    try:
+        rest = values(arguments)
+    except flags.Error as error:
+        raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
+    except Exception as error:  # Any: the recipe is the user's own code.
+        raise InputError(
+            f"--config={printable(recipe)}: {type(error).__name__} ({first_line(error)}); mend the recipe"
+        ) from error
+    if recipe and not isinstance(values["config"].value, ConfigDict):
+        raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
+    if len(rest) > 1:
+        raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
+    for name in ("config", "workdir"):
+        if not values[name].value:
+            raise InputError(f"--{name} is missing; see --help")
+
+
+def check_keys(arguments: list[str], known: list[str], also: Callable[[str], bool]) -> None:
+    """Raise InputError for --config.KEY where there is no such key (config_flags would name but its last part)."""
+    for argument in arguments[1:]:
+        name = argument.lstrip("-").partition("=")[0]
+        key = name.removeprefix("config.")
+        if argument.startswith("-") and key != name and key not in known and not also(key):
+            elsewhere = [other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]]
+            alike = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+            hint = f", did you mean --config.{alike[0]}?" if alike else ";"
+            raise InputError(f"--{printable(name)}: no such key{hint} configs/default.py lists all")
+
+
+def recipe_file(arguments: list[str]) -> str:
+    """The file that --config=FILE or --config FILE names, '' for none."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else following
+    return ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, as one printable line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return printable(lines[0]) if lines else "no reason given"

@@ -1,0 +1,264 @@
+"""An ablation: variants × seeds, all seeds of a variant trained at once, in a table with means, intervals and the papers.
+
+python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME,…]
+
+The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png and
+variants/NAME.json into the folder; docs/ablations.md explains them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from configs.default import get_config as default_config
+from input_pipeline.errors import InputError, printable
+from resnet import command, recipe
+from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
+from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
+from resnet.train.configuration import flatten
+from resnet.train.interruption import Interruption
+from resnet.train.workdir import LOCK, PROVENANCE, check_place, claimed, write_json
+
+if TYPE_CHECKING:
+    from input_pipeline.resident import ResidentData
+    from resnet.study.ablation_runs import Manner, OnDevice
+
+MARK = "ablation.json"
+AUTO = "auto"
+TOGETHER = (AUTO, "vmap", "unrolled", "map")
+
+
+def main() -> int:
+    begun = time.monotonic()
+    values = make_flags()
+    known = [key for key, _ in flatten(default_config())]
+    recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
+    config, workdir = values["config"].value, Path(values["workdir"].value)
+    study = read_study(config)
+    only = read_only(values["only"].value, study)
+    check_folder(workdir)
+    seconds = values["max_seconds"].value
+    deadline = begun + seconds if seconds else float("inf")
+    title = Path(recipe.recipe_file(sys.argv).partition(":")[0]).stem
+    # Here, not above: they take seconds to import, and a slip in the flags is told at once.
+    import jax
+
+    from resnet.study.ablation_runs import put_data
+
+    device = jax.local_devices()[0]
+    manner = choose_manner(device.platform, values["together"].value, values["steps_per_dispatch"].value)
+    data = open_data(study.base)
+    records = check_all(study, data, workdir)
+    with Interruption() as interruption, claimed(workdir):
+        check_folder(workdir)
+        start_folder(workdir, title, study, data)
+        print(screen(title, study, data, manner, device.device_kind))
+        eval_batch_size = study.base.data.eval_batch_size or study.base.data.batch_size
+        resident = put_data(data, eval_batch_size, device)
+        stop = lambda: interruption.requested or time.monotonic() > deadline  # noqa: E731
+        stopped = run_variants(study, only, resident, workdir, manner, stop, records, title)
+        if interruption.requested:
+            return interruption.exit_code
+    print(f"{printable(str(workdir))}: table.md, table.csv, curves.png, variants/NAME.json")
+    return 1 if not stopped and any(record.status == FAILED for record in records.values()) else 0
+
+
+def make_flags() -> flags.FlagValues:
+    """The command's flags, in a set of their own: train_main.py defines flags of the same names."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "The recipe, such as configs/ablations/cifar_small.py.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "The ablation's folder; the same command goes on where it stopped.", flag_values=values
+    )
+    flags.DEFINE_list("only", [], "Variants to train now; the table names all.", flag_values=values)
+    flags.DEFINE_integer(
+        "max_seconds", 0, "Save and stop cleanly after so many seconds; 0: never.", 0, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "together", AUTO, TOGETHER, "How one program trains all seeds; auto: the fastest here.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "steps_per_dispatch", 0, "Steps that one call of the program does at most; 0: as the device likes.", 0,
+        flag_values=values,
+    )  # fmt: skip
+    return values
+
+
+def read_only(names: list[str], study: Study) -> list[str]:
+    """The variants to train, in the study's order. Raises InputError for a name that is none."""
+    known = [variant.name for variant in study.variants]
+    for name in names:
+        if name not in known:
+            raise InputError(f"--only={printable(name)}: no such variant; choose from {', '.join(known)}")
+    return [name for name in known if not names or name in names]
+
+
+def check_folder(workdir: Path) -> None:
+    """Raise InputError unless `workdir` is an ablation's folder, or empty, or can be made. Touches nothing."""
+    name = printable(str(workdir))
+    try:
+        check_place(workdir)
+        entries = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror}); give --workdir a folder of your own") from error
+    others = [entry for entry in entries if entry not in (LOCK, PROVENANCE, f".{PROVENANCE}.part", f".{MARK}.part")]
+    if others and MARK not in entries:
+        raise InputError(
+            f"{name} is no ablation's but holds {printable(others[0])!r}; give --workdir a new or empty folder"
+        )
+
+
+def start_folder(workdir: Path, title: str, study: Study, data: ResidentData) -> None:
+    """Write what the folder says of the ablation; the first call's provenance stays."""
+    from resnet.train.provenance import provenance
+
+    if not (workdir / MARK).exists():
+        write_json(workdir / PROVENANCE, provenance(data.as_source(study.base.data.source)))
+    variants = {variant.name: list(variant.changes) for variant in study.variants}
+    base = flat_config(study.base)
+    write_json(
+        workdir / MARK,
+        {"recipe": title, "seeds": list(study.seeds), "baseline": study.baseline, "variants": variants}
+        | {key: base[key] for key in base if not key.startswith(("model.", "optim."))},
+    )
+
+
+def open_data(config: ConfigDict) -> ResidentData:
+    """The dataset that config.data names, decoded: a folder, a tfds set, the demo or a file of arrays."""
+    from input_pipeline.contract import contract_by_name
+    from input_pipeline.resident import ARRAYS, decode_source, read_arrays
+    from resnet.train.plan import make_crop
+
+    data = config.data
+    if data.source == ARRAYS:
+        if not data.dir:
+            raise InputError("config.data.dir is empty: name the .npz file of arrays")
+        return read_arrays(Path(data.dir), data.image_size)
+    from resnet.train.loop import open_data as open_source
+
+    crop = make_crop(config, contract_by_name(data.contract), "none")
+    return decode_source(open_source(config), crop, threads=data.threads or None)
+
+
+def check_all(study: Study, data: ResidentData, workdir: Path) -> dict[str, Record]:
+    """The records of what is done. Raises InputError or SpecError, naming the variant, before anything is trained."""
+    from resnet.train.plan import make_plan
+
+    if "test" not in data.splits:
+        raise InputError("the data have no test split to compare variants on; set config.data.test_fraction above 0")
+    source = data.as_source(study.base.data.source)
+    records = {}
+    for variant in study.variants:
+        try:
+            make_plan(variant.config, source)
+        except ValueError as error:  # InputError and SpecError
+            raise InputError(f"variant {variant.name}: {error}") from error
+        record = read_record(workdir, variant.name)
+        if record is not None:
+            check_identity(
+                f"{printable(str(workdir))}: variant {variant.name}",
+                record.identity,
+                identity_of(variant, study, data.fingerprint),
+            )
+            records[variant.name] = record
+    return records
+
+
+def choose_manner(platform: str, together: str, steps_per_dispatch: int) -> Manner:
+    """How the seeds of a variant are trained on this platform, unless the flags say so."""
+    from resnet.study.ablation_program import default_steps_per_dispatch, default_together
+    from resnet.study.ablation_runs import Manner
+
+    chosen = default_together(platform) if together == AUTO else together
+    return Manner(chosen, steps_per_dispatch or default_steps_per_dispatch(platform))
+
+
+def run_variants(
+    study: Study,
+    only: list[str],
+    data: OnDevice,
+    workdir: Path,
+    manner: Manner,
+    stop: Callable[[], bool],
+    records: dict[str, Record],
+    title: str,
+) -> bool:
+    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped before the end."""
+    from resnet.study.ablation_runs import VariantRun
+
+    outputs(workdir, title, study, records)
+    for variant in study.variants:
+        done = records.get(variant.name)
+        if variant.name not in only or (done is not None and done.status != FAILED):
+            continue
+        if stop():
+            print(f"Stopped before {variant.name}. The same command goes on from there.")
+            return True
+        try:
+            record = VariantRun(variant, study, data, workdir, manner, stop).go()
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # Any: what fails for one variant (memory, a compiler) must not cost the others.
+            reason = f"{type(error).__name__}: {recipe.first_line(error)[:300]}"
+            identity = identity_of(variant, study, data.host.fingerprint)
+            empty = Curves(diverged=[None] * len(study.seeds))
+            kind = data.device.device_kind
+            record = Record(variant.name, FAILED, reason, identity, 0, 0, manner.together, kind, None, empty, {})
+        if record is None:
+            print(f"Stopped within {variant.name}, saved. The same command goes on from there.")
+            return True
+        write_record(workdir, record)
+        records[variant.name] = record
+        outputs(workdir, title, study, records)
+        print(result(record))
+    return False
+
+
+def outputs(workdir: Path, title: str, study: Study, records: dict[str, Record]) -> None:
+    """Write tables and curves of what is done so far."""
+    from resnet.study.ablation_curves import write_curves
+    from resnet.study.ablation_table import write_tables
+
+    write_tables(workdir, f"Ablation {title}", study, records)
+    write_curves(workdir, study, records)
+
+
+def screen(title: str, study: Study, data: ResidentData, manner: Manner, device: str) -> str:
+    """What is about to happen, in four lines."""
+    images = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    unused = " (val is held out and not used)" if "val" in data.splits else ""
+    return "\n".join(
+        [
+            f"Ablation  {printable(title)}: {len(study.variants)} variants, baseline {study.baseline}",
+            f"Data      {images} images at {data.image_size} px, decoded, on the device{unused}",
+            f"Seeds     {', '.join(map(str, study.seeds))}, together by {manner.together}, up to "
+            f"{manner.steps_per_dispatch} steps a dispatch",
+            f"Device    {device}, {study.base.run.dtype}",
+        ]
+    )
+
+
+def result(record: Record) -> str:
+    """One variant in one line."""
+    from resnet.study.ablation_statistics import figures
+    from resnet.study.ablation_table import with_deviation
+
+    if record.status == FAILED:
+        return f"{record.name}: failed: {record.reason}"
+    own = figures(record, None)
+    rate = f", {record.images_per_second:,.0f} images/s" if record.images_per_second else ""
+    shown = f"test error {with_deviation(own)} %" if own.mean is not None else "no seed has a result"
+    return f"{record.name}: {shown}{rate}" + (f" ({record.reason})" if record.reason else "")
+
+
+if __name__ == "__main__":
+    command.run(main)

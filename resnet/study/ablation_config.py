@@ -1,0 +1,186 @@
+"""An ablation's recipe, checked: one complete, valid run configuration for each variant, seeds, baseline, the papers."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs.default import get_config as default_config
+from input_pipeline.errors import InputError, printable
+from resnet.model.errors import SpecError
+from resnet.train.configuration import Flat, flatten, validate
+
+# The keys that an ablation's recipe has on top of a run's (configs/ablations/study.py).
+KEYS = ("seeds", "baseline", "variants", "paper")
+# What a variant may change. Data and length are the same for all, or the comparison would be of two things at once.
+SECTIONS = ("model", "optim")
+# Keys of a run that nothing in an ablation reads, and what does instead.
+UNREAD = {
+    "run.seed": "config.seeds names the seeds",
+    "run.best_metric": "nothing is chosen by a validation split",
+    "run.early_stopping": "all variants train equally long",
+    "run.keep": "one checkpoint is kept until a variant is done",
+    "data.feed": "the data are always resident",
+}
+# Crops whose box the resident feed can cut: input_pipeline.resident.CROPS, whose file imports jax.
+CROPS = ("pad", "none")
+MOST_SEEDS = 64
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What a paper says of a variant. error: test error in per cent, or words where there is no number."""
+
+    error: float | str
+    source: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One variant. config: a complete, valid configuration of a run. changes: 'model.shortcut=A', what it differs in."""
+
+    name: str
+    config: ConfigDict
+    changes: tuple[str, ...]
+    published: Published | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A checked ablation: variants in the recipe's order, the seeds that each is trained with, and the baseline."""
+
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    baseline: str
+
+    @property
+    def base(self) -> ConfigDict:
+        """A configuration whose data and run sections hold for every variant."""
+        return self.variants[0].config
+
+
+def known_key(key: str) -> bool:
+    """Whether 'variants.NAME.section.key' and the like may be set on the command line; defaults' keys aside."""
+    return key.partition(".")[0] in KEYS
+
+
+def read_study(config: ConfigDict) -> Study:
+    """The study that a recipe describes. Raises InputError, one line that names the key or the variant, unless it can be run."""
+    for key in KEYS:
+        if key not in config:
+            raise InputError(f"config.{key} is missing; build an ablation's recipe with configs/ablations/study.py")
+    for key in ("variants", "paper"):
+        if not isinstance(config[key], ConfigDict):
+            raise InputError(f"config.{key} must map the names of variants; see configs/ablations/study.py")
+    base = {key: config[key] for key in config if key not in KEYS}
+    for key in base:
+        if key not in default_config():
+            raise InputError(f"unknown key config.{printable(str(key))}; configs/default.py lists all")
+    seeds = read_seeds(config.seeds)
+    variants = tuple(
+        read_variant(name, base, changes, published(name, config.paper)) for name, changes in config.variants.items()
+    )
+    if not variants:
+        raise InputError("config.variants is empty; name a variant or more")
+    names = [variant.name for variant in variants]
+    if config.baseline not in names:
+        raise InputError(
+            f"config.baseline={printable(str(config.baseline))!r} is no variant; choose one of {', '.join(names)}"
+        )
+    for name in config.paper:
+        if name not in names:
+            raise InputError(f"config.paper.{printable(name)} is of no variant; choose one of {', '.join(names)}")
+    check_alike(variants)
+    return Study(variants, seeds, config.baseline)
+
+
+def read_seeds(seeds: Any) -> tuple[int, ...]:
+    """config.seeds. Raises InputError unless they are distinct whole numbers in 0..2**32 - 1, at most MOST_SEEDS."""
+    whole = isinstance(seeds, tuple | list) and all(type(seed) is int and 0 <= seed < 1 << 32 for seed in seeds)
+    if not whole or not 1 <= len(seeds) <= MOST_SEEDS:
+        raise InputError(
+            f"config.seeds={printable(str(seeds))} must be 1 to {MOST_SEEDS} whole numbers from 0 to 2**32 - 1: "
+            'write "--config.seeds=(0,1,2)"'
+        )
+    twice = sorted({seed for seed in seeds if list(seeds).count(seed) > 1})
+    if twice:
+        raise InputError(f"config.seeds names {twice[0]} twice; a seed gives the same run every time")
+    return tuple(seeds)
+
+
+def read_variant(name: str, base: Mapping[str, ConfigDict], changes: Any, paper: Published | None) -> Variant:
+    """The base with a variant's changes. Raises InputError that names the variant and the key at fault."""
+    where = f"config.variants.{printable(str(name))}"
+    if not NAME.fullmatch(str(name)):
+        raise InputError(f"{where}: a name is of letters, digits and _ . + -, at most 64, as it becomes a file's")
+    if not isinstance(changes, ConfigDict):
+        raise InputError(f"{where} must be {{'model': {{…}}, 'optim': {{…}}}}; see configs/ablations/study.py")
+    config = ConfigDict({key: copy.deepcopy(section) for key, section in base.items()})
+    told = []
+    for section, values in changes.items():
+        if section not in SECTIONS or not isinstance(values, ConfigDict):
+            raise InputError(
+                f"{where}.{printable(str(section))}: a variant changes keys of {' and '.join(SECTIONS)} alone"
+            )
+        for key, value in values.items():
+            if key not in config[section]:
+                raise InputError(
+                    f"{where}.{section}.{printable(str(key))}: no such key; configs/default.py lists all of {section}"
+                )
+            try:
+                config[section][key] = value
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{where}.{section}.{key}={printable(str(value))}: wrong type") from error
+            told.append(f"{section}.{key}={value}")
+    try:
+        validate(config)
+        check_read(config)
+    except (InputError, SpecError) as error:
+        raise InputError(f"variant {name}: {error}") from error
+    return Variant(name, config.lock(), tuple(told), paper)
+
+
+def check_read(config: ConfigDict) -> None:
+    """Raise InputError for a key that an ablation does not read, and for a crop that its feed cannot cut."""
+    given, default = flat_config(config), flat_config(default_config())
+    for key, instead in UNREAD.items():
+        if given[key] != default[key]:
+            raise InputError(f"config.{key}={given[key]!r} would be read by nothing in an ablation: {instead}")
+    if given["data.crop"] not in CROPS:
+        raise InputError(
+            f"config.data.crop={given['data.crop']!r}: an ablation keeps whole images on the device, and can cut "
+            f"{' or '.join(CROPS)} there"
+        )
+
+
+def published(name: str, paper: ConfigDict) -> Published | None:
+    """What config.paper says of a variant. Raises InputError for an entry of another form."""
+    if name not in paper:
+        return None
+    entry = paper[name]
+    if not isinstance(entry, ConfigDict) or set(entry) != {"error", "source"}:
+        raise InputError(f"config.paper.{name} must be {{'error': number or words, 'source': where it stands}}")
+    return Published(entry.error, str(entry.source))
+
+
+def check_alike(variants: tuple[Variant, ...]) -> None:
+    """Raise InputError where two variants are one and the same, or names differ in case alone (files would clash)."""
+    seen: dict[str, str] = {}
+    for variant in variants:
+        other = seen.setdefault(variant.name.lower(), variant.name)
+        if other != variant.name:
+            raise InputError(f"variants {other} and {variant.name}: names must differ in more than case")
+    flats = {variant.name: flat_config(variant.config) for variant in variants}
+    for index, name in enumerate(flats):
+        for other in list(flats)[:index]:
+            if flats[name] == flats[other]:
+                raise InputError(f"variants {other} and {name} are the same run; remove one of them")
+
+
+def flat_config(config: ConfigDict) -> Flat:
+    """{'data.batch_size': 64, …} with lists for tuples, as JSON gives them back."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config)}

@@ -1,0 +1,79 @@
+"""What a residual network does inside: how much each block adds to what passes it, and how gradients fare by depth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline.augment import prepare
+from resnet.model.network import ResNet
+from resnet.train.metrics import cross_entropy
+from resnet.train.plan import Plan
+from resnet.train.state import Variables
+
+STEM, HEAD = "stem", "head"
+
+
+def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
+    """(variables of one seed, {'image': uint8[B, S, S, 3], 'label': int32[B]}) -> {'branch_to_shortcut',
+    'gradient_norm'}. To be jitted.
+
+    branch_to_shortcut: block -> root mean square of its branch over that of its shortcut, as they are added
+    (resnet.model.blocks.norm_ratio); empty for a plain net. gradient_norm: stem, block or head -> L2 norm of the
+    gradient of the mean cross-entropy by all its parameters. Batch statistics are the batch's, as in training; no
+    augmentation, no smoothing.
+    """
+    network: ResNet = plan.network
+
+    def diagnosis(variables: Variables, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
+        images = prepare(batch["image"], plan.contract)
+        targets = jax.nn.one_hot(batch["label"], network.spec.num_classes)
+
+        def loss(params: Variables) -> tuple[jax.Array, Any]:
+            logits, new = network.apply(
+                {**variables, "params": params},
+                images,
+                train=True,
+                mutable=["batch_stats", "diagnostics"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            return jnp.mean(cross_entropy(logits, targets)), new.get("diagnostics", {})
+
+        gradient, sown = jax.grad(loss, has_aux=True)(variables["params"])
+        squares: dict[str, jax.Array] = {}
+        for name, tree in gradient.items():
+            own = sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree))
+            squares[part(name)] = squares.get(part(name), jnp.zeros(())) + own
+        return {
+            "branch_to_shortcut": {block: values["branch_to_shortcut"][0] for block, values in sown.items()},
+            "gradient_norm": {name: jnp.sqrt(square) for name, square in squares.items()},
+        }
+
+    return diagnosis
+
+
+def part(name: str) -> str:
+    """The part of a network that a layer of this name belongs to: its block, the stem or the head."""
+    if name.startswith("layer"):
+        return name
+    return HEAD if name in ("fc", "bn_last") else STEM
+
+
+def by_depth(name: str) -> tuple[int, int, int]:
+    """Sorts parts from the images to the logits: 'stem', 'layer1_0', …, 'layer1_10', …, 'head'."""
+    if name in (STEM, HEAD):
+        return (0 if name == STEM else 2, 0, 0)
+    stage, _, index = name.removeprefix("layer").partition("_")
+    return 1, int(stage), int(index)
+
+
+def collect(found: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, list[float]]]:
+    """The diagnoses of all seeds as {quantity: {part, by depth: one number a seed}}."""
+    return {
+        quantity: {
+            name: [float(one[quantity][name]) for one in found] for name in sorted(found[0][quantity], key=by_depth)
+        }
+        for quantity in found[0]
+    }

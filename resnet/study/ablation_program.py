@@ -1,0 +1,152 @@
+"""One variant, all seeds, many steps: the compiled program of an ablation.
+
+Everything has a leading axis of seeds. Each seed has its own initialisation, order, crops, flips and dropout, and does
+what an ordinary run with that `config.run.seed` does: the same step (resnet/train/steps.py) on the same batches.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline.augment import prepare
+from input_pipeline.resident import cut
+from resnet.model.network import evaluate, initialise
+from resnet.train.metrics import eval_sums
+from resnet.train.plan import Plan
+from resnet.train.state import TrainState, Variables, create_state
+from resnet.train.steps import make_keyed_step, sum_names
+
+Rows = dict[str, jax.Array]
+SUMS = ("count", "loss", "top1")
+
+
+def vmapped(function: Callable[..., Any], own: Any) -> Any:
+    return jax.vmap(function)(*own)
+
+
+def unrolled(function: Callable[..., Any], own: Any) -> Any:
+    count = len(jax.tree.leaves(own)[0])
+    results = [function(*jax.tree.map(lambda leaf, seed=seed: leaf[seed], own)) for seed in range(count)]
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def mapped(function: Callable[..., Any], own: Any) -> Any:
+    return jax.lax.map(lambda one: function(*one), own)
+
+
+# How one program does a thing for all seeds: function, arguments with an axis of seeds -> results with it.
+TOGETHER: dict[str, Callable[[Callable[..., Any], Any], Any]] = {
+    "vmap": vmapped,
+    "unrolled": unrolled,
+    "map": mapped,
+}
+
+
+def default_together(platform: str) -> str:
+    """How seeds go together on a platform ('cpu', 'gpu', …)."""
+    return "unrolled" if platform == "cpu" else "vmap"
+
+
+def default_steps_per_dispatch(platform: str) -> int:
+    """How many steps one dispatch does on a platform; the most, where the recipe's log_every is larger."""
+    return 1 if platform == "cpu" else 200
+
+
+def seed_keys(seeds: tuple[int, ...]) -> jax.Array:
+    """jax.random.key(seed) of each seed, as ordinary runs have it: key[K]."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def first_states(plan: Plan, seeds: tuple[int, ...], image_size: int) -> TrainState:
+    """The states before step 0, each that of an ordinary run with its seed; one compilation, K calls."""
+    names = sum_names(plan.network.spec.num_classes)
+
+    @jax.jit
+    def create(key: jax.Array) -> TrainState:
+        variables = initialise(plan.network, key, image_size)
+        return create_state(variables, plan.optimizer, ema=plan.recipe.ema > 0, sum_names=names)
+
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *[create(key) for key in seed_keys(seeds)])
+
+
+def make_advance(plan: Plan, together: str, *, loop: bool) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Many steps of all seeds: (state, keys, images, labels, rows, count) -> (state, news). To be jitted.
+
+    images uint8[N, S, S, 3] and labels int32[N] are the training set, shared by all seeds. rows: `step_rows` of each
+    seed, 'index' int32[T, K, B] and 'offset' int32[T, K, B, 2]; the first `count` of the T steps are done, so that one
+    program serves dispatches of any length up to T. Without `loop`, T and count are 1.
+    news: the state's 'sums' (of its metrics since they were last reset) and 'bad_steps' int32[K], the longest row of
+    non-finite steps that each seed went through.
+    """
+    step = make_keyed_step(plan.network, plan.optimizer, plan.recipe)
+    for_all = TOGETHER[together]
+    padding = plan.train_crop.padding if plan.train_crop.kind == "pad" else 0
+
+    def one_step(
+        state: TrainState, keys: jax.Array, images: jax.Array, labels: jax.Array, row: Rows
+    ) -> tuple[TrainState, jax.Array]:
+        def one_seed(own: TrainState, key: jax.Array, index: jax.Array, offset: jax.Array) -> tuple[TrainState, Any]:
+            batch = {"image": cut(images, index, offset, padding), "label": labels[index]}
+            batch["mask"] = jnp.ones(index.shape, jnp.float32)
+            return step(own, batch, key)
+
+        state, pulse = for_all(one_seed, (state, keys, row["index"], row["offset"]))
+        return state, pulse["bad_steps"]
+
+    def advance(
+        state: TrainState, keys: jax.Array, images: jax.Array, labels: jax.Array, rows: Rows, count: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def body(number: jax.Array, carry: tuple[TrainState, jax.Array]) -> tuple[TrainState, jax.Array]:
+            state, worst = carry
+            row = jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False), rows)
+            state, bad_steps = one_step(state, keys, images, labels, row)
+            return state, jnp.maximum(worst, bad_steps)
+
+        if loop:
+            state, worst = jax.lax.fori_loop(0, count, body, (state, jnp.zeros_like(state.bad_steps)))
+        else:
+            state, worst = one_step(state, keys, images, labels, jax.tree.map(lambda leaf: leaf[0], rows))
+        return state, {"sums": state.sums, "bad_steps": worst}
+
+    return advance
+
+
+def make_evaluation(plan: Plan, together: str) -> Callable[[Variables, Rows], dict[str, jax.Array]]:
+    """(variables of all seeds, one batch for all) -> masked sums of SUMS, float32[K] each. To be jitted."""
+    network = plan.network
+
+    def evaluation(variables: Variables, batch: Rows) -> dict[str, jax.Array]:
+        images = prepare(batch["image"], plan.contract)
+
+        def one_seed(own: Variables) -> dict[str, jax.Array]:
+            logits = evaluate(network, own, images)
+            sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
+            return {name: sums[name] for name in SUMS}
+
+        return TOGETHER[together](one_seed, (variables,))
+
+    return evaluation
+
+
+def add_up(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Totals over batches in float64, {'top1': share[K], 'loss': mean[K]}."""
+    totals = {name: np.sum([part[name].astype(np.float64) for part in parts], axis=0) for name in SUMS}
+    return {name: totals[name] / totals["count"] for name in ("top1", "loss")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dispatch:
+    """The steps first .. last - 1, done by one call of the program."""
+
+    first: int
+    last: int
+
+
+def next_dispatch(step: int, total: int, marks: tuple[int, ...], longest: int) -> Dispatch:
+    """The dispatch that begins at `step`: up to `longest` steps, to the next multiple of each mark, or the end."""
+    stops = [total, step + longest, *((step // mark + 1) * mark for mark in marks)]
+    return Dispatch(step, min(stops))

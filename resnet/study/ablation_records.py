@@ -1,0 +1,117 @@
+"""variants/NAME.json: all that is known of a variant that is done, and the check that it is the variant now asked for."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import InputError, printable
+from resnet.study.ablation_config import Study, Variant, flat_config
+from resnet.train.configuration import differences
+from resnet.train.workdir import write_json
+
+FOLDER = "variants"
+FORMAT = 1
+OK, DIVERGED, FAILED = "ok", "diverged", "failed"
+# Where the data lie is no part of what they are: the fingerprint is taken over pixels and labels.
+PLACES = ("data.source", "data.dir", "data.threads")
+
+
+@dataclasses.dataclass
+class Curves:
+    """What is noted while a variant trains; one number a seed in each inner list, None where it was not finite.
+
+    train_*: means since the line before, over the augmented training images. test_*: over the test split. diverged: the
+    step by which a seed had too many non-finite steps in a row. seconds: of training alone, without compilation and
+    evaluation, over `images` images of all seeds. start: the diagnosis before step 0.
+    """
+
+    train_step: list[int] = dataclasses.field(default_factory=list)
+    train_loss: list[list[float | None]] = dataclasses.field(default_factory=list)
+    train_top1: list[list[float | None]] = dataclasses.field(default_factory=list)
+    test_step: list[int] = dataclasses.field(default_factory=list)
+    test_loss: list[list[float | None]] = dataclasses.field(default_factory=list)
+    test_top1: list[list[float | None]] = dataclasses.field(default_factory=list)
+    diverged: list[int | None] = dataclasses.field(default_factory=list)
+    seconds: float = 0.0
+    images: int = 0
+    start: dict[str, dict[str, list[float | None]]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A variant that is done: what it was, how it ended, its curves. `status` is OK, DIVERGED or FAILED.
+
+    identity: what makes it this run and no other (`identity_of`). end: the diagnosis after the last step.
+    """
+
+    name: str
+    status: str
+    reason: str
+    identity: dict[str, Any]
+    parameters: int
+    multiply_adds: int
+    together: str
+    device: str
+    revision: str | None
+    curves: Curves
+    end: dict[str, dict[str, list[float | None]]]
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Training images per second of all seeds together."""
+        return self.curves.images / self.curves.seconds if self.curves.seconds > 0 else None
+
+
+def identity_of(variant: Variant, study: Study, fingerprint: str) -> dict[str, Any]:
+    """Everything that a variant's figures depend on, flat: its configuration, the seeds and the data."""
+    flat = {key: value for key, value in flat_config(variant.config).items() if key not in PLACES}
+    return {**flat, "seeds": list(study.seeds), "data's fingerprint": fingerprint}
+
+
+def record_file(workdir: Path, name: str) -> Path:
+    return workdir / FOLDER / f"{name}.json"
+
+
+def write_record(workdir: Path, record: Record) -> None:
+    """Write variants/NAME.json in one piece."""
+    write_json(record_file(workdir, record.name), {"format": FORMAT, **finite(dataclasses.asdict(record))})
+
+
+def read_record(workdir: Path, name: str) -> Record | None:
+    """The record of a variant, None where there is none yet. Raises InputError that names a file of another form."""
+    file = record_file(workdir, name)
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{printable(str(file))} cannot be read; remove it to train this variant again") from error
+    try:
+        if stored.pop("format") != FORMAT:
+            raise KeyError("format")
+        return Record(**{**stored, "curves": Curves(**stored["curves"])})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{printable(str(file))} was written by another version; remove it to train this variant again"
+        ) from error
+
+
+def check_identity(where: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError with every difference unless what is stored is what is wanted."""
+    changed = differences(stored, wanted)
+    if changed:
+        raise InputError(
+            f"{where} is of another configuration; give --workdir a new folder, or the old settings: "
+            f"{'; '.join(changed)}"
+        )
+
+
+def finite(value: Any) -> Any:
+    """The same with None for every number that JSON cannot hold."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

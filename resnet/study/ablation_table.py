@@ -1,0 +1,225 @@
+"""table.md and table.csv: every variant's figures beside the baseline's and the papers'."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from resnet.study.ablation_config import Study, Variant
+from resnet.study.ablation_records import DIVERGED, FAILED, OK, Record
+from resnet.study.ablation_statistics import Figures, figures, present
+
+TABLE, CSV = "table.md", "table.csv"
+NOT_RUN = "not run yet"
+Records = Mapping[str, Record]
+
+
+def write_tables(workdir: Path, title: str, study: Study, records: Records) -> None:
+    """Write both tables, each in one piece. `records` holds the variants that are done; the others are named too."""
+    write_text(workdir / TABLE, markdown(title, study, records))
+    write_text(workdir / CSV, comma_separated(study, records))
+
+
+def write_text(path: Path, text: str) -> None:
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def markdown(title: str, study: Study, records: Records) -> str:
+    """The whole of table.md."""
+    lines = [f"# {title}", "", setting(study, records), ""]
+    heads = [
+        "variant",
+        "test error %, last step",
+        f"difference to {study.baseline} (95 % interval)",
+        "best",
+        "seeds",
+        "parameters",
+        "multiply-adds",
+        "images/s",
+        "paper %",
+    ]
+    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+    sources: list[str] = []
+    for variant in study.variants:
+        lines.append("| " + " | ".join(row(variant, study, records, sources)) + " |")
+    lines += ["", *footnotes(study, records, sources), ""]
+    inside = diagnostics_table(study, records)
+    return "\n".join([*lines, *inside]) + "\n"
+
+
+def setting(study: Study, records: Records) -> str:
+    """One line: what all variants have in common."""
+    config = study.base
+    what = ", ".join(sorted({record.device for record in records.values()})) or "no device yet"
+    steps = f"{config.run.steps:,} steps" if config.run.steps else f"{config.run.epochs:g} epochs"
+    seeds = ", ".join(map(str, study.seeds))
+    return (
+        f"{steps} of {config.data.batch_size} images at {config.data.image_size} px, {config.optim.name} "
+        f"{config.optim.schedule}, {config.run.dtype}; seeds {seeds}, trained together; {what}."
+    )
+
+
+def row(variant: Variant, study: Study, records: Records, sources: list[str]) -> list[str]:
+    """One line of the table; `sources` collects what the papers' column refers to."""
+    paper = ""
+    if variant.published:
+        if variant.published.source not in sources:
+            sources.append(variant.published.source)
+        error = variant.published.error
+        shown = error if isinstance(error, str) else f"{error:.2f}"
+        paper = f"{shown} [{sources.index(variant.published.source) + 1}]"
+    record = records.get(variant.name)
+    if record is None:
+        return [variant.name, NOT_RUN, "", "", "", "", "", "", paper]
+    own = figures(record, records.get(study.baseline))
+    counted = f"{len(present(own.last))} of {len(own.last)}"
+    rate = record.images_per_second
+    return [
+        variant.name,
+        record.status if own.mean is None else with_deviation(own),
+        difference(own),
+        f"{own.best_mean:.2f}" if own.best_mean is not None else "",
+        counted,
+        f"{record.parameters:,}",
+        f"{record.multiply_adds:,}",
+        f"{rate:,.0f}" if rate else "",
+        paper,
+    ]
+
+
+def with_deviation(own: Figures) -> str:
+    if own.mean is None:
+        return ""
+    return f"{own.mean:.2f}" + (f" ± {own.deviation:.2f}" if own.deviation is not None else "")
+
+
+def difference(own: Figures) -> str:
+    if own.difference is None:
+        return ""
+    interval = f" ({own.interval[0]:+.2f} to {own.interval[1]:+.2f})" if own.interval else ""
+    return f"{own.difference:+.2f}{interval}"
+
+
+def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
+    """What the figures are, what they are not, and what did not go well."""
+    count = len(study.seeds)
+    lines = [
+        "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the best "
+        "evaluation, which flatters, because the test split chose it.",
+        f"Difference: paired by seed; percentile bootstrap of the mean over {count} pairs"
+        + (f", which is coarse with {count}." if count < 10 else "."),
+        "Images/s: training images of all seeds together, without compilation and evaluation.",
+    ]
+    lines += [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
+    for variant in study.variants:
+        record = records.get(variant.name)
+        if record is not None and record.status in (DIVERGED, FAILED):
+            lines.append(f"{variant.name}: {record.status}: {record.reason}")
+    return [line + "\n" for line in lines]
+
+
+def diagnostics_table(study: Study, records: Records) -> list[str]:
+    """Inside the networks, stage by stage: means over blocks and seeds, before the first step and after the last."""
+    rows = []
+    for variant in study.variants:
+        record = records.get(variant.name)
+        if record is None or not record.end:
+            continue
+        cells = [f"{at(record.curves.start, kind)} → {at(record.end, kind)}" for kind in ("first", "last")]
+        rows.append(f"| {variant.name} | {ratios(record)} | {cells[0]} | {cells[1]} |")
+    if not rows:
+        return []
+    return [
+        "## Inside the networks",
+        "",
+        "Before the first step → after the last, means over seeds: root mean square of a block's branch over that of its "
+        "shortcut, by stage; norm of the loss' gradient by the parameters of the first and of the last block. Every "
+        "block's figures stand in variants/NAME.json.",
+        "",
+        "| variant | branch / shortcut, stage by stage | gradient, first block | gradient, last block |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+def ratios(record: Record) -> str:
+    """'0.52 → 0.31, 0.50 → 0.28, …': one pair a stage."""
+    stages: dict[str, list[str]] = {}
+    for block in record.end.get("branch_to_shortcut", {}):
+        stages.setdefault(block.partition("_")[0], []).append(block)
+    shown = []
+    for blocks in stages.values():
+        pair = [
+            average([value for block in blocks for value in found.get("branch_to_shortcut", {}).get(block, [])])
+            for found in (record.curves.start, record.end)
+        ]
+        shown.append(" → ".join(pair))
+    return ", ".join(shown) or "no shortcuts"
+
+
+def at(found: Mapping[str, Mapping[str, list[float | None]]], which: str) -> str:
+    """The gradient norm of the first or last block, mean over seeds."""
+    norms = {name: values for name, values in found.get("gradient_norm", {}).items() if name.startswith("layer")}
+    names = list(norms)
+    return average(norms[names[0 if which == "first" else -1]]) if names else "?"
+
+
+def average(values: list[float | None]) -> str:
+    there = present(values)
+    return f"{np.mean(there):.3g}" if there and len(there) == len(values) else "not finite"
+
+
+def comma_separated(study: Study, records: Records) -> str:
+    """The whole of table.csv: a line a variant, numbers in full, errors of each seed in columns of their own."""
+    seeds = [f"{kind}_seed_{seed}" for kind in ("last", "best") for seed in study.seeds]
+    columns = [
+        *("variant", "status", "reason", "changes", "last_mean", "last_std", "difference", "low", "high", "pairs"),
+        *("best_mean", "diverged", "parameters", "multiply_adds", "images_per_second", "train_seconds", "device"),
+        *("paper", "paper_source"),
+        *seeds,
+    ]
+    file = io.StringIO()
+    writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for variant in study.variants:
+        paper = variant.published
+        line: dict[str, object] = {"variant": variant.name, "changes": " ".join(variant.changes), "status": NOT_RUN}
+        if paper:
+            line |= {"paper": paper.error, "paper_source": paper.source}
+        record = records.get(variant.name)
+        if record:
+            line |= measured(record, figures(record, records.get(study.baseline)), study.seeds)
+        writer.writerow({key: "" if value is None else value for key, value in line.items()})
+    return file.getvalue()
+
+
+def measured(record: Record, own: Figures, seeds: tuple[int, ...]) -> dict[str, object]:
+    low, high = own.interval or (None, None)
+    each = {
+        f"{kind}_seed_{seed}": value
+        for kind, values in (("last", own.last), ("best", own.best))
+        for seed, value in zip(seeds, values, strict=True)
+    }
+    return {
+        "status": record.status,
+        "reason": "" if record.status == OK else record.reason,
+        "last_mean": own.mean,
+        "last_std": own.deviation,
+        "difference": own.difference,
+        "low": low,
+        "high": high,
+        "pairs": own.pairs or None,
+        "best_mean": own.best_mean,
+        "diverged": sum(step is not None for step in record.curves.diverged),
+        "parameters": record.parameters,
+        "multiply_adds": record.multiply_adds,
+        "images_per_second": record.images_per_second,
+        "train_seconds": record.curves.seconds,
+        "device": record.device,
+        **each,
+    }

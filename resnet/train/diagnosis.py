@@ -1,0 +1,228 @@
+"""Where a non-finite value arose: a step done again with every layer's output and every gradient looked at."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import Split
+from resnet.model.inspection import recorded_outputs
+from resnet.model.network import ResNet
+from resnet.train import hosts
+from resnet.train.checkpoints import Checkpoints
+from resnet.train.progress import EpochBar
+from resnet.train.state import TrainState, Variables
+from resnet.train.steps import Batch, Recipe, loss_sum
+from resnet.train.workdir import write_json
+
+if TYPE_CHECKING:
+    from resnet.train.loop import Run
+    from resnet.train.plan import Plan
+
+FILE = "diverged.json"
+
+
+class Diverged(InputError):
+    """Too many non-finite steps in a row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What was seen of one array: kind is 'output', 'loss', 'gradient', 'statistics' or 'norm'.
+
+    bad: how many of its `size` values are NaN or infinite. low, high, mean: of the others, NaN where there are none.
+    """
+
+    kind: str
+    name: str
+    bad: int
+    size: int
+    low: float
+    high: float
+    mean: float
+
+    def words(self) -> str:
+        """Such as 'the output of layer1_0/conv1 (32 of 4,096 values)'."""
+        what = {
+            "output": f"the output of {self.name}",
+            "loss": "the loss",
+            "gradient": f"the gradient of {self.name}",
+            "statistics": f"the new running statistics {self.name}",
+            "norm": "the norm of the gradient, whose values are finite",
+        }[self.kind]
+        return f"{what} ({self.bad:,} of {self.size:,} values)"
+
+
+def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, step: int) -> list[Reading]:
+    """Do train step number `step` (counted from 0) on `batch` again from `state`, which stays as it is.
+
+    The readings come in the order in which values depend on each other: the images, the layers' outputs, the loss, the
+    gradients (those of the last layers first), the new running statistics, the gradient's norm. With accumulation they
+    are those of the first part that has a non-finite value, else of the last; the norm is the whole batch's.
+    """
+    key = jax.random.fold_in(jax.random.key(recipe.seed), step)
+    parts, batch_stats, readings, total, weight = recipe.accumulation, state.batch_stats, [], None, 0.0
+    names: list[str] = []
+
+    @jax.jit
+    def look(params: Variables, batch_stats: Variables, part: Batch, key: jax.Array) -> Any:
+        with recorded_outputs() as outputs:
+            loss_sum(network, recipe, params, batch_stats, part, key)
+        # A list outside the traced function: jit hands dicts back in alphabetical order.
+        names[:] = [name for name, _ in outputs]
+        loss = lambda p: loss_sum(network, recipe, p, batch_stats, part, key)  # noqa: E731
+        (value, (weight, new_stats, _)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        seen = [describe(output) for _, output in outputs], describe(value), jax.tree.map(describe, gradient)
+        return seen, jax.tree.map(describe, new_stats), new_stats, gradient, weight
+
+    for number in range(parts):
+        # As steps.accumulate cuts a batch and draws its parts' keys.
+        part = {name: rows[number::parts] for name, rows in batch.items()}
+        part_key = key if parts == 1 else jax.random.fold_in(key, number)
+        seen, stats_seen, batch_stats, gradient, part_weight = look(state.params, batch_stats, part, part_key)
+        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
+        weight = weight + part_weight
+        if not any(reading.bad for reading in readings):
+            readings = in_order(names, seen, stats_seen)
+    norm = optax.tree.norm(jax.tree.map(lambda g: g / weight, total))
+    return [*readings, reading("norm", "gradient", describe(norm))]
+
+
+def describe(x: jax.Array) -> jax.Array:
+    """float32[5] of an array: how many values are not finite, how many there are; least, greatest, mean of the rest."""
+    x = x.astype(jnp.float32).ravel()
+    finite = jnp.isfinite(x)
+    rest = jnp.where(finite, x, jnp.nan)
+    figures = (jnp.sum(~finite), x.size, jnp.nanmin(rest), jnp.nanmax(rest), jnp.nanmean(rest))
+    return jnp.stack([jnp.asarray(figure, jnp.float32) for figure in figures])
+
+
+def reading(kind: str, name: str, figures: jax.Array) -> Reading:
+    bad, size, low, high, mean = np.asarray(jax.device_get(figures)).tolist()
+    return Reading(kind, name, int(bad), int(size), low, high, mean)
+
+
+def in_order(names: list[str], seen: Any, stats_seen: Variables) -> list[Reading]:
+    """The readings of one part; a gradient stands where its layer does, from the last layer to the first."""
+    outputs, loss, gradients = seen
+    place = {name: number for number, name in enumerate(names)}
+    layer = lambda pair: -place.get(pair[0].rpartition("/")[0], -1)  # noqa: E731
+    return [
+        *(reading("output", name, figures) for name, figures in zip(names, outputs, strict=True)),
+        reading("loss", "loss", loss),
+        *(reading("gradient", name, figures) for name, figures in sorted(by_name(gradients), key=layer)),
+        *(reading("statistics", name, figures) for name, figures in by_name(stats_seen)),
+    ]
+
+
+def by_name(tree: Variables) -> list[tuple[str, jax.Array]]:
+    """('layer1_0/conv1/kernel', leaf) for every leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [("/".join(str(entry.key) for entry in path), leaf) for path, leaf in leaves]
+
+
+def first_bad(readings: list[Reading]) -> Reading | None:
+    """The first reading with a value that is not finite."""
+    return next((reading for reading in readings if reading.bad), None)
+
+
+def examples(split: Split, index: np.ndarray) -> list[str]:
+    """What a batch was made of: the files' paths, the examples' names where they are no files."""
+    return [(split.paths or split.ids)[i] for i in index.tolist()]
+
+
+def check_debug(plan: Plan, workdir: Path, *, begun: bool) -> None:
+    """Raise InputError where config.run.debug has nothing to show or cannot show it."""
+    name = printable(str(workdir))
+    if not begun:
+        raise InputError(f"config.run.debug=True replays a run, and {name} holds none; leave the key away")
+    if plan.transfer.mode == "probe" or hosts.several():
+        raise InputError("config.run.debug=True replays a run of one process, and no probe; leave the key away")
+
+
+def diverged(run: Run, last: int, state: TrainState) -> Diverged:
+    """The error that ends a run whose steps up to `last` (counted from 1) were non-finite, max_bad_steps in a row.
+
+    None of them changed a parameter, so the first is done again from `state` as it was then; steps that were under way
+    already and turned out finite would have moved it by a little. What is seen is written to WORKDIR/diverged.json.
+    """
+    limit = run.config.run.max_bad_steps
+    first = last - limit + 1
+    if hosts.several():
+        return Diverged(
+            f"steps {first} to {last} had a loss, gradient or statistic that is not finite and were skipped; lower "
+            "--config.optim.lr or set --config.optim.clip_norm. The last checkpoint is intact; one process alone, "
+            "started with --config.run.debug=True, shows that step layer by layer"
+        )
+    fed = examples(run.source.splits["train"], run.plan.order.indices(first - 1))
+    with jax.transfer_guard("allow"):
+        readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(first - 1)), first - 1)
+    cause, file = first_bad(readings), run.workdir / FILE
+    write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": plain(readings)})
+    where = f"in {cause.words()}" if cause else "gone when the step was done again"
+    more = f" and {len(fed) - 1} more" if len(fed) > 1 else ""
+    return Diverged(
+        f"steps {first} to {last} had a loss, gradient or statistic that is not finite and were skipped; in step "
+        f"{first} the first such value is {where}, its batch is {printable(fed[0])}{more} (all in "
+        f"{printable(str(file))}); lower --config.optim.lr or set --config.optim.clip_norm. The last checkpoint is "
+        "intact; --config.run.debug=True shows that step layer by layer"
+    )
+
+
+def plain(readings: list[Reading]) -> list[dict[str, Any]]:
+    """As JSON has it: null for NaN."""
+    clean = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
+    return [{name: clean(value) for name, value in dataclasses.asdict(reading).items()} for reading in readings]
+
+
+def replay(run: Run, fresh: TrainState) -> int:
+    """What --config.run.debug=True does: go on to the first non-finite step and print what its layers made of it.
+
+    The steps are those of the run itself, from its last checkpoint on; nothing is logged or saved. The exit code: 0, or
+    128 + a signal's number.
+    """
+    with Checkpoints(run.workdir, keep=run.config.run.keep) as run.checkpoints:
+        step, state = run.resume(fresh)
+    started, total = step, run.plan.total_steps
+    batches = run.batches(step)
+    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
+        while step < total and not run.interruption.requested:
+            batch = next(batches)
+            state, pulse = run.train_step(state, batch)
+            step += 1
+            bar.update(step, run.plan.batch_size, loss=float(pulse["loss"]))
+            if int(pulse["bad_steps"]):
+                break
+        else:
+            batch = None
+    if run.interruption.requested:
+        return run.interruption.exit_code
+    if batch is None:
+        print(f"Every step from {started + 1} to {total} has a finite loss, gradient and statistics.")
+        return 0
+    # A non-finite step changes no parameter: this state's are those it began with.
+    readings = examine(run.plan.network, run.plan.recipe, state, batch, step - 1)
+    fed = examples(run.source.splits["train"], run.plan.order.indices(step - 1))
+    print(table(step, readings, fed, run.workdir))
+    return 0
+
+
+def table(step: int, readings: list[Reading], fed: list[str], workdir: Path) -> str:
+    """The readings, one line each, under the step and its examples; the first non-finite one is marked."""
+    cause = first_bad(readings)
+    lines = [f"Step {step} of {printable(str(workdir))}, on:", *(f"  {printable(name)}" for name in fed), ""]
+    width = max(len(reading.name) for reading in readings)
+    lines.append(f"{'':12}{'':{width}} {'not finite':>12} {'of':>12} {'least':>12} {'greatest':>12} {'mean':>12}")
+    for reading in readings:
+        mark = "  <- first" if reading is cause else ""
+        figures = " ".join(f"{value:12.4g}" for value in (reading.low, reading.high, reading.mean))
+        lines.append(f"{reading.kind:12}{reading.name:{width}} {reading.bad:12,} {reading.size:12,} {figures}{mark}")
+    return "\n".join(lines)

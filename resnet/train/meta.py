@@ -1,0 +1,63 @@
+"""What a checkpoint says of itself: the JSON beside the arrays."""
+
+import dataclasses
+from typing import Any
+
+from input_pipeline.contract import Contract
+from input_pipeline.errors import InputError, printable
+from resnet.model.errors import SpecError
+from resnet.model.spec import ResNetSpec
+from resnet.train import stored_meta
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says of itself.
+
+    spec: the network. class_names: one per output. contract: how pixels become inputs. image_size, resize_shorter: the
+    evaluation crop. step: steps done. config: the flat configuration ({} for converted weights). progress: the loop's
+    notes (best step and so on). fingerprint: the dataset's ('' for converted weights).
+    """
+
+    spec: ResNetSpec
+    class_names: tuple[str, ...]
+    contract: Contract
+    image_size: int
+    resize_shorter: float
+    step: int = 0
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    progress: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        fields |= {"spec": dataclasses.asdict(self.spec), "contract": self.contract.to_json(), "format": FORMAT}
+        return fields
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Meta":
+        """The inverse of `to_json`. Raises InputError for another format and for anything that no `to_json` writes."""
+        if not isinstance(stored, dict) or stored.get("format") != FORMAT:
+            raise InputError(
+                "the checkpoint was written in another format than this version reads; use the version that wrote it"
+            )
+        fields = stored_meta.check({name: value for name, value in stored.items() if name != "format"})
+        try:
+            spec = ResNetSpec(**fields["spec"] | {"stage_sizes": tuple(fields["spec"]["stage_sizes"])})
+        except (TypeError, SpecError) as error:  # TypeError: a field that it has not.
+            raise stored_meta.fault(printable(str(error)[:200])) from error
+        contract = Contract.from_json(fields["contract"])
+        return cls(**fields | {"spec": spec, "contract": contract, "class_names": tuple(fields["class_names"])})
+
+
+@dataclasses.dataclass
+class Progress:
+    """What the loop remembers between evaluations; it travels in every checkpoint."""
+
+    best_step: int | None = None
+    best_value: float | None = None
+    evaluated_step: int = 0
+    since_best: int = 0

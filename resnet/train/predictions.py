@@ -1,0 +1,78 @@
+"""What a run's network said of every test image, kept beside its figures so that the report can show the pictures."""
+
+import dataclasses
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from input_pipeline.errors import InputError, printable
+
+PREDICTIONS_FILE = "predictions.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class TestPredictions:
+    """One row an image of the test split, in the split's order.
+
+    probabilities: float32[N, C], softmax. labels: int32[N], the true classes. ids: the images' names (Split.ids).
+    leaked: bool[N], whether the image, or a copy of it that is known, stands in
+    an earlier split too. step: of the checkpoint that was asked.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    ids: tuple[str, ...]
+    leaked: np.ndarray
+    step: int
+
+
+def write_predictions(workdir: Path, predictions: TestPredictions) -> None:
+    """Write WORKDIR/predictions.npz (plain arrays, 4·C bytes an image) beside its place and rename it: never a part."""
+    path = workdir / PREDICTIONS_FILE
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        np.savez(
+            file,
+            probabilities=predictions.probabilities.astype(np.float32),
+            labels=predictions.labels.astype(np.int32),
+            ids=np.array(predictions.ids, np.str_),
+            leaked=predictions.leaked.astype(bool),
+            step=np.int64(predictions.step),
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_predictions(workdir: Path) -> TestPredictions | None:
+    """What `write_predictions` wrote; None where there is no such file. Nothing in the file is unpickled.
+
+    Raises InputError for a file that is damaged or whose arrays do not belong together.
+    """
+    path = workdir / PREDICTIONS_FILE
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("probabilities", "labels", "ids", "leaked", "step")}
+        probabilities, labels, ids, leaked = (arrays[name] for name in ("probabilities", "labels", "ids", "leaked"))
+        count, classes = probabilities.shape
+        sound = (
+            probabilities.dtype == np.float32
+            and labels.dtype == np.int32
+            and leaked.dtype == bool
+            and ids.dtype.kind == "U"
+            and labels.shape == ids.shape == leaked.shape == (count,)
+            and (count == 0 or (labels.min() >= 0 and labels.max() < classes))
+        )
+        if not sound:
+            raise ValueError("its arrays do not belong together")
+        step = int(arrays["step"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{printable(str(path))} cannot be read ({printable(str(error))[:200]}); remove it, "
+            "and the same training command writes it again"
+        ) from error
+    return TestPredictions(probabilities, labels, tuple(ids.tolist()), leaked, step)

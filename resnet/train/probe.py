@@ -1,0 +1,169 @@
+"""A probe: the backbone runs once per image and view, the head learns on the features it left, in seconds.
+
+An ordinary run in all else: the same optimizer, schedule, validation, checkpoints (of the whole network) and test.
+"""
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from input_pipeline.augment import soft_targets
+from input_pipeline.errors import InputError
+from input_pipeline.order import evaluation_batches
+from input_pipeline.sources import Split
+from resnet.model.layers import HEAD
+from resnet.model.network import Head, ResNet
+from resnet.train import parallel
+from resnet.train.evaluation import predict_batches
+from resnet.train.features import Pass, features
+from resnet.train.freezing import Stage
+from resnet.train.loop import Run
+from resnet.train.metrics import eval_sums
+from resnet.train.pretrained import digest_of
+from resnet.train.state import TrainState, Variables
+from resnet.train.steps import DROPOUT, Batch, Recipe, cross_entropy, make_train_step
+
+# Bytes of features that go to the device at a time: many steps in one call, however large the set.
+PIECE_BYTES = 1 << 26
+
+
+class ProbeRun(Run):
+    """A run whose steps see features in place of images; several of them are one call of a compiled loop."""
+
+    def begin(self, stage: Stage) -> None:
+        self.stage = stage
+        step = make_train_step(
+            stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning, loss=head_loss_sum
+        )
+        same = parallel.replicated(self.mesh)
+        self.train_steps = jax.jit(repeat(step), in_shardings=same, out_shardings=same, donate_argnums=0)
+        self.head_step = parallel.compile_eval_step(make_head_eval_step(stage.network), self.mesh)
+
+    def prepare(self, step: int, state: TrainState) -> TrainState:
+        """The statistics, and the features of training and validation images."""
+        if jax.process_count() > 1:
+            raise InputError("config.transfer.mode='probe' runs on one host; the features are on its disk")
+        state = super().prepare(step, state)
+        # A finished run has nothing left to learn.
+        if step < self.plan.total_steps:
+            variables = {"params": state.params, "batch_stats": state.batch_stats}
+            digest = digest_of({**variables, "params": {k: v for k, v in state.params.items() if k not in HEAD}})
+            views = [("train", view) for view in range(self.plan.transfer.views)]
+            self.features = {
+                (name, view): self.pass_over(self.source.splits[name], view, variables, digest)
+                for name, view in [*views, ("val", 0)]
+                if name in self.source.splits
+            }
+        return state
+
+    def pass_over(self, split: Split, view: int, variables: Variables, digest: str) -> np.ndarray:
+        wanted = Pass(self.plan, split, view, self.source.fingerprint, digest)
+        return features(wanted, variables, self.mesh, threads=self.threads, stop=lambda: self.interruption.requested)
+
+    def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
+        """All steps up to the next one at which something is due, but no more than a piece."""
+        every = (self.plan.log_every, self.plan.eval_every, self.plan.checkpoint_every)
+        due = min(self.plan.total_steps, *(step - step % number + number for number in every))
+        count = min(due - step, self.piece_steps)
+        with self.wait.waiting():
+            piece = self.piece(step, count)
+        state, pulse = self.train_steps(state, piece, jax.device_put(np.int32(count), parallel.replicated(self.mesh)))
+        step += count
+        self.wait.count(count * self.plan.batch_size)
+        self.heed(jax.device_get(pulse), step, state, count)
+        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
+            state = self.log(step, state)
+        return step, state
+
+    @property
+    def piece_steps(self) -> int:
+        """Steps whose features are at most PIECE_BYTES."""
+        row_bytes = self.features["train", 0].shape[1] * 4
+        plan = self.plan
+        longest = min(plan.log_every, plan.eval_every, plan.checkpoint_every, plan.total_steps)
+        return max(1, min(longest, PIECE_BYTES // (row_bytes * plan.batch_size)))
+
+    def piece(self, step: int, count: int) -> Batch:
+        """'features' float32[K, B, C], 'label' int32[K, B], 'mask' float32[K, B] of `count` steps; the rest is zero.
+
+        Epoch e shows view e mod views of each image.
+        """
+        order, views, size = self.plan.order, self.plan.transfer.views, self.plan.batch_size
+        index = np.stack([order.indices(step + i) for i in range(count)])
+        view = np.stack([order.epochs(step + i) for i in range(count)]) % views
+        rows = np.zeros((self.piece_steps, size, self.features["train", 0].shape[1]), np.float32)
+        for number in range(views):
+            here = np.nonzero(view == number)
+            rows[here] = self.features["train", number][index[here]]
+        labels = np.zeros(rows.shape[:2], np.int32)
+        labels[:count] = self.source.splits["train"].labels[index]
+        host = {"features": rows, "label": labels, "mask": np.ones(rows.shape[:2], np.float32)}
+        return jax.device_put(host, parallel.replicated(self.mesh))
+
+    def predict(self, name: str, state: TrainState) -> Any:
+        """The validation split from its features; any other through the whole network."""
+        if name != "val" or ("val", 0) not in getattr(self, "features", {}):
+            return super().predict(name, state)
+        split, rows = self.source.splits[name], self.features[name, 0]
+        host = feature_batches(rows, split.labels, parallel.round_up(self.plan.eval_batch_size, self.mesh))
+        return predict_batches(self.head_step, state.evaluated(), parallel.put_batches(host, self.mesh), len(split))
+
+
+def repeat(step: Any) -> Any:
+    """`step` (state, batch) -> (state, pulse) made (state, batches of K steps, count) -> the same after `count` steps.
+
+    The count is no constant of the program, so that another one changes neither it nor a single bit of its results.
+    """
+
+    def steps(state: TrainState, piece: Batch, count: jax.Array) -> tuple[TrainState, Batch]:
+        def one(i: jax.Array, carry: tuple[TrainState, Batch]) -> tuple[TrainState, Batch]:
+            return step(carry[0], jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), piece))
+
+        pulse = {"loss": jnp.zeros((), jnp.float32), "bad_steps": jnp.zeros((), jnp.int32)}
+        return jax.lax.fori_loop(0, count, one, (state, pulse))
+
+    return steps
+
+
+def head_loss_sum(
+    network: ResNet, recipe: Recipe, params: Variables, batch_stats: Variables, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, Variables, Batch]]:
+    """steps.loss_sum of a batch of features."""
+    targets = soft_targets(batch["label"], recipe.augmentation, network.spec.num_classes)
+    logits = classify(
+        network, params, batch["features"], train=True, rngs={"dropout": jax.random.fold_in(key, DROPOUT)}
+    )
+    loss, weight, sums = cross_entropy(recipe, logits, targets, batch)
+    return loss, (weight, batch_stats, sums)
+
+
+def make_head_eval_step(network: ResNet) -> Any:
+    """steps.make_eval_step's for a batch of features."""
+
+    def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
+        logits = classify(network, variables["params"], batch["features"])
+        sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
+        rows = {name: batch[name] for name in ("label", "mask", "index")}
+        return sums, {"probabilities": jax.nn.softmax(logits), **rows}
+
+    return eval_step
+
+
+def classify(network: ResNet, params: Variables, features: jax.Array, **options: Any) -> jax.Array:
+    """Logits of features by the head among the network's `params`."""
+    head = {name: params[name] for name in HEAD if name in params}
+    return cast(jax.Array, Head(network.spec).apply({"params": head}, features, **options))
+
+
+def feature_batches(rows: np.ndarray, labels: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every row once, padded and masked as input_pipeline.stream.eval_batches does."""
+    for index, mask in evaluation_batches(len(rows), batch_size):
+        yield {
+            "features": np.asarray(rows[index]),
+            "label": labels[index].astype(np.int32),
+            "mask": mask,
+            "index": index.astype(np.int32),
+        }

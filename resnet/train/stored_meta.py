@@ -1,0 +1,83 @@
+"""What a checkpoint says of itself, checked before anything acts on it: a file may say anything.
+
+A checkpoint may come from elsewhere. Its JSON steers what is built and allocated, so each value has to have its type
+and to lie in a range that some network could have; ResNetSpec and Contract look after theirs.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from input_pipeline.errors import InputError, printable
+
+# Beyond every published network (ResNet-1202 has 600 blocks), and what a laptop can still name and trace.
+MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 5_000, 1 << 16, 10_000_000
+MOST_PIXELS = 4096
+
+FIELDS: dict[str, type] = {
+    "spec": dict,
+    "class_names": list,
+    "contract": dict,
+    "image_size": int,
+    "resize_shorter": float,
+    "step": int,
+    "config": dict,
+    "progress": dict,
+    "fingerprint": str,
+}
+
+
+def check(stored: Any) -> dict[str, Any]:
+    """`stored` (JSON values, without 'format') as it is, if it can be a Meta's.
+
+    Raises InputError that names the first field that is missing, unknown, of another type or out of range.
+    """
+    if not isinstance(stored, Mapping):
+        raise fault("it is no JSON object")
+    for name in sorted(FIELDS.keys() ^ stored.keys(), key=str):
+        raise fault(f"{printable(str(name)[:80])} is {'missing' if name in FIELDS else 'unknown'}")
+    for name, kind in FIELDS.items():
+        value = stored[name]
+        if kind is float and type(value) is int:
+            value = float(value) if abs(value) < 1 << 53 else math.inf
+        if type(value) is not kind:
+            raise fault(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
+    in_range("image_size", stored["image_size"], 1, MOST_PIXELS)
+    in_range("resize_shorter", stored["resize_shorter"], 0, 16)
+    in_range("step", stored["step"], 0, (1 << 63) - 1)
+    check_spec(stored["spec"])
+    check_classes(stored["class_names"], stored["spec"])
+    return dict(stored)
+
+
+def check_spec(spec: dict[str, Any]) -> None:
+    """What ResNetSpec leaves open, because who writes a recipe may: sizes that no machine holds."""
+    sizes = spec.get("stage_sizes")
+    if not isinstance(sizes, list) or not all(type(size) is int for size in sizes):
+        raise fault("stage_sizes must be a list of whole numbers")
+    in_range("the number of stages", len(sizes), 1, 12)
+    for size in sizes:
+        in_range("stage_sizes", size, 1, MOST_BLOCKS)
+    in_range("the number of blocks", sum(sizes), 1, MOST_BLOCKS)
+    for name in ("width", "base_width", "groups", "in_channels"):
+        in_range(name, spec.get(name), 1, MOST_CHANNELS)
+    in_range("num_classes", spec.get("num_classes"), 1, MOST_CLASSES)
+
+
+def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
+    if not all(isinstance(name, str) for name in names):
+        raise fault("class_names must be a list of texts")
+    if len(set(names)) != len(names):
+        raise fault("a class name stands in it twice")
+    if len(names) != spec["num_classes"]:
+        raise fault(f"{len(names)} class names for {spec['num_classes']} outputs")
+
+
+def in_range(name: str, value: Any, low: float, high: float) -> None:
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise fault(f"{name} must lie between {low} and {high}, not be {printable(str(value)[:40])}")
+
+
+def fault(what: str) -> InputError:
+    """The error for a meta that says something impossible."""
+    return InputError(f"its metadata is damaged: {what}")

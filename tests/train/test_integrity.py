@@ -1,0 +1,156 @@
+"""Damage to a checkpoint is seen, named and stepped around, whatever it is; nothing of it is deleted."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from input_pipeline.errors import InputError
+from resnet.train import integrity
+from resnet.train.checkpoints import FOLDER, Checkpoints, load
+from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
+from tests.tiny import tiny_run
+
+NEWEST, BEFORE = 6, 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The workdir of a finished run with checkpoints of steps 4 and 6 at least."""
+    return tiny_run(tmp_path_factory.mktemp("integrity"))[1]
+
+
+@pytest.fixture
+def root(finished, tmp_path) -> Path:
+    """A copy of its checkpoints, to be damaged."""
+    shutil.copytree(finished / FOLDER, tmp_path / FOLDER)
+    return tmp_path / FOLDER
+
+
+def largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(data)
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def stray(folder: Path) -> None:
+    empty(folder)
+    (folder / "notes.txt").write_text("mine")
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "array_cut": (lambda step: cut(largest(step / "variables")), "bytes"),
+    "array_flipped": (lambda step: flip(largest(step / "training"), 12345), "other bytes"),
+    "array_missing": (lambda step: largest(step / "variables").unlink(), "is missing"),
+    "array_is_a_link": (lambda step: [(f := largest(step)).unlink(), f.symlink_to("/dev/zero")], "is no file"),
+    "meta_missing": (lambda step: shutil.rmtree(step / "meta"), "is missing"),
+    "meta_cut": (lambda step: cut(step / "meta" / "metadata"), "bytes"),
+    "times_cut": (lambda step: cut(step / TIMES), TIMES),
+    "manifest_cut": (lambda step: cut(step / MANIFEST), MANIFEST),
+    "manifest_of_another_shape": (lambda step: (step / MANIFEST).write_text('{"files": [1]}'), MANIFEST),
+    "empty": (empty, "empty"),
+    "stray": (stray, MANIFEST),
+    "no_folder": (lambda step: [shutil.rmtree(step), step.write_text("")], "no folder"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_newest_checkpoint_damaged_is_set_aside_and_the_one_before_is_used(damage, root):
+    injure, words = DAMAGES[damage]
+    injure(root / str(NEWEST))
+    left = sorted(str(path.relative_to(root / str(NEWEST))) for path in (root / str(NEWEST)).rglob("*"))
+    with Checkpoints(root.parent, keep=2) as checkpoints:
+        (line,) = checkpoints.set_aside
+        assert checkpoints.latest_step() == BEFORE
+    assert str(root / str(NEWEST)) in line
+    assert words in line
+    aside = root / f"damaged-{NEWEST}"
+    assert sorted(str(path.relative_to(aside)) for path in aside.rglob("*")) == left
+    assert tidy(root) == []
+
+
+def test_any_flipped_bit_of_any_file_is_seen(root):
+    """Orbax alone restores such arrays without a word."""
+    generator = random.Random(0)
+    step = root / str(NEWEST)
+    files = sorted(path for path in step.rglob("*") if path.is_file() and path.stat().st_size)
+    sealed = [path for path in files if path.name not in (MANIFEST, TIMES, integrity.COMMITTED)]
+    assert len(sealed) > 10
+    for path in sealed:
+        bit = generator.randrange(8 * path.stat().st_size)
+        flip(path, bit)
+        assert fault(step), f"bit {bit} of {path}"
+        flip(path, bit)
+    assert fault(step) is None
+
+
+def test_several_damaged_ones_are_passed_over_and_none_may_be_left(root):
+    (root / "9").mkdir()
+    (root / "damaged-9").mkdir()
+    for step in integrity.step_numbers(root):
+        empty(root / str(step))
+    count = len(integrity.step_numbers(root))
+    with Checkpoints(root.parent, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert len(checkpoints.set_aside) == count
+    assert (root / "damaged-9-2").is_dir()
+
+
+@pytest.mark.parametrize("damage", ["empty", "array_cut", "array_missing", "times_cut", "stray"])
+def test_an_older_one_half_deleted_by_a_kill_is_in_nobodys_way(damage, root):
+    DAMAGES[damage][0](root / str(BEFORE))
+    with Checkpoints(root.parent, keep=2) as checkpoints:
+        assert checkpoints.set_aside == []
+        assert checkpoints.latest_step() == NEWEST
+
+
+def test_a_checkpoint_from_before_there_were_manifests_is_taken(root):
+    for step in integrity.step_numbers(root):
+        (root / str(step) / MANIFEST).unlink()
+    assert tidy(root) == []
+    variables, meta = load(root.parent)
+    assert variables["params"]
+    assert meta.step in (NEWEST, BEFORE)
+
+
+def test_what_an_interrupted_replacement_left_is_put_right(root):
+    kept = sorted(path.name for path in root.iterdir())
+    integrity.begin_replacing(root, NEWEST)
+    assert integrity.step_numbers(root)[0] == BEFORE
+    assert tidy(root) == []
+    assert sorted(path.name for path in root.iterdir()) == kept
+    shutil.copytree(root / str(NEWEST), root / f"{integrity.REPLACED}{NEWEST}")
+    assert tidy(root) == []
+    assert sorted(path.name for path in root.iterdir()) == kept
+
+
+def test_temporary_folders_of_killed_saves_are_removed(root):
+    (root / "3.orbax-checkpoint-tmp" / "variables").mkdir(parents=True)
+    with Checkpoints(root.parent, keep=2):
+        pass
+    assert not list(root.glob("*tmp*"))
+
+
+def test_load_finds_the_best_through_a_damaged_newest_and_refuses_a_damaged_one(root):
+    best = load(root.parent)[1].step
+    (root / "9").mkdir()
+    assert load(root.parent)[1].step == best
+    flip(largest(root / str(best) / "variables"), 4321)
+    with pytest.raises(InputError, match=f"{FOLDER}/{best}: the checkpoint cannot be read .* other bytes"):
+        load(root.parent)
+    assert (root / "9").is_dir(), "reading moves nothing: another process may be training there"
