@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from input_pipeline.leaks import Leaks, find_leaks
 from input_pipeline.sources import Source
-from resnet.train import hosts
+from resnet.train import hosts, parallel
+from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
-from resnet.train.predictions import PREDICTIONS_FILE
+from resnet.train.predictions import PREDICTIONS_FILE, TestPredictions, write_predictions
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
