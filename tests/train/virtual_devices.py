@@ -53,7 +53,8 @@ def collectives(config) -> dict:
         "mask": jax.ShapeDtypeStruct((rows,), "float32", sharding=rows_of),
         "index": jax.ShapeDtypeStruct((rows,), "int32", sharding=rows_of),
     }
-    step = make_train_step(plan.network, plan.optimizer, plan.recipe)
+    stage = plan.stages[0]
+    step = make_train_step(stage.network, stage.optimizer, plan.recipe)
     text = parallel.compile_train_step(step, mesh).lower(state, batch).compile().as_text()
     found: collections.Counter[str] = collections.Counter()
     gathered = 0
