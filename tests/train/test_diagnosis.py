@@ -1,4 +1,4 @@
-"""A run that diverges says in which step, on which examples and in which layer; debug shows it again, and only shows."""
+"""A run that diverges says in which step, on which examples, in which layer; debug shows it again, and only shows."""
 
 import json
 import re
@@ -65,10 +65,19 @@ def test_it_is_the_very_step_that_is_done_again(parts):
     assert gradients[-1] == "conv1/kernel"
 
 
-@pytest.mark.parametrize("layer", ["conv1", "layer1_0/conv2", "fc"])
-def test_the_layer_whose_output_overflows_is_named(layer):
-    found = first_bad(examine(NETWORK, recipe(), state(layer, 3e38), batch(), STEP))
-    assert (found.kind, found.name) == ("output", layer)
+@pytest.mark.parametrize(
+    ("layer", "factor", "kind", "name"),
+    [
+        ("conv1", 3e38, "output", "conv1"),
+        ("layer1_0/conv2", 3e38, "output", "layer1_0/conv2"),
+        ("fc", np.inf, "output", "fc"),
+        # Every gradient is finite, the sum of their squares is not.
+        ("fc", 3e38, "norm", "gradient"),
+    ],
+)
+def test_the_layer_where_it_overflows_is_named(layer, factor, kind, name):
+    found = first_bad(examine(NETWORK, recipe(), state(layer, factor), batch(), STEP))
+    assert (found.kind, found.name) == (kind, name)
     assert 0 < found.bad <= found.size
 
 
