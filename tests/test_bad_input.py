@@ -213,6 +213,16 @@ def train_on_a_small_disk(script: str, place: Place, folder: Path) -> Result:
     return run_fresh(*allowed, "sh", "-c", script, folder, *command, environment=place.environment)
 
 
+def test_a_workdir_on_a_disk_that_is_read_only(place, tmp_path):
+    # For root, too: permissions would not stop it.
+    script = (
+        'mount -t tmpfs none "$0" && mkdir "$0/run" && mount -o remount,ro "$0" && "$@"; code=$?; find "$0"; exit $code'
+    )
+    result = train_on_a_small_disk(script, place, tmp_path)
+    refused(result, str(tmp_path / "run"), "may not be written in", "another folder")
+    assert result.out.split() == [str(tmp_path), str(tmp_path / "run")]
+
+
 def test_a_disk_without_room(place, tmp_path):
     script = 'mount -t tmpfs -o size=16k none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
     result = train_on_a_small_disk(script, place, tmp_path)

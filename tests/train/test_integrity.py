@@ -1,16 +1,21 @@
 """Damage to a checkpoint is seen, named and stepped around, whatever it is; nothing of it is deleted."""
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from input_pipeline.errors import InputError
 from resnet.train import integrity
-from resnet.train.checkpoints import FOLDER, Checkpoints, load
+from resnet.train.checkpoints import FOLDER, Checkpoints, Damaged, load, room_needed
 from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
+from resnet.train.state import create_state
 from tests.tiny import tiny_run
 
 NEWEST, BEFORE = 6, 4
@@ -154,3 +159,45 @@ def test_load_finds_the_best_through_a_damaged_newest_and_refuses_a_damaged_one(
     with pytest.raises(InputError, match=f"{FOLDER}/{best}: the checkpoint cannot be read .* other bytes"):
         load(root.parent)
     assert (root / "9").is_dir(), "reading moves nothing: another process may be training there"
+
+
+def small_state(value: float):
+    variables = {"params": {"w": jnp.full(4, value)}, "batch_stats": {"mean": jnp.zeros(4)}}
+    return create_state(variables, optax.sgd(0.1), ema=False, sum_names=("loss",))
+
+
+def saved(workdir: Path, meta, steps: range, best: int) -> None:
+    """A process of its own, as far as the checkpoints know."""
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        for step in steps:
+            checkpoints.save(small_state(step), dataclasses.replace(meta, step=step, progress={"best_step": best}))
+
+
+def test_the_best_checkpoint_outlives_a_resume(finished, tmp_path):
+    """Orbax' BestN forgot the figures of the process before, and deleted it."""
+    meta = load(finished)[1]
+    saved(tmp_path, meta, range(1, 4), best=1)
+    assert integrity.step_numbers(tmp_path / FOLDER) == [3, 1]
+    saved(tmp_path, meta, range(4, 7), best=1)
+    assert integrity.step_numbers(tmp_path / FOLDER) == [6, 1]
+
+
+def test_a_step_saved_again_holds_the_new_state_and_one_that_is_gone_is_named(finished, tmp_path):
+    meta = load(finished)[1]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for value in (1.0, 2.0):
+            checkpoints.save(small_state(value), dataclasses.replace(meta, step=5, progress={}))
+        checkpoints.wait()
+        state, _ = checkpoints.restore(5, small_state(0.0), jnp.zeros(1).sharding)
+        assert np.asarray(state.params["w"]).tolist() == [2.0] * 4
+        assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["5"]
+        with pytest.raises(Damaged, match="not there"):
+            checkpoints.restore(7, small_state(0.0), jnp.zeros(1).sharding)
+
+
+def test_room_is_asked_for_what_is_still_to_be_written(tmp_path):
+    need = lambda: room_needed(tmp_path, keep=2, total_steps=30, state_bytes=100)  # noqa: E731
+    assert need() == 400
+    for step, rest in ((10, 300), (11, 200), (12, 100), (13, 100), (30, 0)):
+        (tmp_path / FOLDER / str(step)).mkdir(parents=True)
+        assert need() == rest
