@@ -67,8 +67,9 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     are those of the first part that has a non-finite value, else of the last; the norm is the whole batch's.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-    parts, batch_stats, readings, total, weight = recipe.accumulation, state.batch_stats, [], None, 0.0
+    parts, batch_stats, total, weight = recipe.accumulation, state.batch_stats, None, 0.0
     names: list[str] = []
+    readings: list[Reading] = []
 
     @jax.jit
     def look(params: Variables, batch_stats: Variables, part: Batch, key: jax.Array) -> Any:

@@ -28,8 +28,9 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=50, help="injuries (50)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds (0)")
     arguments = parser.parse_args()
-    # Before jax is imported: the processes that are started take it over.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Before jax is imported. What is started takes over the CPU and the compilation cache of the tests.
+    from tests import conftest  # noqa: F401
+
     if MOUNTED not in os.environ and may_mount():
         os.environ[MOUNTED] = "1"
         os.execvp(NAMESPACE[0], [*NAMESPACE, sys.executable, "-m", "tests.faults", *sys.argv[1:]])

@@ -50,8 +50,6 @@ class Harness:
         self.environment = {
             "XDG_CACHE_HOME": str(folder / "cache"),
             "FAULTS_DATA": str(tiny_data(folder)),
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "cache" / "xla"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         self.hits: Counter[str] = Counter()
         untouched = self.folder / "untouched"

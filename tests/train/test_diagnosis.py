@@ -82,10 +82,10 @@ def test_the_layer_where_it_overflows_is_named(layer, factor, kind, name):
 
 
 def test_statistics_that_overflow_behind_finite_outputs_are_named():
-    """The variance is infinite and normalises to zeros: every output is finite."""
-    found = first_bad(examine(NETWORK, recipe(), state("layer1_0/conv1", 1e22), batch(), STEP))
+    """The variance is infinite and normalises to zeros: every output is finite (see test_steps)."""
+    found = first_bad(examine(NETWORK, recipe(), state("conv1", 1e19), batch(), STEP))
     assert found.kind in ("gradient", "statistics")
-    assert found.name.startswith("layer1_0/")
+    assert found.name in ("conv1/kernel", "bn1/var")
 
 
 def snapshot(folder) -> dict[str, bytes]:
