@@ -136,6 +136,8 @@ class Run:
         with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
+            # Of an earlier start, which this one replaces.
+            (self.workdir / diagnosis.FILE).unlink(missing_ok=True)
             with MetricsWriter(self.workdir, resume_step=step) as writer:
                 self.writer = writer
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step)
