@@ -12,19 +12,27 @@ import optax
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train import integrity
+from resnet.train import integrity, loop
 from resnet.train.checkpoints import FOLDER, Checkpoints, Damaged, load, room_needed
 from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
 from resnet.train.state import create_state
-from tests.tiny import tiny_run
+from resnet.train.writers import read_metrics
+from tests.tiny import tiny_config, tiny_run
 
-NEWEST, BEFORE = 6, 4
+NEWEST, BEFORE, BEST = 6, 4, 2
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The workdir of a finished run with checkpoints of steps 4 and 6 at least."""
-    return tiny_run(tmp_path_factory.mktemp("integrity"))[1]
+    """The workdir of a finished run whose first evaluation was its best: it keeps steps 2, 4 and 6."""
+    note = loop.Run.note
+
+    def first_is_best(run: loop.Run, step: int, value: float) -> bool:
+        return note(run, step, -step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "note", first_is_best)
+        return tiny_run(tmp_path_factory.mktemp("integrity"))[1]
 
 
 @pytest.fixture
@@ -130,7 +138,7 @@ def test_a_checkpoint_from_before_there_were_manifests_is_taken(root):
     assert tidy(root) == []
     variables, meta = load(root.parent)
     assert variables["params"]
-    assert meta.step in (NEWEST, BEFORE)
+    assert meta.step == BEST
 
 
 def test_what_an_interrupted_replacement_left_is_put_right(root):
@@ -152,13 +160,29 @@ def test_temporary_folders_of_killed_saves_are_removed(root):
 
 
 def test_load_finds_the_best_through_a_damaged_newest_and_refuses_a_damaged_one(root):
-    best = load(root.parent)[1].step
+    assert load(root.parent)[1].step == BEST
     (root / "9").mkdir()
-    assert load(root.parent)[1].step == best
-    flip(largest(root / str(best) / "variables"), 4321)
-    with pytest.raises(InputError, match=f"{FOLDER}/{best}: the checkpoint cannot be read .* other bytes"):
+    assert load(root.parent)[1].step == BEST
+    flip(largest(root / str(BEST) / "variables"), 4321)
+    with pytest.raises(InputError, match=f"{FOLDER}/{BEST}: the checkpoint cannot be read .* other bytes"):
         load(root.parent)
     assert (root / "9").is_dir(), "reading moves nothing: another process may be training there"
+
+
+def test_where_the_best_is_damaged_the_newest_is_tested(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    tested = [line for line in read_metrics(run) if line["kind"] == "test"]
+    assert [line["checkpoint_step"] for line in tested] == [BEST]
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if '"kind": "test"' not in line))
+    flip(largest(run / FOLDER / str(BEST) / "variables"), 4321)
+    assert loop.train(tiny_config(finished.parent / "data"), run) == 0
+    shown = capsys.readouterr().out
+    assert f"{FOLDER}/{BEST}: the checkpoint is damaged" in shown
+    assert f"the newest, of step {NEWEST}, is tested instead" in shown
+    assert f"(checkpoint of step {NEWEST}, the newest" in shown
+    assert read_metrics(run)[-1]["checkpoint_step"] == NEWEST
 
 
 def small_state(value: float):
