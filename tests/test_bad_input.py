@@ -342,18 +342,3 @@ def test_evaluate_of_a_damaged_checkpoint(damage, place, tmp_path):
     shutil.copytree(place.trained / "checkpoints" / str(STEPS), step)
     DAMAGES[damage](step)
     refused(place.evaluate(step, fresh=damage == "arrays"), str(step), "cannot be read")
-
-
-def test_a_run_whose_newest_checkpoint_is_damaged_goes_on_from_the_one_before(place, tmp_path):
-    shutil.copytree(place.trained, tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / str(STEPS)
-    tear_arrays(newest, "training")
-    result = place.train(tmp_path / "run")
-    assert result.code == 0, result.err
-    assert f"{newest} is damaged (training/" in result.out
-    assert newest.with_name(f"damaged-{STEPS}").is_dir()
-    assert "Going on from step" in result.out
-    metrics = [path / "metrics.jsonl" for path in (place.trained, tmp_path / "run")]
-    lines, before = ([json.loads(line) for line in path.read_text().splitlines()] for path in metrics)
-    assert [(line["step"], line["kind"]) for line in lines] == [(line["step"], line["kind"]) for line in before]
-    assert lines[-1]["loss"] == before[-1]["loss"]

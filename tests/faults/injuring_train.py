@@ -71,6 +71,8 @@ def before(owner: Any, name: str, place: str | Callable[..., str]) -> None:
 
 
 def patch() -> None:
+    # A shell that starts the harness in the background has it ignore Ctrl-C, and what it starts inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before(loop, "open_data", "open")
     before(loop, "write_json", "directory")
     before(Checkpoints, "restore", "restore")
