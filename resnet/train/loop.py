@@ -152,6 +152,8 @@ class Run:
         with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
+            # Of an earlier start, which this one replaces.
+            (self.workdir / diagnosis.FILE).unlink(missing_ok=True)
             try:
                 state = self.prepare(step, state)
             except Interrupted:

@@ -118,7 +118,7 @@ def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool)
     lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))
-        chosen = "chosen on the validation split" if validated else "the newest: none was chosen on a validation split"
+        chosen = "chosen on the validation split" if validated else "the newest"
         lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
     data = ".data/demo" if source == "demo" else "DATA_DIR"
     lines += [
