@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import check_place
 from resnet import command
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
@@ -29,6 +30,7 @@ def main() -> int:
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
+    check_place(config.data.source, config.data.dir)
     from resnet.train.loop import train
 
     return train(config, workdir)

@@ -182,6 +182,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     Raises InputError that names the folder when it is none of these or cannot be read.
     """
     folder = find_step(Path(checkpoint).absolute())
+    stored_meta.check_files(folder)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])

@@ -5,7 +5,10 @@ and to lie in a range that some network could have; ResNetSpec and Contract look
 """
 
 import math
+import os
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
@@ -71,6 +74,19 @@ def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
         raise fault("a class name stands in it twice")
     if len(names) != spec["num_classes"]:
         raise fault(f"{len(names)} class names for {spec['num_classes']} outputs")
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError where a checkpoint's folder holds anything but folders and ordinary files of its own.
+
+    Reading a pipe would wait for ever, and a link could lead anywhere.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                where = printable(os.path.join(place, name))
+                raise InputError(f"{where}: a link, pipe or device, which no checkpoint holds; remove it")
 
 
 def in_range(name: str, value: Any, low: float, high: float) -> None:
