@@ -13,8 +13,8 @@ from typing import Any
 
 from input_pipeline.errors import InputError, printable
 
-# Beyond every published network (ResNet-1202 has 600 blocks), and what a laptop can still name and trace.
-MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 5_000, 1 << 16, 10_000_000
+# Beyond every published network (ResNet-1202 has 600 blocks); tracing 4,000 blocks would take a minute.
+MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1_000, 1 << 16, 10_000_000
 MOST_PIXELS = 4096
 
 FIELDS: dict[str, type] = {
@@ -46,7 +46,8 @@ def check(stored: Any) -> dict[str, Any]:
         if type(value) is not kind:
             raise fault(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
     in_range("image_size", stored["image_size"], 1, MOST_PIXELS)
-    in_range("resize_shorter", stored["resize_shorter"], 0, 16)
+    if stored["resize_shorter"] != 0:
+        in_range("resize_shorter", stored["resize_shorter"], 1, 16)
     in_range("step", stored["step"], 0, (1 << 63) - 1)
     check_spec(stored["spec"])
     check_classes(stored["class_names"], stored["spec"])
@@ -65,6 +66,9 @@ def check_spec(spec: dict[str, Any]) -> None:
     for name in ("width", "base_width", "groups", "in_channels"):
         in_range(name, spec.get(name), 1, MOST_CHANNELS)
     in_range("num_classes", spec.get("num_classes"), 1, MOST_CLASSES)
+    for name, value in spec.items():
+        if type(value) in (int, float):
+            in_range(printable(name[:80]), value, -MOST_CLASSES, MOST_CLASSES)
 
 
 def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
