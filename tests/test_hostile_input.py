@@ -8,6 +8,7 @@ import socket
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 
 import h5py
 import numpy as np
