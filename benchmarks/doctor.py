@@ -2,8 +2,8 @@
 
     python -m benchmarks.doctor [--data=.data/cifar10] [--count=100000] [--folder=DIR]
 
-The files are CIFAR-10's own and, beyond its 60,000, the same turned by 90, 180 and 270 degrees: as many pairs to compare
-as other photographs would give. They are written to a temporary folder, or to --folder, which is kept for the next time.
+The files are CIFAR-10's own and, beyond its 60,000, the same turned by 90, 180 and 270 degrees: as many pairs to
+compare as other photographs would give. They are written to a temporary folder, or to --folder, which is kept.
 Writes benchmarks/results/doctor.json.
 """
 
