@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.default import get_config as default_config
+from input_pipeline.sources import check_place
 from resnet import command, recipe
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
@@ -27,6 +28,7 @@ def main() -> int:
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
+    check_place(config.data.source, config.data.dir)
     from resnet.train.loop import train
 
     return train(config, workdir)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
 from input_pipeline.images import Listing
 
@@ -79,7 +80,7 @@ def find_images(data_dir: Path, exclude: tuple[str, ...] = ()) -> Listing:
     paths = tuple(os.path.abspath(file.path) for file in files)
 
     def examine(i: int) -> tuple[bytes, int]:
-        return Path(paths[i]).read_bytes(), labels[i]
+        return read_encoded(paths[i]), labels[i]
 
     return Listing(top, tuple(class_names), ids, tuple(split_names), paths, stamp, examine)
 

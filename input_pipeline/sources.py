@@ -143,10 +143,20 @@ def _check(*, val_fraction: float, test_fraction: float, split_seed: int, on_err
         raise InputError(f"config.data.on_error={on_error!r}: choose 'fail' or 'skip'")
 
 
-def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
+def check_place(source: str, data_dir: str) -> None:
+    """What `open_source` would say of these at once: raises InputError for an unknown source or a missing folder."""
     if source == "folder":
         if not data_dir:
             raise InputError("config.data.dir is empty: name the folder of images")
+        if not Path(data_dir).is_dir():
+            raise InputError(f"{printable(data_dir)}: no such folder; name a folder of images with --config.data.dir")
+    elif source != "demo" and not source.startswith("tfds:"):
+        raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+
+
+def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
+    check_place(source, data_dir)
+    if source == "folder":
         return find_images(Path(data_dir), exclude)
     if source == "demo":
         # Here, not above: a run on one's own images needs no drawing.
@@ -155,12 +165,10 @@ def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
         folder = Path(data_dir or DEMO_DIR)
         write_demo(folder)
         return find_images(folder, exclude)
-    if source.startswith("tfds:"):
-        # Here, not above: importing tensorflow_datasets takes seconds.
-        from input_pipeline.tfds_source import find_examples
+    # Here, not above: importing tensorflow_datasets takes seconds.
+    from input_pipeline.tfds_source import find_examples
 
-        return find_examples(source.removeprefix("tfds:"), data_dir, exclude)
-    raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+    return find_examples(source.removeprefix("tfds:"), data_dir, exclude)
 
 
 def _decode(data: bytes, name: str) -> tuple[int, int]:

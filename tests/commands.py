@@ -23,11 +23,15 @@ _numbers = itertools.count()
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a command ended: its exit code (negative: killed by that signal) and what it wrote."""
+    """How a command ended: its exit code (negative: killed by that signal) and what it wrote.
+
+    command: what was asked for, where whoever asked has noted it.
+    """
 
     code: int
     out: str
     err: str
+    command: str = ""
 
 
 class Running:

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests import bad_input_table
+from tests import place as places
 from tests.commands import Result, run_fresh
-from tests.place import Place, make_place, names, refused
+from tests.place import Place, make_place, names
 
+# Flags that are the same in every case.
+HIDDEN = ("--config=", "--workdir=", "--checkpoint=", "--data=")
 STEPS = 6
 CLASS = "daisy"
 
@@ -21,6 +25,19 @@ CLASS = "daisy"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     return make_place(tmp_path_factory.mktemp("bad_input"))
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("BAD_INPUT_BASE", str(tmp_path_factory.getbasetemp()))
+
+
+def refused(result: Result, *words: str) -> None:
+    """As `place.refused`; and the line is noted for docs/bad-input.md."""
+    places.refused(result, *words)
+    if result.command:
+        shown = [word for word in result.command.split() if not word.startswith(HIDDEN)]
+        bad_input_table.note(result.err, " ".join(shown))
 
 
 # Flags after --config and --workdir, and what the line must name.
@@ -342,3 +359,7 @@ def test_evaluate_of_a_damaged_checkpoint(damage, place, tmp_path):
     shutil.copytree(place.trained / "checkpoints" / str(STEPS), step)
     DAMAGES[damage](step)
     refused(place.evaluate(step, fresh=damage == "arrays"), str(step), "cannot be read")
+
+
+def test_docs_say_what_was_printed():
+    bad_input_table.check("tests/test_bad_input.py")

@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
-from resnet.train import integrity
+from resnet.train import integrity, stored_meta
 from resnet.train.meta import Meta
 from resnet.train.state import TrainState, Variables
 
@@ -208,6 +208,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     folder = find_step(Path(checkpoint).absolute())
     if why := integrity.fault(folder):
         raise InputError(f"{printable(str(folder))}: the checkpoint cannot be read ({why}); take another step's folder")
+    stored_meta.check_files(folder)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])

@@ -97,7 +97,7 @@ def figures(outcome: Outcome) -> str:
         lines.append(describe(f"{name} without {which}", outcome.cleanest))
     if any(outcome.dropped.values()):
         exact, near = outcome.dropped["exact"], outcome.dropped["near"]
-        lines.append(f"({exact} images that also stand in another split and {near} copies were left out before)")
+        lines.append(f"(left out before, standing in another split too: {exact} byte for byte, {near} as copies)")
     return "\n".join(lines)
 
 
