@@ -104,13 +104,13 @@ def features(
     shape = (len(wanted.split), channels(wanted.plan))
     row_bytes = shape[1] * 4
     try:
-        if not (target.is_file() and target.stat().st_size == shape[0] * row_bytes):
+        if not is_whole(target, shape[0] * row_bytes):
             target.parent.mkdir(parents=True, exist_ok=True)
             check_disk(target.parent, shape[0] * row_bytes)
             with open(target.with_suffix(".part"), "ab") as file:
                 # Held while computing: a second run that wants the same features waits and then finds them.
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not target.is_file():
+                if not is_whole(target, shape[0] * row_bytes):
                     target.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                     with contextlib.closing(rows(wanted, step, variables, file, mesh, threads)) as passed:
                         for _ in passed:
@@ -125,6 +125,10 @@ def features(
             f"{printable(str(target.parent))}: features cannot be kept there ({error.strerror}); make room, or set "
             "XDG_CACHE_HOME to another folder; what is done is kept"
         ) from error
+
+
+def is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def rows(
