@@ -107,6 +107,7 @@ def open_like(meta: Meta, data: str, on_error: str) -> Source:
             "" if data.startswith("tfds:") else data,
             val_fraction=config.get("data.val_fraction", 0.1),
             test_fraction=config.get("data.test_fraction", 0.2),
+            per_class=config.get("data.per_class", 0),
             split_seed=config.get("data.split_seed", 0),
             on_error=on_error,
             exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),

@@ -90,6 +90,7 @@ def open_data(config: ConfigDict) -> Source:
         data.dir,
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
+        per_class=data.per_class,
         split_seed=data.split_seed,
         on_error=data.on_error,
         exclude=tuple(data.exclude),
