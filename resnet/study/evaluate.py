@@ -154,8 +154,17 @@ def join(splits: list[Split]) -> Split:
 
 
 def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
-    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know."""
-    unknown = [name for name in source.class_names if name not in meta.class_names]
+    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know.
+
+    ImageNet's weights know their classes by WordNet id as well (n01440764), as ImageNet's folders are called.
+    """
+    from resnet.weights import classes
+
+    places = {name: index for index, name in enumerate(meta.class_names)}
+    imagenet = classes.imagenet()
+    if meta.class_names == tuple(name for _, name in imagenet):
+        places |= {wordnet_id: index for index, (wordnet_id, _) in enumerate(imagenet)}
+    unknown = [name for name in source.class_names if name not in places]
     if unknown:
         known = ", ".join(printable(name) for name in meta.class_names[:10]) + (
             ", …" if len(meta.class_names) > 10 else ""
@@ -164,7 +173,7 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
             f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes "
             f"({known}); evaluate on the classes it was trained on"
         )
-    place = np.array([meta.class_names.index(name) for name in source.class_names], np.int32)
+    place = np.array([places[name] for name in source.class_names], np.int32)
     return dataclasses.replace(split, labels=place[split.labels])
 
 

@@ -25,6 +25,7 @@ from resnet.train.figures import write_curves
 from resnet.train.freezing import Stage, joined_state, partition
 from resnet.train.interruption import Interruption
 from resnet.train.plan import Plan, make_plan
+from resnet.train.pretrained import Pretrained
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.provenance import provenance
 from resnet.train.recalibration import recalibrated
@@ -73,7 +74,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     check_room(workdir, (config.run.keep + 2) * state_bytes)
     with Interruption() as interruption, claimed(workdir):
         check_workdir(workdir, flat)
-        start_directory(workdir, flat, source)
+        start_directory(workdir, flat, source, plan.pretrained)
         print(screen.start(config, plan, source, state, workdir))
         # Here, not above: that file is about a kind of Run.
         from resnet.train.probe import ProbeRun
@@ -97,11 +98,12 @@ def open_data(config: ConfigDict) -> Source:
     )
 
 
-def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
+def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:
     """Write what a run's directory says of the run; a run that goes on keeps what it has."""
     if (workdir / CONFIG).exists():
         return
-    write_json(workdir / PROVENANCE, provenance(source))
+    weights = {"weights": {"source": pretrained.source, "sha256": pretrained.digest}} if pretrained else {}
+    write_json(workdir / PROVENANCE, provenance(source) | weights)
     write_json(workdir / CLASSES, list(source.class_names))
     # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
     write_json(workdir / CONFIG, flat)

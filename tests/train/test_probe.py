@@ -209,15 +209,16 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(data, weights, tmp_path, mo
     wanted = features.Pass(made, source.splits["train"], 0, source.fingerprint, digest)
     variables["params"]["fc"] = random_variables(made.network.spec)["params"]["fc"]
     mesh, batches = parallel.make_mesh(), []
+    step = features.compile_step(made, 0, mesh)
     with monkeypatch.context() as patch:
         make = features.train_batches
         patch.setattr(features, "train_batches", lambda *a, **k: batches.append(k["start_step"]) or make(*a, **k))
-        resumed = np.array(features.features(wanted, variables, mesh, threads=1))
+        resumed = np.array(features.features(wanted, step, variables, mesh, threads=1))
     assert batches == [2]
     assert resumed.shape == (30, 16)
     assert resumed[:16].tobytes() == first
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-    undisturbed = features.features(wanted, variables, mesh, threads=1)
+    undisturbed = features.features(wanted, step, variables, mesh, threads=1)
     np.testing.assert_array_equal(resumed, undisturbed)
 
 
@@ -236,4 +237,4 @@ def test_a_disk_that_refuses_is_one_line(data, weights, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     wanted = features.Pass(made, source.splits["val"], 0, source.fingerprint, "digest")
     with pytest.raises(InputError, match=r"features cannot be kept there .*XDG_CACHE_HOME"):
-        features.features(wanted, {}, parallel.make_mesh(), threads=1)
+        features.features(wanted, lambda *_: None, {}, parallel.make_mesh(), threads=1)
