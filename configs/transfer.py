@@ -22,11 +22,14 @@ def get_config(mode: str = "finetune") -> ConfigDict:
     # label smoothing, lend themselves less to a linear head (Kornblith et al. 2021, arXiv 2010.16402).
     config.transfer.weights = "torchvision:resnet50_v1"
     if mode == "probe":
-        # Features need no rate of their own per layer; Adam at 0.001 learns a linear head on them in some ten epochs.
+        # Of 0.001, 0.003, 0.01 and 0.03 the least validation loss on 260 + 100 flower photographs at 160 px (0.75, 0.66,
+        # 0.72, 0.92).
         config.optim.name = "adam"
-        config.optim.lr = 0.001
+        config.optim.lr = 0.003
         config.optim.weight_decay = 0.0
         config.run.epochs = 30.0
+        # A checkpoint is of the whole network, and writing one takes longer than several epochs of a head.
+        config.run.eval_every = config.run.checkpoint_every = 3.0
         return config
     config.data.batch_size = 32
     config.data.crop_scale = (0.35, 1.0)
