@@ -26,6 +26,7 @@ from resnet.train.freezing import Stage, joined_state, partition
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Meta
 from resnet.train.plan import Plan, make_plan
+from resnet.train.pretrained import Pretrained
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.provenance import provenance
 from resnet.train.recalibration import recalibrated
@@ -79,7 +80,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             if not begun:
                 raise InputError(f"config.run.debug=True replays a run, and {workdir} holds none; leave the key away")
             return diagnosis.replay(run, state)
-        start_directory(workdir, flat, source)
+        start_directory(workdir, flat, source, plan.pretrained)
         print(screen.start(config, plan, source, state, workdir))
         return run.go(state)
 
@@ -92,6 +93,7 @@ def open_data(config: ConfigDict) -> Source:
         data.dir,
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
+        per_class=data.per_class,
         split_seed=data.split_seed,
         on_error=data.on_error,
         exclude=tuple(data.exclude),
@@ -101,11 +103,12 @@ def open_data(config: ConfigDict) -> Source:
     )
 
 
-def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
+def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:
     """Write what a run's directory says of the run; a run that goes on keeps what it has."""
     if (workdir / CONFIG).exists():
         return
-    write_json(workdir / PROVENANCE, provenance(source))
+    weights = {"weights": {"source": pretrained.source, "sha256": pretrained.digest}} if pretrained else {}
+    write_json(workdir / PROVENANCE, provenance(source) | weights)
     write_json(workdir / CLASSES, list(source.class_names))
     # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
     write_json(workdir / CONFIG, flat)

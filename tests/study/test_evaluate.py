@@ -10,10 +10,12 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import InputError
+from input_pipeline.sources import open_source
 from resnet.study import evaluate
 from resnet.study.inference import load_model
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
+from resnet.weights import classes
 from tests.tiny import tiny_config, tiny_data, tiny_run
 
 # Of a line in metrics.jsonl, not of the figures.
@@ -197,3 +199,17 @@ def test_classes_that_the_run_left_out_are_left_out_again(run, tmp_path):
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "data" / split / CLASS)
     assert len(evaluate.open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4
+
+
+def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
+    """For weights that answer with ImageNet's names, and for no others."""
+    meta, source = load_model(run[1]).meta, open_source("folder", str(run[0]))
+    names = tuple(name for _, name in classes.imagenet())
+    ids = ("n01440764", "n01443537", "n03788365", "n15075141", "toilet tissue")
+    called = dataclasses.replace(source, class_names=ids)
+    with pytest.raises(InputError, match="class 'n01440764' of the data is none of the checkpoint's"):
+        evaluate.with_labels_of(meta, called, source.splits["test"])
+    imagenet = dataclasses.replace(meta, class_names=names)
+    split = evaluate.with_labels_of(imagenet, called, source.splits["test"])
+    places = [0, 1, names.index("mosquito net"), 999, 999]
+    assert split.labels.tolist() == [places[label] for label in source.splits["test"].labels]
