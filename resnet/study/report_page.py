@@ -45,13 +45,14 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
     changed, everything = report_tables.configuration(run)
     missing: list[str] = []
     findings = attempt(missing, lambda: report_tables.doctor_findings(run, data_dir, doctor))
+    pictures = picture_section(run, data_dir)
     context = {
         "title": printable(run.folder.resolve().name),
         "figures": places,
         "curve_names": [name for name, _ in report_figures.PANELS if name in places],
         "result": result(run),
         "classes": class_section(run),
-        "pictures": picture_section(run, data_dir),
+        "pictures": pictures,
         "speed": speed_of(run),
         "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
         "run": run,
@@ -62,7 +63,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "provenance": report_tables.flattened(run.provenance),
         "reproduction": reproduction(run),
     }
-    return render("run.html", context, figure_script=script, data=pictures_json(run, context["pictures"]))
+    return render("run.html", context, figure_script=script, data=pictures_json(run, pictures))
 
 
 def result(run: RunRecord) -> dict[str, Any]:
@@ -76,9 +77,7 @@ def result(run: RunRecord) -> dict[str, Any]:
         "leaks": report_tables.leak_sentence(test) if test else "",
         "best": best,
         "finished": finished,
-        "state": "finished" if finished else f"not finished: step {run.last_step:,} of {total or 'unknown':,}"
-        if total
-        else f"step {run.last_step:,}",
+        "state": "finished" if finished else f"not finished: step {run.last_step:,}" + (f" of {total:,}" if total else ""),
         "no_test": "The run has no test split." if finished else "The test split is looked at when the run is finished.",
     }
 
@@ -137,11 +136,13 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
 
 
 def matrix(confusion: list[list[int]], names: list[str]) -> list[dict[str, Any]]:
-    """Rows of the table: a class' name and (count, share of the true class) for each predicted class."""
+    """Rows of the table: a class' name and (count, depth of its colour, 0..1) for each predicted class."""
     rows = []
     for true, counts in enumerate(confusion):
         total = max(sum(counts), 1)
-        rows.append({"name": names[true], "true": true, "counts": [(count, count / total) for count in counts]})
+        # The root, for the eye: among hits of nine tenths a confusion of a hundredth should still be seen.
+        shades = [(count, (count / total) ** 0.5) for count in counts]
+        rows.append({"name": names[true], "true": true, "counts": shades})
     return rows
 
 
