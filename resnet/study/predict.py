@@ -95,9 +95,7 @@ def image_files(names: list[str]) -> Iterator[Path]:
             raise InputError(f"{printable(name)}: no such file or folder")
 
 
-def predict(
-    model: Model, paths: list[Path], top: int, overlays: Path | None = None
-) -> Iterator[dict[str, Any]]:
+def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = None) -> Iterator[dict[str, Any]]:
     """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first.
 
     With a folder for `overlays` the Grad-CAM overlay of each image is written there, and 'gradcam' is its path.

@@ -69,7 +69,13 @@ def paired_difference(first: RunRecord, other: RunRecord) -> tuple[float, float,
     """
     one, two = first.predictions, other.predictions
     same_classes = first.class_names == other.class_names
-    if one is None or two is None or one.ids != two.ids or not same_classes or not np.array_equal(one.labels, two.labels):
+    if (
+        one is None
+        or two is None
+        or one.ids != two.ids
+        or not same_classes
+        or not np.array_equal(one.labels, two.labels)
+    ):
         return None
     right = [
         np.isfinite(each.probabilities).all(axis=1) & (each.probabilities.argmax(axis=1) == each.labels)

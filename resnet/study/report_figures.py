@@ -52,7 +52,9 @@ def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
         ]
         if not lines:
             continue
-        add_hover(plot, lines, [("", "@name"), ("epoch", "@x{0.00}"), ("step", "@step"), (title.lower(), "@y{0.0000[00]}")])
+        add_hover(
+            plot, lines, [("", "@name"), ("epoch", "@x{0.00}"), ("step", "@step"), (title.lower(), "@y{0.0000[00]}")]
+        )
         finish(plot, key, several)
         found[key] = plot
     return found
@@ -98,7 +100,11 @@ def points(run: RunRecord, kind: str, key: str, name: str) -> ColumnDataSource |
     found = [(line["epoch"], line[key], line["step"], name) for line in run.of_kind(kind) if has(line, key)]
     if len(found) > POINTS:
         found = [found[int(place)] for place in np.linspace(0, len(found) - 1, POINTS)]
-    return ColumnDataSource(dict(zip(("x", "y", "step", "name"), zip(*found, strict=True), strict=True))) if found else None
+    return (
+        ColumnDataSource(dict(zip(("x", "y", "step", "name"), zip(*found, strict=True), strict=True)))
+        if found
+        else None
+    )
 
 
 def has(line: Line, key: str) -> bool:

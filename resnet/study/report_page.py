@@ -77,8 +77,12 @@ def result(run: RunRecord) -> dict[str, Any]:
         "leaks": report_tables.leak_sentence(test) if test else "",
         "best": best,
         "finished": finished,
-        "state": "finished" if finished else f"not finished: step {run.last_step:,}" + (f" of {total:,}" if total else ""),
-        "no_test": "The run has no test split." if finished else "The test split is looked at when the run is finished.",
+        "state": "finished"
+        if finished
+        else f"not finished: step {run.last_step:,}" + (f" of {total:,}" if total else ""),
+        "no_test": "The run has no test split."
+        if finished
+        else "The test split is looked at when the run is finished.",
     }
 
 
@@ -101,7 +105,14 @@ def class_section(run: RunRecord) -> dict[str, Any] | None:
 def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
     """The confusion matrix with what stands behind its cells, and the surest mistakes."""
     test, notes = run.test, []
-    section: dict[str, Any] = {"notes": notes, "thumbnails": {}, "cells": [], "mistakes": [], "matrix": None, "pairs": []}
+    section: dict[str, Any] = {
+        "notes": notes,
+        "thumbnails": {},
+        "cells": [],
+        "mistakes": [],
+        "matrix": None,
+        "pairs": [],
+    }
     if not test or not test.get("confusion"):
         return section
     confusion = test["confusion"]
@@ -194,7 +205,11 @@ def pictures_json(run: RunRecord, section: dict[str, Any]) -> str:
         "names": [report_tables.shortened(name) for name in run.class_names],
         "cells": {f"{cell.true},{cell.predicted}": behind(cell) for cell in section["cells"]},
         "pictures": {
-            row: {"src": uri, "id": report_tables.shortened(run.predictions.ids[row]), "confidence": float(confidence[row])}
+            row: {
+                "src": uri,
+                "id": report_tables.shortened(run.predictions.ids[row]),
+                "confidence": float(confidence[row]),
+            }
             for row, uri in shown.items()
         },
     }

@@ -14,7 +14,7 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import DEMO_DIR, Split, open_source
 from input_pipeline.thumbnails import encoded, thumbnail
 from resnet.study.run_record import RunRecord
-from resnet.train.predictions import TestPredictions
+from resnet.train.predictions import KeptPredictions
 
 # Pixels a side, pictures a cell and in all, and characters of base64 for all: the page may take 5 MB.
 SIDE, A_CELL, IN_ALL, CHARACTERS = 88, 12, 500, 2_000_000
@@ -69,7 +69,7 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
     return source.splits["test"]
 
 
-def answers(predictions: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
+def answers(predictions: KeptPredictions) -> tuple[np.ndarray, np.ndarray]:
     """(predicted class int[N], -1 where the network gave no softmax; its probability float[N])."""
     valid = np.isfinite(predictions.probabilities).all(axis=1)
     return np.where(valid, predictions.probabilities.argmax(axis=1), -1), np.where(
@@ -77,7 +77,7 @@ def answers(predictions: TestPredictions) -> tuple[np.ndarray, np.ndarray]:
     )
 
 
-def cells(predictions: TestPredictions) -> list[Cell]:
+def cells(predictions: KeptPredictions) -> list[Cell]:
     """Every cell that has images: mistakes first, the fullest first. The surest mistakes lead a cell, and the least
     sure hits."""
     predicted, confidence = answers(predictions)
@@ -119,14 +119,14 @@ def thumbnails(split: Split, rows: Iterator[int]) -> dict[int, str]:
     return found
 
 
-def mistakes(predictions: TestPredictions, limit: int = MISTAKES) -> list[Mistake]:
+def mistakes(predictions: KeptPredictions, limit: int = MISTAKES) -> list[Mistake]:
     """The wrong answers that the network was surest of, without pictures."""
     predicted, confidence = answers(predictions)
     wrong = np.flatnonzero((predicted != predictions.labels) & (predicted >= 0))
     return [Mistake(row) for row in wrong[np.argsort(-confidence[wrong], kind="stable")][:limit].tolist()]
 
 
-def with_heat(chosen: list[Mistake], split: Split, predictions: TestPredictions, checkpoint: Path) -> list[Mistake]:
+def with_heat(chosen: list[Mistake], split: Split, predictions: KeptPredictions, checkpoint: Path) -> list[Mistake]:
     """The mistakes with their pictures as the network saw them, and Grad-CAM for what it said and for the truth.
 
     Raises InputError where the checkpoint or a picture cannot be read.

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
 from resnet.train.configuration import flatten, make_spec
-from resnet.train.predictions import TestPredictions, read_predictions
+from resnet.train.predictions import KeptPredictions, read_predictions
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE
 from resnet.train.writers import read_metrics
 
@@ -31,7 +31,7 @@ class RunRecord:
     provenance: dict[str, Any]
     class_names: tuple[str, ...]
     lines: list[Line]
-    predictions: TestPredictions | None
+    predictions: KeptPredictions | None
 
     def of_kind(self, kind: str) -> list[Line]:
         """The lines of kind 'train', 'val' or 'test', in order."""

@@ -18,7 +18,7 @@ from resnet.study.report_page import page
 from resnet.study.report_speed import peak_flops
 from resnet.study.report_tables import class_rows, percent
 from resnet.study.run_record import read_run
-from resnet.train.predictions import PREDICTIONS_FILE, TestPredictions, read_predictions, write_predictions
+from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, read_predictions, write_predictions
 from tests.tiny import tiny_run
 
 MOST = 5_000_000
@@ -83,7 +83,7 @@ def test_the_figures_are_those_of_metrics_jsonl(run, whole):
     assert f"{test['auroc']:.4f}" in text
     assert percent(test["ece"]) in text
     # bokeh's own data hold the curves' numbers to the last digit.
-    for line in record.lines:
+    for line in (*record.of_kind("train"), *record.of_kind("val")):
         assert repr(line["loss"]) in whole
     for name in record.class_names:
         assert name in text
@@ -131,7 +131,9 @@ def test_nothing_is_asked_of_the_network_and_the_page_is_small(whole):
     style = whole.split("<style>")[1].split("</style>")[0]
     assert "url(" not in style
     assert "@import" not in style
-    assert not re.search(r"fetch\(|XMLHttpRequest|WebSocket|import\(", (report_template_folder() / "page.js").read_text())
+    assert not re.search(
+        r"fetch\(|XMLHttpRequest|WebSocket|import\(", (report_template_folder() / "page.js").read_text()
+    )
     policy = next(a["content"] for tag, a in Elements(whole).found if a.get("http-equiv") == "Content-Security-Policy")
     assert policy.startswith("default-src 'none'")
     assert "connect-src" not in policy
@@ -260,10 +262,10 @@ def test_paired_difference_by_hand(run):
     labels = np.zeros(100, np.int32)
     ids = tuple(map(str, range(100)))
 
-    def answering(right: int) -> TestPredictions:
+    def answering(right: int) -> KeptPredictions:
         table = np.zeros((100, 5), np.float32)
         table[:right, 0] = table[right:, 1] = 1
-        return TestPredictions(table, labels, ids, np.zeros(100, bool), 1)
+        return KeptPredictions(table, labels, ids, np.zeros(100, bool), 1)
 
     one, two = (dataclasses.replace(record, predictions=answering(right)) for right in (80, 90))
     # Ten gained, none lost: 0.10 ± 1.96 · sqrt(10 - 100/100) / 100 = 0.10 ± 0.0588.
@@ -282,7 +284,9 @@ def test_class_rows_by_hand():
 
 def test_predictions_survive_the_way_to_the_disk_and_nothing_is_unpickled(tmp_path):
     table = np.random.default_rng(0).random((3, 2)).astype(np.float32)
-    told = TestPredictions(table, np.array([0, 1, 1], np.int32), ("a", "ü\udcff", "c" * 50), np.array([1, 0, 0], bool), 7)
+    told = KeptPredictions(
+        table, np.array([0, 1, 1], np.int32), ("a", "ü\udcff", "c" * 50), np.array([1, 0, 0], bool), 7
+    )
     write_predictions(tmp_path, told)
     found = read_predictions(tmp_path)
     np.testing.assert_array_equal(found.probabilities, table)
