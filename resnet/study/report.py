@@ -17,9 +17,7 @@ def main() -> int:
     parser = command.Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run's folder (--workdir of train_main.py)")
     parser.add_argument("--out", metavar="FILE", help=f"the page (default for one run: RUN_DIR/{REPORT_FILE})")
-    parser.add_argument(
-        "--data", metavar="DATA_DIR", default="", help="where the data are (default: as the run had it)"
-    )
+    parser.add_argument("--data", metavar="DATA_DIR", default="", help="where the data are, if they have moved")
     parser.add_argument("--doctor", action="store_true", help="look the data over however many images they are")
     arguments = parser.parse_args()
     folders = [Path(name) for name in arguments.runs]

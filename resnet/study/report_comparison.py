@@ -33,14 +33,12 @@ def run_names(runs: list[RunRecord]) -> list[str]:
     """As much of the end of each run's path as tells them apart; runs named twice are numbered."""
     paths = [run.folder.resolve().parts for run in runs]
     longest = max(map(len, paths))
-    names = ["/".join(parts) for parts in paths]
     for length in range(1, longest + 1):
         names = ["/".join(parts[-length:]) for parts in paths]
         if len(set(names)) == len(names):
-            break
-    if len(set(names)) < len(names):
-        names = [f"{name} ({number})" for number, name in enumerate(names, start=1)]
-    return [printable(name) for name in names]
+            return [printable(name) for name in names]
+    # One folder given twice: no end of its path tells them apart.
+    return [printable(f"{parts[-1]} ({number})") for number, parts in enumerate(paths, start=1)]
 
 
 def row(run: RunRecord, name: str, first: RunRecord, number: int) -> dict[str, Any]:
@@ -64,18 +62,14 @@ def row(run: RunRecord, name: str, first: RunRecord, number: int) -> dict[str, A
 def paired_difference(first: RunRecord, other: RunRecord) -> tuple[float, float, float] | None:
     """(difference in top-1, lowest, highest of its 95 % interval), other minus first, over the same test images.
 
-    The interval is that of paired proportions (Wald's, from the images on which one is right and the other wrong: Agresti
-    2002, equation 10.2), narrower than two separate intervals suggest. None where the runs' test images or labels differ.
+    The interval is that of paired proportions (Wald's, from the images on which one is right and the other wrong;
+    Agresti, Categorical Data Analysis, 2002, section 10.1), narrower than two separate intervals suggest. None where
+    the runs' test images or labels differ, or predictions are missing.
     """
     one, two = first.predictions, other.predictions
-    same_classes = first.class_names == other.class_names
-    if (
-        one is None
-        or two is None
-        or one.ids != two.ids
-        or not same_classes
-        or not np.array_equal(one.labels, two.labels)
-    ):
+    if one is None or two is None or one.ids != two.ids or first.class_names != other.class_names:
+        return None
+    if not np.array_equal(one.labels, two.labels):
         return None
     right = [
         np.isfinite(each.probabilities).all(axis=1) & (each.probabilities.argmax(axis=1) == each.labels)

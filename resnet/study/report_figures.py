@@ -77,7 +77,7 @@ def draw(plot: Any, key: str, run: RunRecord) -> list[Any]:
 
 def draw_of_several(plot: Any, key: str, run: RunRecord, name: str, number: int) -> list[Any]:
     """The curves of one run among others; the lines to hover over."""
-    lines = []
+    lines: list[Any] = []
     for kind in ("val", "train"):
         source = points(run, kind, key, f"{name}, {kind}")
         if source:
@@ -114,7 +114,7 @@ def has(line: Line, key: str) -> bool:
 
 def panel(title: str, x_label: str, height: int = 270, **settings: Any) -> Any:
     """An empty figure in the page's style; page.js gives it the colours of a dark page."""
-    plot = figure(title=title, height=height, sizing_mode="stretch_width", tools=["box_zoom", "reset"], **settings)
+    plot: Any = figure(title=title, height=height, sizing_mode="stretch_width", tools=["box_zoom", "reset"], **settings)
     plot.toolbar.logo = None
     plot.toolbar.autohide = True
     plot.xaxis.axis_label = x_label

@@ -104,7 +104,8 @@ def class_section(run: RunRecord) -> dict[str, Any] | None:
 
 def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
     """The confusion matrix with what stands behind its cells, and the surest mistakes."""
-    test, notes = run.test, []
+    test = run.test
+    notes: list[str] = []
     section: dict[str, Any] = {
         "notes": notes,
         "thumbnails": {},
@@ -136,7 +137,7 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
     count = len(run.predictions.labels)
     if len(section["thumbnails"]) < count:
         notes.append(
-            f"{len(section['thumbnails']):,} of {count:,} test images are shown, at most {A_CELL} a cell, mistakes first."
+            f"{len(section['thumbnails']):,} of {count:,} images are shown, at most {A_CELL} a cell, mistakes first."
         )
     chosen = mistakes(run.predictions)
     predictions = run.predictions

@@ -317,7 +317,7 @@ def test_peaks_are_of_the_very_device(run, device, dtype, peak):
 
 
 def test_many_classes_and_long_names_stay_within_the_size(copy):
-    """1,000 classes, every test image a mistake: a picture of the matrix, the most frequent confusions, a page in bounds."""
+    """1,000 classes: a picture of the matrix, the most frequent confusions, a page in bounds."""
     count = 1_000
     rewrite(copy / "classes.json", lambda names: [f"class {number} {'x' * 300}" for number in range(count)])
     draw = np.random.default_rng(0)
