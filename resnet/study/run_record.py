@@ -21,7 +21,7 @@ Line = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """What a run wrote down of itself. config: flat ('data.batch_size'). lines: those of metrics.jsonl.
+    """What a run wrote down of itself. config: flat ('data.batch_size'), complete. lines: those of metrics.jsonl.
 
     predictions: None for a run without a test split, not finished, or older than predictions.npz.
     """
@@ -65,7 +65,7 @@ class RunRecord:
         return (min if metric == "loss" else max)(rated, key=lambda line: line[metric]) if rated else None
 
     def full_config(self) -> ConfigDict:
-        """The configuration as an object; keys that are new since the run have their defaults."""
+        """The configuration as an object, without keys that there are no more."""
         config = default_config()
         known = dict(flatten(config))
         with config.unlocked():
@@ -91,7 +91,8 @@ def read_run(folder: Path) -> RunRecord:
         raise InputError(f"{name}: no such folder; name a run's folder (--workdir of train_main.py)")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{name} is no run: it has no {CONFIG}; name a run's folder (--workdir of train_main.py)")
-    config = read_json(folder / CONFIG, dict)
+    # Keys that are new since the run have their defaults.
+    config = {key: plain(value) for key, value in flatten(default_config())} | read_json(folder / CONFIG, dict)
     class_names = read_json(folder / CLASSES, list)
     lines = read_metrics(folder)
     try:
@@ -102,9 +103,12 @@ def read_run(folder: Path) -> RunRecord:
     predictions = read_predictions(folder)
     if predictions and predictions.probabilities.shape[1] != len(class_names):
         raise InputError(f"{name}: predictions.npz and {CLASSES} are of different numbers of classes; restore them")
-    return RunRecord(
+    run = RunRecord(
         folder, config, read_json(folder / PROVENANCE, dict), tuple(map(str, class_names)), lines, predictions
     )
+    if run.test and len(run.test.get("confusion") or class_names) != len(class_names):
+        raise InputError(f"{name}: metrics.jsonl and {CLASSES} are of different numbers of classes; restore them")
+    return run
 
 
 def read_json(path: Path, kind: type) -> Any:

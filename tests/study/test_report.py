@@ -218,6 +218,13 @@ def test_a_run_under_way(copy):
         (lambda run: (run / "provenance.json").write_text("nonsense"), "provenance.json"),
         (lambda run: (run / PREDICTIONS_FILE).write_bytes(b"PK\x03\x04 torn"), PREDICTIONS_FILE),
         (lambda run: rewrite(run / "classes.json", lambda names: names[:-1]), "numbers of classes"),
+        (
+            lambda run: (
+                (run / PREDICTIONS_FILE).unlink(),
+                rewrite(run / "classes.json", lambda names: [*names, "one more"]),
+            ),
+            "metrics.jsonl and classes.json",
+        ),
     ],
 )
 def test_a_damaged_run_is_one_line(copy, monkeypatch, spoil, named):
