@@ -31,7 +31,21 @@ def main() -> int:
     check_place(config.data.source, config.data.dir)
     from resnet.train.loop import train
 
-    return train(config, workdir)
+    code = train(config, workdir)
+    if code == 0:
+        write_report(workdir)
+    return code
+
+
+def write_report(workdir: Path) -> None:
+    """Write the finished run's report and name it. Whatever fails in it, the run stays what it is: done."""
+    try:
+        # Here, not above: it imports what draws pages, which a run needs at its end alone.
+        from resnet.study.report import write
+
+        print(f"Report    {printable(str(write([workdir])))}")
+    except Exception as error:  # Any: see above.
+        print(f"The run is done, but its report could not be written ({first_line(error)}).", file=sys.stderr)
 
 
 if __name__ == "__main__":

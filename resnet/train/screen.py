@@ -125,5 +125,7 @@ def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool)
         "Next:",
         f"  ./run.sh python -m resnet.study.predict --checkpoint={where} IMAGE...",
         f"  ./run.sh python -m resnet.study.evaluate --checkpoint={where} --data={data}",
+        f"  ./run.sh python -m resnet.study.report {where}",
+        "A run that stops before its end goes on with the same command.",
     ]
     return "\n".join(lines)
