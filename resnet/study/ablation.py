@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MARK = "ablation.json"
 AUTO = "auto"
-TOGETHER = (AUTO, "vmap", "unrolled", "map")
+TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
 
 
 def main() -> int:
