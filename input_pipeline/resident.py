@@ -64,7 +64,9 @@ class ResidentData:
 
     def as_source(self, name: str) -> Source:
         """The same as a `Source`, for whoever plans a run from one; its examples have no bytes to read."""
-        return Source(name, self.class_names, {n: _as_split(n, s) for n, s in self.splits.items()}, self.fingerprint, ())
+        return Source(
+            name, self.class_names, {n: _as_split(n, s) for n, s in self.splits.items()}, self.fingerprint, ()
+        )
 
 
 def decode_source(source: Source, crop: Crop, *, threads: int | None = None, progress: bool = True) -> ResidentData:
@@ -75,7 +77,9 @@ def decode_source(source: Source, crop: Crop, *, threads: int | None = None, pro
     count = sum(len(split) for split in source.splits.values())
     _check_bytes(count * crop.image_size**2 * 3, f"{count:,} images at {crop.image_size} px")
     splits = {}
-    with tqdm(total=count, desc="decoding images", unit="image", leave=False, disable=None if progress else True) as bar:
+    with tqdm(
+        total=count, desc="decoding images", unit="image", leave=False, disable=None if progress else True
+    ) as bar:
         for name, split in source.splits.items():
             images = np.empty((len(split), crop.image_size, crop.image_size, 3), np.uint8)
             for batch in eval_batches(split, min(_DECODED_AT_A_TIME, len(split)), crop, threads=threads):
@@ -185,7 +189,7 @@ def step_rows(order: Order, crop: Crop, start: int, count: int) -> dict[str, np.
 
 
 def cut(images: jax.Array, index: jax.Array, offset: jax.Array, padding: int) -> jax.Array:
-    """Rows `index` int32[B] of images uint8[N, S, S, 3], zero-padded and cut at `offset` int32[B, 2]: uint8[B, S, S, 3].
+    """Rows `index` int32[B] of images uint8[N, S, S, 3], zero-padded, cut at `offset` int32[B, 2]: uint8[B, S, S, 3].
 
     To be called inside jit. With padding 0 the images themselves.
     """

@@ -1,6 +1,6 @@
-"""An ablation: variants × seeds, all seeds of a variant trained at once, in a table with means, intervals and the papers.
+"""An ablation: variants × seeds, all seeds of a variant trained at once; a table with means, intervals and the papers.
 
-python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME,…]
+python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
 
 The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png and
 variants/NAME.json into the folder; docs/ablations.md explains them.
@@ -192,7 +192,7 @@ def run_variants(
     records: dict[str, Record],
     title: str,
 ) -> bool:
-    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped before the end."""
+    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped before its end."""
     from resnet.study.ablation_runs import VariantRun
 
     outputs(workdir, title, study, records)

@@ -21,7 +21,7 @@ Series = list[list[float | None]]
 def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> None:
     """Draw WORKDIR/curves.png of the variants that are done: mean over the seeds, and the range between them.
 
-    Test error and training loss against the step; by depth, after the last step: branch over shortcut and gradient norm.
+    Test error and training loss against the step; after the last step, by depth: branch over shortcut, gradient norm.
     """
     figure = Figure(figsize=(11.5, 8), dpi=130, layout="constrained")
     error, loss, ratio, gradient = figure.subplots(2, 2).ravel()

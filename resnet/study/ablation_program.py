@@ -51,15 +51,15 @@ TOGETHER: dict[str, Callable[[Callable[..., Any], Any], Any]] = {
 def default_together(platform: str) -> str:
     """How seeds go together on a platform ('cpu', 'gpu', …).
 
-    On a CPU one seed fills the cores. A step of CIFAR ResNet-20 for 3 seeds, batch 128, 2 cores, in CPU seconds: 2.91 one
-    after the other, 2.87 unrolled, 7.46 under vmap (its convolutions become grouped ones), 9.82 under lax.map (XLA is
-    slower inside loops). In turns costs what one after the other does, and is compiled once, not once a seed.
+    On a CPU one seed fills the cores. A step of CIFAR ResNet-20 for 3 seeds, batch 128, 2 cores, in CPU seconds: 2.91
+    one after the other, 2.87 unrolled, 7.46 under vmap (its convolutions become grouped ones), 9.82 under lax.map (XLA
+    is slower inside loops). In turns costs what one after the other does, and is compiled once, not once a seed.
     """
     return "turns" if platform == "cpu" else "vmap"
 
 
 def default_steps_per_dispatch(platform: str) -> int:
-    """How many steps one dispatch does at most on a platform; on a CPU a loop costs more than the dispatches it saves."""
+    """How many steps one dispatch does at most on a platform; on a CPU a loop costs more than dispatches do."""
     return 1 if platform == "cpu" else 200
 
 
@@ -83,9 +83,9 @@ def first_states(plan: Plan, seeds: tuple[int, ...], image_size: int) -> TrainSt
 def make_advance(plan: Plan, together: str, *, loop: bool) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Many steps of all seeds: (state, (keys, rows), (images, labels, count)) -> (state, news). For `compile_for_all`.
 
-    The first two have an axis of seeds, the third is shared: images uint8[N, S, S, 3] and labels int32[N], the training set.
-    rows: `step_rows` of each seed, 'index' int32[K, T, B] and 'offset' int32[K, T, B, 2]; the first `count` of the T steps
-    are done, so that one program serves dispatches of any length up to T. Without `loop`, T and count are 1.
+    The first two have an axis of seeds, the third is shared: images uint8[N, S, S, 3] and labels int32[N], the training
+    set. rows: `step_rows` of each seed, 'index' int32[K, T, B] and 'offset' int32[K, T, B, 2]; the first `count` of the
+    T steps are done, so that one program serves dispatches of any length up to T. Without `loop`, T and count are 1.
     news: the state's 'sums' (of its metrics since they were last reset) and 'bad_steps' int32[K], the longest row of
     non-finite steps that each seed went through.
     """
@@ -135,14 +135,14 @@ def compile_for_all(
     if together != "turns":
         return program.lower(given, own, shared).compile()
     seeds = len(jax.tree.leaves((given, own))[0])
-    split = jax.jit(lambda tree: [jax.tree.map(lambda leaf: leaf[k : k + 1], tree) for k in range(seeds)])
+    split = jax.jit(lambda tree: [jax.tree.map(lambda leaf, k=k: leaf[k : k + 1], tree) for k in range(seeds)])
     join = jax.jit(lambda trees: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees))
     one = program.lower(*split((given, own))[0], shared).compile()
     return lambda given, own, shared: join([one(*part, shared) for part in split((given, own))])
 
 
 def make_evaluation(plan: Plan, together: str) -> Callable[[tuple[()], Variables, Rows], dict[str, jax.Array]]:
-    """((), variables of all seeds, one batch for all) -> masked sums of SUMS, float32[K] each. For `compile_for_all`."""
+    """((), variables of all seeds, one batch for all) -> masked sums, float32[K] each of SUMS. For `compile_for_all`."""
     network = plan.network
 
     def evaluation(nothing: tuple[()], variables: Variables, batch: Rows) -> dict[str, jax.Array]:

@@ -18,7 +18,17 @@ from resnet.model.counting import count
 from resnet.study import ablation_program as program
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_diagnostics import collect, make_diagnosis
-from resnet.study.ablation_records import DIVERGED, FOLDER, OK, Curves, Record, check_identity, finite, identity_of
+from resnet.study.ablation_records import (
+    DIVERGED,
+    FOLDER,
+    OK,
+    Curves,
+    Diagnosis,
+    Record,
+    check_identity,
+    finite,
+    identity_of,
+)
 from resnet.train.checkpoints import Checkpoints, Meta
 from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
@@ -207,7 +217,7 @@ class VariantRun:
         self.curves.test_loss.append(finite(means["loss"].tolist()))
         self.curves.test_top1.append(finite(means["top1"].tolist()))
 
-    def diagnose(self, state: TrainState) -> dict[str, dict[str, list[float | None]]]:
+    def diagnose(self, state: TrainState) -> Diagnosis:
         """Branches and gradients of every seed; one at a time, as it happens twice in a run."""
         found = []
         for seed in range(len(self.orders)):

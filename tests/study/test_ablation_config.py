@@ -100,7 +100,7 @@ def test_a_variant_is_the_base_with_its_changes():
         ({"paper": ConfigDict({"c": {"error": 1.0, "source": "x"}})}, ("config.paper.c", "a, b")),
         ({"paper": ConfigDict({"a": {"error": 1.0}})}, ("config.paper.a",)),
         ({"variants": ConfigDict({"a": {}, "x/y": {}})}, ("x/y", "name")),
-        ({"variants": ConfigDict({"a": {}, "A": {"model": {"shortcut": "C"}}})}, ("a and A", "case")),
+        ({"variants": ConfigDict({"a": {}, "A": {"model": {"shortcut": "C"}}})}, ("A and a", "more than case")),
         ({"variants": ConfigDict({"a": {}, "b": {}})}, ("a and b", "the same run")),
         ({"variants": ConfigDict({"a": {"model": {"shorcut": "C"}}})}, ("variants.a.model.shorcut", "no such key")),
         ({"variants": ConfigDict({"a": {"data": {"flip": "none"}}})}, ("variants.a.data", "model and optim")),
@@ -137,5 +137,5 @@ def test_a_key_that_an_ablation_does_not_read_is_refused(section, key, value):
 
 
 def test_an_ordinary_recipe_is_no_ablation():
-    with pytest.raises(InputError, match="config.seeds is missing"):
+    with pytest.raises(InputError, match=r"config\.seeds is missing"):
         read_study(default_config())

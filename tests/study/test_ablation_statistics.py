@@ -1,6 +1,7 @@
 """The figures of the table against numbers worked out by hand."""
 
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -143,3 +144,13 @@ def test_a_record_comes_back_as_it_was(tmp_path):
     write_record(tmp_path, BASE)
     assert read_record(tmp_path, "resnet20") == BASE
     assert read_record(tmp_path, "absent") is None
+
+
+def test_blocks_come_back_by_depth_not_by_name(tmp_path):
+    (tmp_path / "variants").mkdir()
+    names = ["stem", *(f"layer1_{index}" for index in range(12)), "layer2_0", "head"]
+    inside = {"gradient_norm": {name: [float(number)] * 3 for number, name in enumerate(names)}}
+    write_record(tmp_path, dataclasses.replace(BASE, end=inside))
+    again = read_record(tmp_path, "resnet20")
+    assert list(again.end["gradient_norm"]) == names
+    assert list(again.curves.start["gradient_norm"]) == ["stem", "layer1_0", "layer2_0", "head"]
