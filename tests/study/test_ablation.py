@@ -168,11 +168,12 @@ def test_stopped_anywhere_and_gone_on_gives_the_same_table(file, finished, tmp_p
 def test_a_variant_that_fails_is_a_row_and_tried_again(file, finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "variants" / "plain.json").unlink()
-    go = ablation_runs.VariantRun.go
+
+    def fail(self):
+        raise MemoryError("too large\nand more lines")
+
     with monkeypatch.context() as patch:
-        patch.setattr(
-            ablation_runs.VariantRun, "go", lambda self: (_ for _ in ()).throw(MemoryError("too large\nmore"))
-        )
+        patch.setattr(ablation_runs.VariantRun, "go", fail)
         assert command(file, tmp_path / "run") == 1
     assert "plain: failed: MemoryError: too large" in capsys.readouterr().out
     line = lines(tmp_path / "run")[1]
