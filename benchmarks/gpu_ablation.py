@@ -7,9 +7,9 @@
 3. Runs configs/ablations/depth_cifar.py with it until the seconds are over, saves and stops.
 
 Needs no TensorFlow and no tensorboardX. The same command goes on where it stopped; on a fresh machine with --state, the
-folder of the *.part files (pieces of 15 MiB, small enough to be carried) that the call before left in --out. FLAGS go to
-the ablation, such as --config.run.steps=20 for a trial. What it is to show, and nobody has shown here yet: ResNet-20 at
-8.75 ± 0.3 % error or better, ResNet-56 at 6.97 ± 0.3 % or better, plain-56 worse than plain-20.
+folder of the *.part files (pieces of 15 MiB, small enough to be carried) that the call before left in --out. FLAGS go
+to the ablation, such as --config.run.steps=20 for a trial. What it is to show, and nobody has shown here yet: ResNet-20
+at 8.75 ± 0.3 % error or better, ResNet-56 at 6.97 ± 0.3 % or better, plain-56 worse than plain-20.
 """
 
 import argparse
@@ -34,9 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, with commas between")
     parser.add_argument("--out", type=Path, required=True, help="where the results of this call go")
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/gpu_ablation"), help="arrays and runs, kept between calls"
-    )
+    parser.add_argument("--work", type=Path, default=Path("runs/gpu_ablation"), help="arrays and runs, kept")
     parser.add_argument("--state", type=Path, help="folder of an earlier call's *.part files")
     parser.add_argument("--seconds", type=int, default=480, help="of this call, after which it saves and stops")
     parser.add_argument("--probe_steps", type=int, default=600, help="steps of each measurement of speed")
@@ -102,7 +100,7 @@ def measure(work: Path, flags: list[str], steps: int) -> dict[str, float]:
         how = ["--together=vmap", "--config.seeds=(0,)"] if name == "alone" else [f"--together={name}"]
         # Last, so that a length among the flags does not make a measurement of the whole run.
         length = [*rare, f"--config.run.steps={steps}"]
-        ablation([f"--workdir={workdir}", "--only=resnet20", *how, *flags, *length])
+        ablation([f"--workdir={workdir}", "--only=resnet20", *flags, *how, *length])
         curves = json.loads((workdir / "variants" / "resnet20.json").read_text())["curves"]
         speed[name] = curves["images"] / curves["seconds"] if curves["seconds"] else 0.0
     file.write_text(json.dumps(speed, indent=1) + "\n")

@@ -95,8 +95,8 @@ def make_resident(class_names: tuple[str, ...], splits: Mapping[str, Images]) ->
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for name, split in splits.items():
         digest.update(f"{name} {split.images.shape}".encode())
-        digest.update(np.ascontiguousarray(split.labels, np.int32))
-        digest.update(np.ascontiguousarray(split.images))
+        digest.update(np.ascontiguousarray(split.labels, np.int32).data)
+        digest.update(np.ascontiguousarray(split.images).data)
     return ResidentData(tuple(class_names), splits, digest.hexdigest())
 
 

@@ -40,12 +40,12 @@ def main() -> int:
     values = make_flags()
     known = [key for key, _ in flatten(default_config())]
     recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
-    config, workdir = values["config"].value, Path(values["workdir"].value)
-    study = read_study(config)
-    only = read_only(values["only"].value, study)
+    given = values.flag_values_dict()
+    workdir = Path(given["workdir"])
+    study = read_study(given["config"])
+    only = read_only(given["only"], study)
     check_folder(workdir)
-    seconds = values["max_seconds"].value
-    deadline = begun + seconds if seconds else float("inf")
+    deadline = begun + given["max_seconds"] if given["max_seconds"] else float("inf")
     title = Path(recipe.recipe_file(sys.argv).partition(":")[0]).stem
     # Here, not above: they take seconds to import, and a slip in the flags is told at once.
     import jax
@@ -53,7 +53,7 @@ def main() -> int:
     from resnet.study.ablation_runs import put_data
 
     device = jax.local_devices()[0]
-    manner = choose_manner(device.platform, values["together"].value, values["steps_per_dispatch"].value)
+    manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
     data = open_data(study.base)
     records = check_all(study, data, workdir)
     with Interruption() as interruption, claimed(workdir):
