@@ -55,7 +55,7 @@ def main() -> int:
     device = jax.local_devices()[0]
     manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
     data = open_data(study.base)
-    records = check_all(study, data, workdir)
+    records = check_all(study, only, data, workdir)
     with Interruption() as interruption, claimed(workdir):
         check_folder(workdir)
         start_folder(workdir, title, study, data)
@@ -149,8 +149,8 @@ def open_data(config: ConfigDict) -> ResidentData:
     return decode_source(open_source(config), crop, threads=data.threads or None)
 
 
-def check_all(study: Study, data: ResidentData, workdir: Path) -> dict[str, Record]:
-    """The records of what is done. Raises InputError or SpecError, naming the variant, before anything is trained."""
+def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) -> dict[str, Record]:
+    """The records of what is done. Raises InputError, naming the variant, before anything is trained."""
     from resnet.train.plan import make_plan
 
     if "test" not in data.splits:
@@ -159,7 +159,8 @@ def check_all(study: Study, data: ResidentData, workdir: Path) -> dict[str, Reco
     records = {}
     for variant in study.variants:
         try:
-            make_plan(variant.config, source)
+            if variant.name in only:
+                make_plan(variant.config, source)
         except ValueError as error:  # InputError and SpecError
             raise InputError(f"variant {variant.name}: {error}") from error
         record = read_record(workdir, variant.name)
