@@ -9,6 +9,7 @@ usage() {
 ./run.sh [train]         train ResNet-50 on drawn flowers, from nothing, on CPU, in minutes
 ./run.sh test [ARGS]     everything that must hold (pytest; ARGS go to it)
 ./run.sh lint            ruff (lint, format) and mypy
+./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
 ./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
 ./run.sh python ARGS     anything, inside the environment made here
 ./run.sh setup [dev|bench]   make the environment and stop
@@ -98,6 +99,10 @@ case "$job" in
     .venv/bin/ruff check .
     .venv/bin/ruff format --check .
     .venv/bin/mypy
+    ;;
+  faults)
+    setup dev
+    exec .venv/bin/python -m tests.faults "$@"
     ;;
   bench)
     setup bench

@@ -10,6 +10,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs.default import get_config as default_config
+from input_pipeline.errors import printable
+from input_pipeline.sources import check_place
 from resnet import command, recipe
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
@@ -30,11 +32,26 @@ def main() -> int:
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
+    check_place(config.data.source, config.data.dir)
     from resnet.train import hosts
     from resnet.train.loop import train
 
     hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    return train(config, workdir)
+    code = train(config, workdir)
+    if code == 0 and hosts.primary():
+        write_report(workdir)
+    return code
+
+
+def write_report(workdir: Path) -> None:
+    """Write the finished run's report and name it. Whatever fails in it, the run stays what it is: done."""
+    try:
+        # Here, not above: it imports what draws pages, which a run needs at its end alone.
+        from resnet.study.report import write
+
+        print(f"Report    {printable(str(write([workdir])))}")
+    except Exception as error:  # Any: see above.
+        print(f"The run is done, but its report could not be written ({recipe.first_line(error)}).", file=sys.stderr)
 
 
 if __name__ == "__main__":

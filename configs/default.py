@@ -72,7 +72,10 @@ def data() -> ConfigDict:
     c.val_fraction = 0.1
     # Share held out for testing where the data bring no test split.
     c.test_fraction = 0.2
-    # Seed of both splits: another seed, another split; config.run.seed leaves them alone.
+    # Training images to keep of each class, validation included; the others become the test split where the data bring
+    # none. 0: all of them.
+    c.per_class = 0
+    # Seed of these splits: another seed, another split; config.run.seed leaves them alone.
     c.split_seed = 0
     # An unreadable image: fail (named, before training) or skip (counted and listed).
     c.on_error = "fail"

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from html import escape
 from pathlib import Path
-
-from PIL import Image, ImageOps
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Finding, Item, Report, plural
 from input_pipeline.fingerprints import MAX_BYTES
-from input_pipeline.images import sniff
+from input_pipeline.thumbnails import thumbnail
 
 _SIDE = 128
 # Of the 5 MB that a page may take; names and tables, cut to length, stay well below the rest.
@@ -74,18 +70,8 @@ def _thumbnail(path: Path) -> tuple[str, bool]:
     """A JPEG of at most _SIDE pixels a side in base64, and whether the picture itself is smaller than half of that."""
     if path.stat().st_size > MAX_BYTES:
         raise InputError("too large")
-    data = path.read_bytes()
-    header = sniff(data, "")
-    with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as picture:
-        picture.draft("RGB", (_SIDE, _SIDE))
-        # 16 bits first brought to 8: Pillow would clip them.
-        wide = picture.mode.startswith("I")
-        small = (picture.point(lambda level: level / 256) if wide else picture).convert("L" if wide else "RGB")
-        small.thumbnail((_SIDE, _SIDE))
-        upright = ImageOps.exif_transpose(small)
-    buffer = io.BytesIO()
-    upright.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode("ascii"), max(header.height, header.width) < _SIDE // 2
+    data, longer_side = thumbnail(path.read_bytes(), _SIDE)
+    return data, longer_side < _SIDE // 2
 
 
 def page(report: Report) -> str:

@@ -19,15 +19,14 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageFile
 
+from input_pipeline.encoded_files import MAX_BYTES
 from input_pipeline.errors import InputError, printable
-from input_pipeline.images import MAX_PIXELS, Listing, sniff
+from input_pipeline.images import Listing, sniff
 
 SIDE = 32
 CHROMA_SIDE = 4
 # Chroma of a picture without colour: what JPEG stores for grey.
 NEUTRAL = 128
-# An uncompressed picture of MAX_PIXELS with four 16-bit channels: no honest file is larger, and none is read to see.
-MAX_BYTES = 8 * MAX_PIXELS
 # One task for the pool: a hundred microseconds of work a file would drown in the cost of handing each over.
 _CHUNK = 32
 # Each thread may hold a decoded picture of MAX_PIXELS.

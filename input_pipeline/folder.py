@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
 from input_pipeline.images import Listing
 
@@ -79,7 +80,7 @@ def find_images(data_dir: Path, exclude: tuple[str, ...] = ()) -> Listing:
     paths = tuple(os.path.abspath(file.path) for file in files)
 
     def examine(i: int) -> tuple[bytes, int]:
-        return Path(paths[i]).read_bytes(), labels[i]
+        return read_encoded(paths[i]), labels[i]
 
     return Listing(top, tuple(class_names), ids, tuple(split_names), paths, stamp, examine)
 
@@ -243,3 +244,26 @@ def keep_together(chosen: np.ndarray, labels: np.ndarray, groups: list[list[int]
         if not np.isin(labels[rows], labels[~kept]).all():
             kept[rows] = False
     return kept
+
+
+def choose_per_class(
+    labels: np.ndarray, number: int, *, seed: int, stream: int, class_names: tuple[str, ...]
+) -> np.ndarray:
+    """Choose `number` of N examples of each class at random: bool[N], True where chosen.
+
+    labels: int32[N]. The draw is a function of (labels, seed, stream) alone. Raises InputError, naming the class, where
+    one has no more than `number`: nothing would be left of it.
+    """
+    counts = np.bincount(labels, minlength=len(class_names))
+    if counts.min() <= number:
+        label = int(np.argmin(counts))
+        raise InputError(
+            f"config.data.per_class={number} leaves nothing of class {printable(class_names[label])!r}, which has "
+            f"{counts[label]} images; take at most {counts.min() - 1}"
+        )
+    draws = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(len(labels))
+    chosen = np.zeros(len(labels), bool)
+    for label in range(len(class_names)):
+        members = np.flatnonzero(labels == label)
+        chosen[members[np.argsort(draws[members], kind="stable")[:number]]] = True
+    return chosen

@@ -29,13 +29,14 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from tqdm import tqdm
 
+from input_pipeline.encoded_files import MAX_SCANS, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
 # Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
-AUDIT_VERSION = 1
+AUDIT_VERSION = 2
 # Smaller sets are audited in a blink, and a bar would only flicker.
 _BAR_FROM = 500
 _ORIENTATION_TAG = 0x0112
@@ -76,6 +77,11 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
     if found is None:
         return _strange(data), None
     kind, reader = found
+    width, height = webp_size(data) if kind == "WebP" else (0, 0)
+    if width * height > MAX_PIXELS:
+        return _too_large(width, height), None
+    if kind == "JPEG" and scans(data) > MAX_SCANS:
+        return f"has {scans(data):,} scans, more than {MAX_SCANS}: save it anew", None
     try:
         # The format's own reader, not Image.open: no other plugin gets to guess, and the bound is ours.
         picture = reader(io.BytesIO(data))
@@ -85,13 +91,17 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
         return f"broken {kind} header ({printable(str(error)[:300]) or type(error).__name__})", None
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        return f"claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: scale it down", None
+        return _too_large(width, height), None
     if width * height < 1:
         return f"claims {width} x {height} pixels", None
     orientation = _orientation(picture)
     if orientation >= 5:  # 5 to 8 swap rows and columns
         width, height = height, width
     return "", ImageHeader(kind, height, width, orientation)
+
+
+def _too_large(width: int, height: int) -> str:
+    return f"claims {width:,} x {height:,} pixels, more than {MAX_PIXELS:,}: scale it down"
 
 
 def _format(data: bytes) -> tuple[str, Callable[[io.BytesIO], ImageFile.ImageFile]] | None:

@@ -95,8 +95,8 @@ def make_resident(class_names: tuple[str, ...], splits: Mapping[str, Images]) ->
     digest = hashlib.sha256(json.dumps(list(class_names)).encode())
     for name, split in splits.items():
         digest.update(f"{name} {split.images.shape}".encode())
-        digest.update(np.ascontiguousarray(split.labels, np.int32))
-        digest.update(np.ascontiguousarray(split.images))
+        digest.update(np.ascontiguousarray(split.labels, np.int32).data)
+        digest.update(np.ascontiguousarray(split.images).data)
     return ResidentData(tuple(class_names), splits, digest.hexdigest())
 
 
@@ -189,7 +189,7 @@ def step_rows(order: Order, crop: Crop, start: int, count: int) -> dict[str, np.
 
 
 def cut(images: jax.Array, index: jax.Array, offset: jax.Array, padding: int) -> jax.Array:
-    """Rows `index` int32[B] of images uint8[N, S, S, 3], zero-padded and cut at `offset` int32[B, 2]: uint8[B, S, S, 3].
+    """Rows `index` int32[B] of images uint8[N, S, S, 3], zero-padded, cut at `offset` int32[B, 2]: uint8[B, S, S, 3].
 
     To be called inside jit. With padding 0 the images themselves.
     """

@@ -17,7 +17,7 @@ import numpy as np
 from input_pipeline.doctor import look_over_listing
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
-from input_pipeline.folder import find_images, keep_together, stratified_choice
+from input_pipeline.folder import choose_per_class, find_images, keep_together, stratified_choice
 from input_pipeline.images import Audit, Listing, audit
 from input_pipeline.leaks import families, without_leaks
 from input_pipeline.retries import patiently
@@ -25,7 +25,7 @@ from input_pipeline.retries import patiently
 DEMO_DIR = ".data/demo"
 SPLITS = ("train", "val", "test")
 # Streams of the random split, so that val is not drawn by the very numbers that drew test.
-_STREAMS = {"test": 1, "val": 2}
+_STREAMS = {"test": 1, "val": 2, "per_class": 3}
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def open_source(
     *,
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    per_class: int = 0,
     split_seed: int = 0,
     on_error: str = "fail",
     cache_dir: str | None = None,
@@ -105,11 +106,13 @@ def open_source(
     source: 'folder' (images under `data_dir`), 'demo' (drawn into `data_dir`, default .data/demo, when not there) or
     'tfds:NAME' (prepared under `data_dir`, default tfds' own). test_fraction, val_fraction: share, 0 <= f < 1, of the
     training images, per class, that becomes the test or validation split where the dataset has none (test first; val
-    out of the rest); 0 makes none. on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such
-    images out and lists them. cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude:
-    class folders to leave out. doctor: whether the doctor looks the files over, or recalls that it did; not for tfds.
-    drop_leaks: leave out of val and test what stands in an earlier split too: the very bytes and, with the doctor, near
-    copies. keep_copies_together: a split that is made here puts no two of the doctor's copies on different sides.
+    out of the rest); 0 makes none. per_class: training images to keep of each class, validation included; the others
+    become the test split where the dataset has none (whatever test_fraction), else are left out; 0 keeps all.
+    on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such images out and lists them.
+    cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude: class folders to leave out.
+    doctor: whether the doctor looks the files over, or recalls that it did; not for tfds. drop_leaks: leave out of val
+    and test what stands in an earlier split too: the very bytes and, with the doctor, near copies.
+    keep_copies_together: a split that is made here puts no two of the doctor's copies on different sides.
 
     Raises InputError for everything that the user can mend.
     """
@@ -123,6 +126,9 @@ def open_source(
     if keep_copies_together and report is None:
         raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
     copies = families(report) if keep_copies_together and report else []
+    if per_class:
+        few = _few(splits["train"], per_class, split_seed, listing.class_names)
+        splits = few | splits | {"train": few["train"]}
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
         if missing not in splits and fraction > 0:
             splits |= _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
@@ -143,10 +149,20 @@ def _check(*, val_fraction: float, test_fraction: float, split_seed: int, on_err
         raise InputError(f"config.data.on_error={on_error!r}: choose 'fail' or 'skip'")
 
 
-def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
+def check_place(source: str, data_dir: str) -> None:
+    """What `open_source` would say of these at once: raises InputError for an unknown source or a missing folder."""
     if source == "folder":
         if not data_dir:
             raise InputError("config.data.dir is empty: name the folder of images")
+        if not Path(data_dir).is_dir():
+            raise InputError(f"{printable(data_dir)}: no such folder; name a folder of images with --config.data.dir")
+    elif source != "demo" and not source.startswith("tfds:"):
+        raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+
+
+def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
+    check_place(source, data_dir)
+    if source == "folder":
         return find_images(Path(data_dir), exclude)
     if source == "demo":
         # Here, not above: a run on one's own images needs no drawing.
@@ -155,12 +171,10 @@ def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:
         folder = Path(data_dir or DEMO_DIR)
         write_demo(folder)
         return find_images(folder, exclude)
-    if source.startswith("tfds:"):
-        # Here, not above: importing tensorflow_datasets takes seconds.
-        from input_pipeline.tfds_source import find_examples
+    # Here, not above: importing tensorflow_datasets takes seconds.
+    from input_pipeline.tfds_source import find_examples
 
-        return find_examples(source.removeprefix("tfds:"), data_dir, exclude)
-    raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+    return find_examples(source.removeprefix("tfds:"), data_dir, exclude)
 
 
 def _decode(data: bytes, name: str) -> tuple[int, int]:
@@ -226,6 +240,12 @@ def _carve(
     row_of = {example: row for row, example in enumerate(train.ids)}
     chosen = keep_together(chosen, train.labels, [[row_of[e] for e in group if e in row_of] for group in copies])
     return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
+
+
+def _few(train: Split, number: int, seed: int, class_names: tuple[str, ...]) -> dict[str, Split]:
+    """`number` examples of each class as 'train', the rest as 'test'; both keep their order."""
+    kept = choose_per_class(train.labels, number, seed=seed, stream=_STREAMS["per_class"], class_names=class_names)
+    return {"train": train.take(np.flatnonzero(kept)), "test": train.take(np.flatnonzero(~kept), "test")}
 
 
 def _fingerprint(class_names: tuple[str, ...], splits: Mapping[str, Split], bytes_of: Mapping[str, int]) -> str:

@@ -8,7 +8,9 @@ TensorFlow is imported when the first batch or image is asked for, and never see
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ import numpy as np
 from input_pipeline import decode as graph
 from input_pipeline.crops import Crop, boxes, stored_boxes
 from input_pipeline.errors import InputError, printable
+from input_pipeline.muting import muted_errors
 from input_pipeline.order import Order, evaluation_batches
 from input_pipeline.retries import is_transient
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from input_pipeline.sources import Split
 
 Batch = dict[str, np.ndarray]
+# The audit decodes in threads: one of them starts TensorFlow, the others wait.
+_LOCK = threading.Lock()
 _ATTEMPTS = 3
 _BACKOFF_SECONDS = 0.2
 _PREFETCHED = 2
@@ -122,14 +127,23 @@ def decode_eval(data: bytes, crop: Crop, orientation: int = 1, name: str = "the 
 
 
 def _tensorflow() -> Any:
-    # Hides start-up notes, one of them marked as an error though it only names a slower path. The two lines about
-    # oneDNN stay: they go with TF_ENABLE_ONEDNN_OPTS=0 alone, and oneDNN's transpose saves a fifth of an image's time.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow as tf
+    """The module, imported and started by the first call."""
+    with _LOCK:
+        return _started_tensorflow()
 
-    if tf.config.get_visible_devices("GPU"):
-        # Its first operation would take nearly all of the accelerator's memory, which JAX needs.
-        tf.config.set_visible_devices([], "GPU")
+
+@functools.cache
+def _started_tensorflow() -> Any:
+    # Hides start-up notes, one of them marked as an error though it only names a slower path.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with muted_errors():
+        import tensorflow as tf
+
+        if tf.config.get_visible_devices("GPU"):
+            # Its first operation would take nearly all of the accelerator's memory, which JAX needs.
+            tf.config.set_visible_devices([], "GPU")
+        # The first operation says once more what the import said.
+        tf.constant(0)
     return tf
 
 

@@ -66,8 +66,6 @@ def quieten() -> None:
     Called by commands only, before anything is compiled: importing this project changes no setting.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # Also silences its notice at import; it only decodes images here.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from absl import logging
 
     # Orbax logs as errors, in pages, what it then raises.

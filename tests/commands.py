@@ -17,17 +17,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # Seconds; a machine with other work takes ten times what an idle one does.
-PATIENCE = 300.0
+PATIENCE = float(os.environ.get("TESTS_PATIENCE", 300))
 _numbers = itertools.count()
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """How a command ended: its exit code (negative: killed by that signal) and what it wrote."""
+    """How a command ended: its exit code (negative: killed by that signal) and what it wrote.
+
+    command: what was asked for, where whoever asked has noted it.
+    """
 
     code: int
     out: str
     err: str
+    command: str = ""
 
 
 class Running:

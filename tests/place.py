@@ -18,10 +18,12 @@ class Place:
     environment: dict[str, str]
 
     def command(self, *arguments: object, fresh: bool = False) -> Result:
-        if not fresh:
-            return run(*arguments, environment=self.environment)
-        how = [] if str(arguments[0]).endswith(".py") else ["-m"]
-        return run_fresh(sys.executable, *how, *arguments, environment=self.environment)
+        if fresh:
+            how = [] if str(arguments[0]).endswith(".py") else ["-m"]
+            result = run_fresh(sys.executable, *how, *arguments, environment=self.environment)
+        else:
+            result = run(*arguments, environment=self.environment)
+        return dataclasses.replace(result, command=" ".join(map(str, arguments)))
 
     def train(self, workdir: Path, *flags: object, fresh: bool = False) -> Result:
         return self.command("train_main.py", f"--config={self.recipe}", f"--workdir={workdir}", *flags, fresh=fresh)

@@ -10,20 +10,29 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import default
+from input_pipeline.contract import CONTRACTS
 from resnet.model.network import ResNet
 from resnet.train import loop, plan
+from resnet.train.checkpoints import Meta, save_converted
 from resnet.train.configuration import flatten, make_spec, validate
 from resnet.train.optimizer import make_optimizer
 from resnet.train.schedules import make_schedule
 from resnet.train.writers import read_metrics
+from tests.networks import random_variables
 from tests.tiny import tiny_data
 
 CONFIGS = Path(default.__file__).parent
-RECIPES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "default"))
+FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "default"))
+# Words that a recipe's file takes behind a colon.
+WORDS = dict.fromkeys(("caltech101", "flowers", "mri"), ("finetune", "probe", "scratch"))
+WORDS["transfer"] = ("finetune", "probe")
+RECIPES = [each for name in FILES for each in (name, *(f"{name}:{word}" for word in WORDS.get(name, ())))]
 
 
 def recipe(name: str) -> ConfigDict:
-    return importlib.import_module(f"configs.{name}").get_config()
+    """As --config=configs/NAME.py or configs/NAME.py:WORD makes it."""
+    file, _, word = name.partition(":")
+    return importlib.import_module(f"configs.{file}").get_config(*filter(None, [word]))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +49,17 @@ def compiled_fast(monkeypatch) -> Iterator[None]:
 
 
 def test_the_recipes_are_found():
-    assert {"caltech101", "cifar10", "demo", "flowers", "folder", "imagenet", "mri"} <= set(RECIPES)
+    assert {"caltech101", "cifar10", "demo", "flowers", "folder", "imagenet", "mri", "transfer"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_a_recipe_without_a_word_fine_tunes_and_each_word_is_its_mode(name):
+    assert recipe(name).to_dict() == recipe(f"{name}:finetune").to_dict()
+    for word in WORDS[name]:
+        assert recipe(f"{name}:{word}").transfer.mode == word
+        assert f"{name}.py" in (CONFIGS / f"{name}.py").read_text()
+    with pytest.raises(ValueError, match="neither"):
+        recipe(f"{name}:nonsense")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -56,7 +75,7 @@ def test_a_recipe_is_valid_as_it_stands(name):
     make_optimizer(plan.optimizer_settings(config), schedule)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", FILES)
 def test_a_recipe_is_a_short_delta_with_the_command_that_runs_it(name):
     text = (CONFIGS / f"{name}.py").read_text()
     assert f"--config=configs/{name}.py" in text
@@ -64,8 +83,8 @@ def test_a_recipe_is_a_short_delta_with_the_command_that_runs_it(name):
     assert len(text.splitlines()) < 60
 
 
-def shrink(config: ConfigDict, data: Path) -> ConfigDict:
-    """The recipe on sixteen drawn pixels and one block, for one step."""
+def shrink(config: ConfigDict, data: Path, folder: Path) -> ConfigDict:
+    """The recipe on sixteen drawn pixels and one block, for one step; weights, where it takes any, under `folder`."""
     config.model.stage_sizes = (1,)
     config.model.width = 8
     config.data.source = "folder"
@@ -80,12 +99,20 @@ def shrink(config: ConfigDict, data: Path) -> ConfigDict:
     config.run.epochs = default.run().epochs
     config.run.steps = 1
     config.run.log_every = 1
+    if config.transfer.weights:
+        spec = make_spec(config, 3)
+        meta = Meta(spec, ("a", "b", "c"), CONTRACTS["torch"], image_size=16, resize_shorter=1.0)
+        save_converted(folder / "weights", random_variables(spec), meta)
+        config.transfer.weights = str(folder / "weights")
     return config
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_takes_a_real_step(name, data, tmp_path):
-    assert loop.train(shrink(recipe(name), data), tmp_path / "run") == 0
+# Without its word a recipe is one of those with a word.
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in WORDS])
+def test_a_recipe_takes_a_real_step(name, data, tmp_path, monkeypatch):
+    # A probe's features are kept there.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert loop.train(shrink(recipe(name), data, tmp_path), tmp_path / "run") == 0
     lines = {line["kind"]: line for line in read_metrics(tmp_path / "run")}
     assert set(lines) == {"train", "val", "test"}
     assert lines["train"]["bad_steps"] == 0
@@ -98,12 +125,12 @@ def test_every_key_is_read_by_a_run(data, tmp_path, monkeypatch):
 
     Reading by attribute is recorded; the model section is read by name, field by field (test_configuration).
     """
-    config = shrink(recipe("cifar10"), data)
+    config = shrink(recipe("cifar10"), data, tmp_path)
     assert config.optim.schedule == "step"  # only then are the step's keys read
     config.run.early_stopping = 5
     # The guard against bad steps looks at a step once others are under way.
     config.run.steps = 4
-    sections = {id(config[name]): name for name in ("data", "optim", "run")}
+    sections = {id(config[name]): name for name in ("data", "optim", "transfer", "run")}
     read: set[str] = set()
     get = ConfigDict.__getattr__
 

@@ -9,13 +9,13 @@ column of the papers stays empty.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.study import paper_recipe, study
+from configs.ablations.study import Variants, paper_recipe, study
 
 
 def get_config() -> ConfigDict:
     base = paper_recipe("resnet50")
     base.model.stem = "cifar"
-    variants = {
+    variants: Variants = {
         "baseline": {"model": {"stem": "cifar"}},
         "stride_first_1x1": {"model": {"stride_place": "first_1x1"}},
         "zero_gamma": {"model": {"zero_init_last_gamma": True}},

@@ -3,8 +3,8 @@
     python -m resnet.study.ablation --config=configs/ablations/cifar_small.py --workdir=runs/cifar_small \
         --config.data.dir=PATH/cifar10
 
-Result to expect: plain-56 well behind plain-20, ResNet-56 not; the errors themselves are those of very short training on
-small images (16 px, a quarter of the arithmetic), not the paper's. What was measured stands in docs/ablations.md.
+Result to expect: plain-56 well behind plain-20, ResNet-56 not; the errors themselves are those of very short training
+on small images (16 px, a quarter of the arithmetic), not the paper's. What was measured stands in docs/ablations.md.
 """
 
 from ml_collections import ConfigDict

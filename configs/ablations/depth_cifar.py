@@ -3,9 +3,9 @@
     python -m resnet.study.ablation --config=configs/ablations/depth_cifar.py --workdir=runs/depth \
         --config.data.dir=PATH/cifar10
 
-Result to expect: the papers' errors stand beside ours in the table; what was measured here stands in docs/ablations.md.
-One difference: 110 layers warm up linearly over 400 steps; the paper trains at 0.01 until the error is below 80 %, which
-takes about 400.
+Result to expect: the paper's errors stand beside ours in the table; what was measured stands in docs/ablations.md.
+One difference: 110 layers warm up linearly over 400 steps; the paper trains at 0.01 until the error is below 80 %,
+which takes about 400.
 """
 
 from typing import Any

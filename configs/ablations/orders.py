@@ -8,7 +8,7 @@ Result to expect: full pre-activation ahead; the paper's errors (medians of 5) s
 
 from ml_collections import ConfigDict
 
-from configs.ablations.study import WARMUP_110, paper_recipe, study
+from configs.ablations.study import WARMUP_110, Paper, paper_recipe, study
 
 TABLE_2 = "He et al. 2016, Table 2"
 PUBLISHED = {
@@ -24,5 +24,5 @@ def get_config() -> ConfigDict:
     base = paper_recipe("cifar_resnet110")
     base.optim.warmup_epochs = WARMUP_110
     variants = {order: {"model": {"order": order}} for order in PUBLISHED}
-    paper: dict[str, tuple[float | str, str]] = {order: (error, TABLE_2) for order, error in PUBLISHED.items()}
+    paper: Paper = {order: (error, TABLE_2) for order, error in PUBLISHED.items()}
     return study(base, variants, baseline="original", paper=paper)

@@ -8,7 +8,7 @@ Result to expect: nothing beats the identity; the papers' errors (medians of 5) 
 
 from ml_collections import ConfigDict
 
-from configs.ablations.study import WARMUP_110, paper_recipe, study
+from configs.ablations.study import WARMUP_110, Paper, Variants, paper_recipe, study
 
 TABLE_1 = "He et al. 2016, Table 1"
 
@@ -16,7 +16,7 @@ TABLE_1 = "He et al. 2016, Table 1"
 def get_config() -> ConfigDict:
     base = paper_recipe("cifar_resnet110")
     base.optim.warmup_epochs = WARMUP_110
-    variants = {
+    variants: Variants = {
         "original": {"model": {"shortcut_transform": "identity"}},
         "scale": {"model": {"shortcut_transform": "scale", "shortcut_scale": 0.5}},
         "exclusive_gate": {"model": {"shortcut_transform": "exclusive_gate", "gate_bias": -6.0}},
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
         "conv1x1": {"model": {"shortcut_transform": "conv1x1"}},
         "dropout": {"model": {"shortcut_transform": "dropout", "shortcut_dropout": 0.5}},
     }
-    paper: dict[str, tuple[float | str, str]] = {
+    paper: Paper = {
         "original": (6.61, TABLE_1),
         "scale": (12.35, TABLE_1),
         "exclusive_gate": (8.70, TABLE_1),

@@ -9,14 +9,14 @@ layers; its errors stand beside ours for the order alone.
 
 from ml_collections import ConfigDict
 
-from configs.ablations.study import paper_recipe, study
+from configs.ablations.study import Paper, paper_recipe, study
 
 TABLE_3 = "He et al. 2015, Table 3: 34 layers on ImageNet, 10-crop top-1"
 
 
 def get_config() -> ConfigDict:
     variants = {option: {"model": {"shortcut": option}} for option in ("A", "B", "C", "D", "none")}
-    paper: dict[str, tuple[float | str, str]] = {
+    paper: Paper = {
         "A": (25.03, TABLE_3),
         "B": (24.52, TABLE_3),
         "C": (24.19, TABLE_3),

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 
 from configs import cifar10
 
+# Variant -> {'model': {field: value}, 'optim': {key: value}}; variant -> (published error or words, where).
+Variants = Mapping[str, Mapping[str, Mapping[str, Any]]]
+Paper = Mapping[str, tuple[float | str, str]]
 # CIFAR-10's 50,000 training images in batches of 128.
 STEPS_PER_EPOCH = 50_000 / 128
 # He et al. 2015, Section 4.2, and He et al. 2016, Section 3.1: the first 400 iterations of ResNet-110 are a warm-up.
@@ -20,11 +23,11 @@ WARMUP_110 = 400 / STEPS_PER_EPOCH
 
 def study(
     base: ConfigDict,
-    variants: Mapping[str, Mapping[str, Mapping[str, Any]]],
+    variants: Variants,
     *,
     baseline: str,
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4),
-    paper: Mapping[str, tuple[float | str, str]] | None = None,
+    paper: Paper | None = None,
 ) -> ConfigDict:
     """The base recipe with the four keys of an ablation.
 

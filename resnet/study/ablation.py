@@ -1,6 +1,6 @@
-"""An ablation: variants × seeds, all seeds of a variant trained at once, in a table with means, intervals and the papers.
+"""An ablation: variants × seeds, all seeds of a variant trained at once; a table with means, intervals and the papers.
 
-python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME,…]
+python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
 
 The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png and
 variants/NAME.json into the folder; docs/ablations.md explains them.
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MARK = "ablation.json"
 AUTO = "auto"
-TOGETHER = (AUTO, "vmap", "unrolled", "map")
+TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
 
 
 def main() -> int:
@@ -40,12 +40,12 @@ def main() -> int:
     values = make_flags()
     known = [key for key, _ in flatten(default_config())]
     recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
-    config, workdir = values["config"].value, Path(values["workdir"].value)
-    study = read_study(config)
-    only = read_only(values["only"].value, study)
+    given = values.flag_values_dict()
+    workdir = Path(given["workdir"])
+    study = read_study(given["config"])
+    only = read_only(given["only"], study)
     check_folder(workdir)
-    seconds = values["max_seconds"].value
-    deadline = begun + seconds if seconds else float("inf")
+    deadline = begun + given["max_seconds"] if given["max_seconds"] else float("inf")
     title = Path(recipe.recipe_file(sys.argv).partition(":")[0]).stem
     # Here, not above: they take seconds to import, and a slip in the flags is told at once.
     import jax
@@ -53,9 +53,9 @@ def main() -> int:
     from resnet.study.ablation_runs import put_data
 
     device = jax.local_devices()[0]
-    manner = choose_manner(device.platform, values["together"].value, values["steps_per_dispatch"].value)
+    manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
     data = open_data(study.base)
-    records = check_all(study, data, workdir)
+    records = check_all(study, only, data, workdir)
     with Interruption() as interruption, claimed(workdir):
         check_folder(workdir)
         start_folder(workdir, title, study, data)
@@ -145,12 +145,12 @@ def open_data(config: ConfigDict) -> ResidentData:
         return read_arrays(Path(data.dir), data.image_size)
     from resnet.train.loop import open_data as open_source
 
-    crop = make_crop(config, contract_by_name(data.contract), "none")
+    crop = make_crop(config, contract_by_name(data.contract), None, "none")
     return decode_source(open_source(config), crop, threads=data.threads or None)
 
 
-def check_all(study: Study, data: ResidentData, workdir: Path) -> dict[str, Record]:
-    """The records of what is done. Raises InputError or SpecError, naming the variant, before anything is trained."""
+def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) -> dict[str, Record]:
+    """The records of what is done. Raises InputError, naming the variant, before anything is trained."""
     from resnet.train.plan import make_plan
 
     if "test" not in data.splits:
@@ -159,7 +159,10 @@ def check_all(study: Study, data: ResidentData, workdir: Path) -> dict[str, Reco
     records = {}
     for variant in study.variants:
         try:
-            make_plan(variant.config, source)
+            if variant.name in only:
+                plan = make_plan(variant.config, source)
+                if plan.transfer.mode != "scratch":
+                    raise InputError("config.transfer.mode: an ablation trains from scratch; leave the key away")
         except ValueError as error:  # InputError and SpecError
             raise InputError(f"variant {variant.name}: {error}") from error
         record = read_record(workdir, variant.name)
@@ -192,7 +195,7 @@ def run_variants(
     records: dict[str, Record],
     title: str,
 ) -> bool:
-    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped before the end."""
+    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped."""
     from resnet.study.ablation_runs import VariantRun
 
     outputs(workdir, title, study, records)

@@ -1,4 +1,4 @@
-"""An ablation's recipe, checked: one complete, valid run configuration for each variant, seeds, baseline, the papers."""
+"""An ablation's recipe, checked: a complete, valid configuration for each variant, seeds, baseline, the papers."""
 
 import copy
 import dataclasses
@@ -41,7 +41,7 @@ class Published:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One variant. config: a complete, valid configuration of a run. changes: 'model.shortcut=A', what it differs in."""
+    """config: a complete, valid configuration of a run. changes: what is different in it, 'model.shortcut=A'."""
 
     name: str
     config: ConfigDict
@@ -69,7 +69,7 @@ def known_key(key: str) -> bool:
 
 
 def read_study(config: ConfigDict) -> Study:
-    """The study that a recipe describes. Raises InputError, one line that names the key or the variant, unless it can be run."""
+    """The study that a recipe describes. Raises InputError, one line naming key or variant, unless it can be run."""
     for key in KEYS:
         if key not in config:
             raise InputError(f"config.{key} is missing; build an ablation's recipe with configs/ablations/study.py")

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -21,7 +22,7 @@ Series = list[list[float | None]]
 def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> None:
     """Draw WORKDIR/curves.png of the variants that are done: mean over the seeds, and the range between them.
 
-    Test error and training loss against the step; by depth, after the last step: branch over shortcut and gradient norm.
+    Test error and training loss against the step; after the last step, by depth: branch over shortcut, gradient norm.
     """
     figure = Figure(figsize=(11.5, 8), dpi=130, layout="constrained")
     error, loss, ratio, gradient = figure.subplots(2, 2).ravel()
@@ -53,15 +54,15 @@ def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
     os.replace(temporary, target)
 
 
-def draw(axes: Axes, places: np.ndarray, series: Series, colour: object, name: str) -> None:
+def draw(axes: Axes, places: np.ndarray, series: Series, colour: Any, name: str) -> None:
     """One line with its range: `series` has one row a place, one value a seed in each, None where not finite."""
     values = np.array(series, np.float64)
     kept = np.isfinite(values).any(axis=1) if values.size else np.zeros(0, bool)
     if not kept.any():
         return
     places, values = places[kept], values[kept]
-    axes.plot(places, np.nanmean(values, axis=1), color=colour, linewidth=1.6, label=name)  # type: ignore[arg-type]
-    axes.fill_between(places, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, alpha=0.15, linewidth=0)  # type: ignore[arg-type]
+    axes.plot(places, np.nanmean(values, axis=1), color=colour, linewidth=1.6, label=name)
+    axes.fill_between(places, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, alpha=0.15, linewidth=0)
 
 
 def style(axes: Axes, title: str, across: str) -> None:

@@ -9,11 +9,10 @@ import numpy as np
 
 from input_pipeline.augment import prepare
 from resnet.model.network import ResNet
+from resnet.study.ablation_records import Diagnosis, by_depth, part
 from resnet.train.metrics import cross_entropy
 from resnet.train.plan import Plan
 from resnet.train.state import Variables
-
-STEM, HEAD = "stem", "head"
 
 
 def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], dict[str, dict[str, jax.Array]]]:
@@ -54,26 +53,11 @@ def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], di
     return diagnosis
 
 
-def part(name: str) -> str:
-    """The part of a network that a layer of this name belongs to: its block, the stem or the head."""
-    if name.startswith("layer"):
-        return name
-    return HEAD if name in ("fc", "bn_last") else STEM
-
-
-def by_depth(name: str) -> tuple[int, int, int]:
-    """Sorts parts from the images to the logits: 'stem', 'layer1_0', …, 'layer1_10', …, 'head'."""
-    if name in (STEM, HEAD):
-        return (0 if name == STEM else 2, 0, 0)
-    stage, _, index = name.removeprefix("layer").partition("_")
-    return 1, int(stage), int(index)
-
-
-def collect(found: list[dict[str, dict[str, np.ndarray]]]) -> dict[str, dict[str, list[float]]]:
-    """The diagnoses of all seeds as {quantity: {part, by depth: one number a seed}}."""
-    return {
-        quantity: {
-            name: [float(one[quantity][name]) for one in found] for name in sorted(found[0][quantity], key=by_depth)
+def collect(found: list[dict[str, dict[str, np.ndarray]]]) -> Diagnosis:
+    """The diagnoses of all seeds as one: {quantity: {part: one number a seed}}."""
+    return by_depth(
+        {
+            quantity: {name: [float(one[quantity][name]) for one in found] for name in values}
+            for quantity, values in found[0].items()
         }
-        for quantity in found[0]
-    }
+    )

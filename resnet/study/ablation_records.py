@@ -1,4 +1,4 @@
-"""variants/NAME.json: all that is known of a variant that is done, and the check that it is the variant now asked for."""
+"""variants/NAME.json: all that is known of a variant that is done, and whether it is the one that is asked for."""
 
 import dataclasses
 import json
@@ -11,6 +11,8 @@ from resnet.study.ablation_config import Study, Variant, flat_config
 from resnet.train.configuration import differences
 from resnet.train.workdir import write_json
 
+# Quantity -> part of the network -> one number a seed, None where it was not finite.
+Diagnosis = dict[str, dict[str, list[float | None]]]
 FOLDER = "variants"
 FORMAT = 1
 OK, DIVERGED, FAILED = "ok", "diverged", "failed"
@@ -36,7 +38,7 @@ class Curves:
     diverged: list[int | None] = dataclasses.field(default_factory=list)
     seconds: float = 0.0
     images: int = 0
-    start: dict[str, dict[str, list[float | None]]] = dataclasses.field(default_factory=dict)
+    start: Diagnosis = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Record:
     device: str
     revision: str | None
     curves: Curves
-    end: dict[str, dict[str, list[float | None]]]
+    end: Diagnosis
 
     @property
     def images_per_second(self) -> float | None:
@@ -91,11 +93,32 @@ def read_record(workdir: Path, name: str) -> Record | None:
     try:
         if stored.pop("format") != FORMAT:
             raise KeyError("format")
-        return Record(**{**stored, "curves": Curves(**stored["curves"])})
+        curves = Curves(**stored["curves"])
+        curves.start = by_depth(curves.start)
+        return Record(**{**stored, "curves": curves, "end": by_depth(stored["end"])})
     except (AttributeError, KeyError, TypeError) as error:
         raise InputError(
             f"{printable(str(file))} was written by another version; remove it to train this variant again"
         ) from error
+
+
+def part(name: str) -> str:
+    """The part of a network that a layer of this name belongs to: its block, 'stem' or 'head'."""
+    if name.startswith("layer"):
+        return name
+    return "head" if name in ("fc", "bn_last") else "stem"
+
+
+def by_depth(found: Diagnosis) -> Diagnosis:
+    """The same with parts from the images to the logits: stem, layer1_0, …, layer1_10, …, head. JSON sorts them."""
+
+    def place(name: str) -> tuple[int, int, int]:
+        if not name.startswith("layer"):
+            return (0 if name == "stem" else 2, 0, 0)
+        stage, _, index = name.removeprefix("layer").partition("_")
+        return 1, int(stage), int(index)
+
+    return {quantity: {name: parts[name] for name in sorted(parts, key=place)} for quantity, parts in found.items()}
 
 
 def check_identity(where: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:

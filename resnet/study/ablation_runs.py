@@ -18,7 +18,17 @@ from resnet.model.counting import count
 from resnet.study import ablation_program as program
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_diagnostics import collect, make_diagnosis
-from resnet.study.ablation_records import DIVERGED, FOLDER, OK, Curves, Record, check_identity, finite, identity_of
+from resnet.study.ablation_records import (
+    DIVERGED,
+    FOLDER,
+    OK,
+    Curves,
+    Diagnosis,
+    Record,
+    check_identity,
+    finite,
+    identity_of,
+)
 from resnet.train.checkpoints import Checkpoints, Meta
 from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
@@ -78,7 +88,7 @@ class VariantRun:
 
     def go(self) -> Record | None:
         """Train to the end, from the newest checkpoint where there is one; None when stopped before, and saved."""
-        with Checkpoints(self.folder, keep=1, sign=1) as checkpoints:
+        with Checkpoints(self.folder, keep=1) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.begin()
             self.compile(state)
@@ -120,21 +130,21 @@ class VariantRun:
         together, loop = self.manner.together, self.longest > 1
         self.keys = jax.device_put(program.seed_keys(self.study.seeds), self.data.device)
         rows, number = self.rows(program.Dispatch(0, 1))
-        advance = jax.jit(program.make_advance(self.plan, together, loop=loop), donate_argnums=0)
-        arguments = (state, self.keys, self.data.images, self.data.labels, rows, number)
-        self.advance = advance.lower(*arguments).compile()
-        evaluation = jax.jit(program.make_evaluation(self.plan, together))
-        self.evaluation = evaluation.lower(state.evaluated(), self.data.test[0]).compile()
+        advance = program.make_advance(self.plan, together, loop=loop)
+        shared = (self.data.images, self.data.labels, number)
+        self.advance = program.compile_for_all(advance, together, state, (self.keys, rows), shared)
+        evaluation = program.make_evaluation(self.plan, together)
+        self.evaluation = program.compile_for_all(evaluation, together, (), state.evaluated(), self.data.test[0])
         self.diagnosis = jax.jit(make_diagnosis(self.plan))
 
     def rows(self, dispatch: program.Dispatch) -> tuple[dict[str, jax.Array], jax.Array]:
         """(rows of a dispatch for `make_advance`, filled up to the longest; the number of steps in it)."""
         number = dispatch.last - dispatch.first
         each = [step_rows(order, self.plan.train_crop, dispatch.first, number) for order in self.orders]
-        fill = [(0, self.longest - number), (0, 0), (0, 0)]
+        fill = [(0, 0), (0, self.longest - number), (0, 0)]
         rows = {
-            "index": np.pad(np.stack([one["index"] for one in each], 1), fill),
-            "offset": np.pad(np.stack([one["offset"] for one in each], 1), [*fill, (0, 0)]),
+            "index": np.pad(np.stack([one["index"] for one in each]), fill),
+            "offset": np.pad(np.stack([one["offset"] for one in each]), [*fill, (0, 0)]),
         }
         return jax.device_put((rows, np.int32(number)), self.data.device)
 
@@ -162,7 +172,8 @@ class VariantRun:
             if done or stopping or upcoming is None:
                 return step, state
             dispatch, begun = self.dispatch_at(step), time.perf_counter()
-            state, news = self.advance(state, self.keys, self.data.images, self.data.labels, *upcoming)
+            rows, number = upcoming
+            state, news = self.advance(state, (self.keys, rows), (self.data.images, self.data.labels, number))
             # While the device is at work.
             upcoming = self.rows(self.dispatch_at(dispatch.last)) if dispatch.last < plan.total_steps else None
             news = jax.device_get(news)
@@ -201,12 +212,12 @@ class VariantRun:
     def evaluate(self, step: int, state: TrainState) -> None:
         """Note test loss and accuracy of every seed."""
         variables = state.evaluated()
-        means = program.add_up([jax.device_get(self.evaluation(variables, batch)) for batch in self.data.test])
+        means = program.add_up([jax.device_get(self.evaluation((), variables, batch)) for batch in self.data.test])
         self.curves.test_step.append(step)
         self.curves.test_loss.append(finite(means["loss"].tolist()))
         self.curves.test_top1.append(finite(means["top1"].tolist()))
 
-    def diagnose(self, state: TrainState) -> dict[str, dict[str, list[float | None]]]:
+    def diagnose(self, state: TrainState) -> Diagnosis:
         """Branches and gradients of every seed; one at a time, as it happens twice in a run."""
         found = []
         for seed in range(len(self.orders)):
@@ -231,7 +242,7 @@ class VariantRun:
             progress=dataclasses.asdict(self.curves),
             fingerprint=self.data.host.fingerprint,
         )
-        self.checkpoints.save(state, meta, None)
+        self.checkpoints.save(state, meta)
 
     def record(self, step: int, state: TrainState) -> Record:
         """What is known of the variant now that it is done."""

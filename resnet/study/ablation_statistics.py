@@ -83,8 +83,8 @@ def errors(record: Record) -> tuple[tuple[float | None, ...], tuple[float | None
 def bootstrap_interval(differences: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
     """The 95 % percentile interval of the mean (Efron and Tibshirani 1993, Section 13.3); the same every time.
 
-    With n differences there are but (2n-1 choose n) distinct resamples: 10 of 3, 126 of 5. Such an interval is coarse, and
-    narrower than a t interval.
+    With n differences there are but (2n-1 choose n) distinct resamples: 10 of 3, 126 of 5. Such an interval is coarse,
+    and narrower than a t interval.
     """
     chosen = np.random.default_rng(seed).integers(0, len(differences), (resamples, len(differences)))
     low, high = np.percentile(differences[chosen].mean(axis=1), (2.5, 97.5))

@@ -109,8 +109,8 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
     """What the figures are, what they are not, and what did not go well."""
     count = len(study.seeds)
     lines = [
-        "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the best "
-        "evaluation, which flatters, because the test split chose it.",
+        "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the "
+        "best evaluation, which flatters, because the test split chose it.",
         f"Difference: paired by seed; percentile bootstrap of the mean over {count} pairs"
         + (f", which is coarse with {count}." if count < 10 else "."),
         "Images/s: training images of all seeds together, without compilation and evaluation.",
@@ -137,9 +137,9 @@ def diagnostics_table(study: Study, records: Records) -> list[str]:
     return [
         "## Inside the networks",
         "",
-        "Before the first step → after the last, means over seeds: root mean square of a block's branch over that of its "
-        "shortcut, by stage; norm of the loss' gradient by the parameters of the first and of the last block. Every "
-        "block's figures stand in variants/NAME.json.",
+        "Before the first step → after the last, means over seeds: root mean square of a block's branch over that of "
+        "its shortcut, by stage; norm of the loss' gradient by the parameters of the first and of the last block. "
+        "Every block's figures stand in variants/NAME.json.",
         "",
         "| variant | branch / shortcut, stage by stage | gradient, first block | gradient, last block |",
         "| --- | --- | --- | --- |",

@@ -111,6 +111,7 @@ def open_like(meta: Meta, data: str, on_error: str, *, drop_leaks: bool = False)
             "" if data.startswith("tfds:") else data,
             val_fraction=config.get("data.val_fraction", 0.1),
             test_fraction=config.get("data.test_fraction", 0.2),
+            per_class=config.get("data.per_class", 0),
             split_seed=config.get("data.split_seed", 0),
             on_error=on_error,
             exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
@@ -160,8 +161,17 @@ def join(splits: list[Split]) -> Split:
 
 
 def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
-    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know."""
-    unknown = [name for name in source.class_names if name not in meta.class_names]
+    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know.
+
+    ImageNet's weights know their classes by WordNet id as well (n01440764), as ImageNet's folders are called.
+    """
+    from resnet.weights import classes
+
+    places = {name: index for index, name in enumerate(meta.class_names)}
+    imagenet = classes.imagenet()
+    if meta.class_names == tuple(name for _, name in imagenet):
+        places |= {wordnet_id: index for index, (wordnet_id, _) in enumerate(imagenet)}
+    unknown = [name for name in source.class_names if name not in places]
     if unknown:
         known = ", ".join(printable(name) for name in meta.class_names[:10]) + (
             ", …" if len(meta.class_names) > 10 else ""
@@ -170,7 +180,7 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
             f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes "
             f"({known}); evaluate on the classes it was trained on"
         )
-    place = np.array([meta.class_names.index(name) for name in source.class_names], np.int32)
+    place = np.array([places[name] for name in source.class_names], np.int32)
     return dataclasses.replace(split, labels=place[split.labels])
 
 

@@ -26,6 +26,8 @@ from resnet.model.spec import ResNetSpec
 from resnet.study.inference import Model, padded
 from resnet.train.state import Variables
 
+# Cells a side below which a map shows no place; at 224 px the last stage has 7, at 48 px 2.
+FEWEST_CELLS = 4
 # Of the hottest spot's colour over the picture's; cooler spots take less of it, cold ones none.
 STRENGTH = 0.65
 COLOURS = "inferno"
@@ -41,17 +43,30 @@ def stages(spec: ResNetSpec) -> tuple[str, ...]:
     return ("stem", *blocks)
 
 
+def default_stage(spec: ResNetSpec, image_size: int) -> str:
+    """The deepest stage whose map still has FEWEST_CELLS a side, else the first: the paper takes the last convolution,
+    which on small images sees everything at once and points nowhere."""
+    network = ResNet(spec, backend=jax.lax.conv_general_dilated)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, spec.in_channels), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    (_, features), _ = jax.eval_shape(
+        lambda k, x: network.init_with_output(k, x, train=False, return_features=True), key, images
+    )
+    names = [f"layer{stage}" for stage in range(len(spec.stage_sizes), 0, -1)]
+    return next((name for name in names if features[name].shape[1] >= FEWEST_CELLS), names[-1])
+
+
 def heat_maps(
     model: Model, images: np.ndarray, classes: np.ndarray, stage: str = "", batch_size: int = 32
 ) -> np.ndarray:
     """Grad-CAM of each image for one class each: uint8[N, S, S, 3], int[N] -> float32[N, h, w] >= 0.
 
-    images: cropped as `model.crop` says. stage: a name of `stages`, '' for the last stage, the paper's choice; h and w
-    are that feature's. A map of zeros says that nothing there speaks for the class. Compiled once for each network,
+    images: cropped as `model.crop` says. stage: a name of `stages`, '' for that of `default_stage`; h and w are that
+    feature's. A map of zeros says that nothing there speaks for the class. Compiled once for each network,
     stage and batch size. In pre-activated networks a stage's feature is the sum before the next norm and activation.
     Raises InputError for an unknown stage and ValueError for a class that is none.
     """
-    stage = stage or f"layer{len(model.network.spec.stage_sizes)}"
+    stage = stage or default_stage(model.network.spec, model.crop.image_size)
     if stage not in stages(model.network.spec):
         raise InputError(f"stage {printable(stage)!r}: this network has {', '.join(stages(model.network.spec))}")
     classes = np.asarray(classes, np.int32)

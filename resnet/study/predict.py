@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
 from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
@@ -135,7 +136,7 @@ def write_overlays(
 def read_image(model: Model, path: Path) -> np.ndarray:
     """A file as the network sees it, uint8[S, S, 3]. Raises InputError that names the file."""
     try:
-        data = path.read_bytes()
+        data = read_encoded(path)
     except OSError as error:
         raise InputError(f"{printable(str(path))}: cannot be read ({error.strerror})") from error
     header = sniff(data, str(path))

@@ -65,9 +65,9 @@ def _curve(
     if steps < 1 or saliency.shape != start.shape[:2]:
         raise ValueError(f"{steps} steps over saliency {saliency.shape} of an image {start.shape}")
     order = np.argsort(-saliency, axis=None, kind="stable")
-    rank = np.empty(order.size, np.int64)
-    rank[order] = np.arange(order.size)
-    rank = rank.reshape(saliency.shape)
+    places = np.empty(order.size, np.int64)
+    places[order] = np.arange(order.size)
+    rank = places.reshape(saliency.shape)
     limits = np.round(np.linspace(0, order.size, steps + 1)).astype(np.int64)
     pictures = np.stack([np.where((rank < limit)[..., None], end, start) for limit in limits]).astype(np.uint8)
     return model.probabilities(pictures, batch_size)[:, label]

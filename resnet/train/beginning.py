@@ -11,7 +11,7 @@ from input_pipeline.sources import Source, open_source
 from resnet.model.network import initialise
 from resnet.train import parallel
 from resnet.train.plan import Plan
-from resnet.train.pretrained import adopt
+from resnet.train.pretrained import Pretrained, adopt
 from resnet.train.provenance import provenance
 from resnet.train.state import TrainState, Variables, create_state
 from resnet.train.steps import sum_names
@@ -26,6 +26,7 @@ def open_data(config: ConfigDict) -> Source:
         data.dir,
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
+        per_class=data.per_class,
         split_seed=data.split_seed,
         on_error=data.on_error,
         exclude=tuple(data.exclude),
@@ -35,11 +36,12 @@ def open_data(config: ConfigDict) -> Source:
     )
 
 
-def start_directory(workdir: Path, flat: dict[str, Any], source: Source) -> None:
+def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:
     """Write what a run's directory says of the run; a run that goes on keeps what it has."""
     if (workdir / CONFIG).exists():
         return
-    write_json(workdir / PROVENANCE, provenance(source))
+    weights = {"weights": {"source": pretrained.source, "sha256": pretrained.digest}} if pretrained else {}
+    write_json(workdir / PROVENANCE, provenance(source) | weights)
     write_json(workdir / CLASSES, list(source.class_names))
     # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
     write_json(workdir / CONFIG, flat)

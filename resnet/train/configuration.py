@@ -18,6 +18,7 @@ Flat = dict[str, Any]
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
@@ -72,6 +73,22 @@ EXAMPLES = {
     "transfer.lr_multipliers": ("^fc=10",),
 }
 TEXTS = tuple(EXAMPLES)
+# Read only where training images are varied: by a probe of a single view they are not.
+READ_WITH_VIEWS = tuple(
+    f"data.{key}"
+    for key in (
+        "crop",
+        "crop_scale",
+        "crop_ratio",
+        "crop_padding",
+        "flip",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "erasing",
+    )
+)
 # Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
 READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
 
@@ -80,6 +97,7 @@ MOST_STEPS = (1 << 31) - 1
 RANGES: dict[str, tuple[float, float]] = {
     "data.val_fraction": (0.0, 0.9),
     "data.test_fraction": (0.0, 0.9),
+    "data.per_class": (0, 1 << 30),
     "data.image_size": (1, 4096),
     "data.batch_size": (1, 1 << 20),
     "data.eval_batch_size": (0, 1 << 20),
@@ -209,6 +227,13 @@ def check_read(given: Flat, default: Flat) -> None:
     for key, (condition, words) in READ_ONLY_IF.items():
         if given[key] != default[key] and not condition(resolved):
             raise InputError(f"config.{key}={given[key]!r} would be read by nothing; it acts only where {words}")
+    if given["transfer.mode"] == "probe" and given["transfer.views"] == 1:
+        for key in READ_WITH_VIEWS:
+            if given[key] != default[key]:
+                raise InputError(
+                    f"config.{key}={given[key]!r} would be read by nothing: a probe of one view sees images as "
+                    "evaluation does; set config.transfer.views above 1"
+                )
 
 
 def check_validation(config: ConfigDict) -> None:

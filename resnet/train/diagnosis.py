@@ -67,6 +67,8 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     The readings come in the order in which values depend on each other: the images, the layers' outputs, the loss, the
     gradients (those of the last layers first), the new running statistics, the gradient's norm. With accumulation they
     are those of the first part that has a non-finite value, else of the last; the norm is the whole batch's.
+    The step is compiled anew, with the readings in it: where XLA leaves open what comes out (the greater of 0 and NaN),
+    a value may be NaN here and was not there, or the other way round.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
     parts, batch_stats, total, weight = recipe.accumulation, state.batch_stats, None, 0.0
@@ -191,29 +193,39 @@ def replay(run: Run, fresh: TrainState) -> int:
     128 + a signal's number.
     """
     with Checkpoints(run.workdir, keep=run.config.run.keep) as run.checkpoints:
-        step, state = run.resume(fresh)
-    started, total = step, run.plan.total_steps
-    batches = run.batches(step)
-    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
-        while step < total and not run.interruption.requested:
-            batch = next(batches)
-            state, pulse = run.train_step(state, batch)
-            step += 1
-            bar.update(step, run.plan.batch_size, loss=float(pulse["loss"]))
-            if int(pulse["bad_steps"]):
-                break
-        else:
-            batch = None
+        start, state = run.resume(fresh)
+    found, state = first_bad_step(run, start, state)
     if run.interruption.requested:
         return run.interruption.exit_code
-    if batch is None:
-        print(f"Every step from {started + 1} to {total} has a finite loss, gradient and statistics.")
+    if found is None:
+        print(f"Every step from {start + 1} to {run.plan.total_steps} has a finite loss, gradient and statistics.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
-    readings = examine(run.plan.network, run.plan.recipe, state, batch, step - 1)
-    fed = examples(run.source.splits["train"], run.plan.order.indices(step - 1))
-    print(table(step, readings, fed, run.workdir))
+    readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(found - 1)), found - 1)
+    fed = examples(run.source.splits["train"], run.plan.order.indices(found - 1))
+    print(table(found, readings, fed, run.workdir))
     return 0
+
+
+def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, TrainState]:
+    """(the first non-finite step from `state`, of `step` steps, on; a state with the parameters that it began with).
+
+    None where all are finite or a signal came. A state saved in the midst of a row of such steps leads to the row's
+    first: its parameters are still those. Steps count from 1.
+    """
+    row = int(jax.device_get(state.bad_steps))
+    if row:
+        return step - row + 1, state
+    batches, total = run.batches(step), run.plan.total_steps
+    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
+        while step < total and not run.interruption.requested:
+            state, pulse = run.train_step(state, next(batches))
+            step += 1
+            seen = jax.device_get(pulse)
+            bar.update(step, run.plan.batch_size, loss=float(seen["loss"]))
+            if int(seen["bad_steps"]):
+                return step, state
+    return None, state
 
 
 def table(step: int, readings: list[Reading], fed: list[str], workdir: Path) -> str:

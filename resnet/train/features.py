@@ -34,6 +34,8 @@ from resnet.train.state import Variables
 # Images per batch of the pass; its own, so that another batch size of the head's training finds the same features.
 BATCH = 64
 
+FeatureStep = Callable[[Variables, dict[str, jax.Array]], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class ViewOrder(Order):
@@ -90,27 +92,33 @@ def default_folder() -> Path:
 
 
 def features(
-    wanted: Pass, variables: Variables, mesh: Mesh, *, threads: int | None, stop: Callable[[], bool] = lambda: False
+    wanted: Pass,
+    step: FeatureStep,
+    variables: Variables,
+    mesh: Mesh,
+    *,
+    threads: int | None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> np.ndarray:
     """float32[N, C], read-only and mapped from disk, row i of image i; computed here as far as nobody did it before.
 
-    Raises Interrupted when `stop` says so, what is done is kept; InputError where the disk refuses.
+    step: `compile_step` of the same view. Raises Interrupted when `stop` says so, what is done is kept; InputError
+    where the disk refuses.
     """
-    batch_size = parallel.round_up(BATCH, mesh)
+    batch_size = size_of_batch(wanted, mesh)
     about = wanted.describe(batch_size)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     target = default_folder() / f"{key}.f32"
-    step = parallel.compile_eval_step(make_feature_step(wanted), mesh)
     shape = (len(wanted.split), channels(wanted.plan))
     row_bytes = shape[1] * 4
     try:
-        if not (target.is_file() and target.stat().st_size == shape[0] * row_bytes):
+        if not is_whole(target, shape[0] * row_bytes):
             target.parent.mkdir(parents=True, exist_ok=True)
             check_disk(target.parent, shape[0] * row_bytes)
             with open(target.with_suffix(".part"), "ab") as file:
                 # Held while computing: a second run that wants the same features waits and then finds them.
                 fcntl.flock(file, fcntl.LOCK_EX)
-                if not target.is_file():
+                if not is_whole(target, shape[0] * row_bytes):
                     target.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
                     with contextlib.closing(rows(wanted, step, variables, file, mesh, threads)) as passed:
                         for _ in passed:
@@ -127,12 +135,16 @@ def features(
         ) from error
 
 
+def is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
 def rows(
-    wanted: Pass, step: Callable[..., Any], variables: Variables, file: Any, mesh: Mesh, threads: int | None
+    wanted: Pass, step: FeatureStep, variables: Variables, file: Any, mesh: Mesh, threads: int | None
 ) -> Generator[int]:
     """Append the rows that are missing to the open file, batch by batch; the number of rows after each."""
     split, plan = wanted.split, wanted.plan
-    batch_size, row_bytes = parallel.round_up(BATCH, mesh), channels(plan) * 4
+    batch_size, row_bytes = size_of_batch(wanted, mesh), channels(plan) * 4
     # Whole batches only: a row's last bit may depend on its place in the batch.
     start = file.seek(0, os.SEEK_END) // (row_bytes * batch_size)
     file.truncate(start * row_bytes * batch_size)
@@ -153,9 +165,8 @@ def rows(
             yield done
 
 
-def make_feature_step(wanted: Pass) -> Callable[[Variables, dict[str, jax.Array]], jax.Array]:
-    """(variables, batch) -> pooled features float32[B, C], as evaluation computes them."""
-    plan, view = wanted.plan, wanted.view
+def compile_step(plan: Plan, view: int, mesh: Mesh) -> FeatureStep:
+    """(variables, batch) -> pooled features float32[B, C] of that view, as evaluation computes them."""
 
     def step(variables: Variables, batch: dict[str, jax.Array]) -> jax.Array:
         if view:
@@ -166,7 +177,12 @@ def make_feature_step(wanted: Pass) -> Callable[[Variables, dict[str, jax.Array]
             images = prepare(batch["image"], plan.contract)
         return plan.network.apply(variables, images, train=False, return_features=True)[1]["pooled"]
 
-    return step
+    return parallel.compile_eval_step(step, mesh)
+
+
+def size_of_batch(wanted: Pass, mesh: Mesh) -> int:
+    """Images a batch: BATCH, or all of a smaller split."""
+    return parallel.round_up(min(BATCH, len(wanted.split)), mesh)
 
 
 def channels(plan: Plan) -> int:

@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             diagnosis.check_debug(plan, workdir, begun=begun)
             return diagnosis.replay(run, state)
         if hosts.primary():
-            start_directory(workdir, flat, source)
+            start_directory(workdir, flat, source, plan.pretrained)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
         with hosts.together():
@@ -124,6 +124,8 @@ class Run:
         with Checkpoints(self.workdir, keep=self.config.run.keep) as checkpoints:
             self.checkpoints = checkpoints
             step, state = self.resume(state)
+            # Of an earlier start, which this one replaces.
+            (self.workdir / diagnosis.FILE).unlink(missing_ok=True)
             try:
                 state = self.prepare(step, state)
             except Interrupted:

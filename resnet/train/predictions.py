@@ -13,7 +13,7 @@ PREDICTIONS_FILE = "predictions.npz"
 
 
 @dataclasses.dataclass(frozen=True)
-class TestPredictions:
+class KeptPredictions:
     """One row an image of the test split, in the split's order.
 
     probabilities: float32[N, C], softmax. labels: int32[N], the true classes. ids: the images' names (Split.ids).
@@ -28,7 +28,7 @@ class TestPredictions:
     step: int
 
 
-def write_predictions(workdir: Path, predictions: TestPredictions) -> None:
+def write_predictions(workdir: Path, predictions: KeptPredictions) -> None:
     """Write WORKDIR/predictions.npz (plain arrays, 4·C bytes an image) beside its place and rename it: never a part."""
     path = workdir / PREDICTIONS_FILE
     temporary = path.with_name(f".{path.name}.part")
@@ -46,7 +46,7 @@ def write_predictions(workdir: Path, predictions: TestPredictions) -> None:
     os.replace(temporary, path)
 
 
-def read_predictions(workdir: Path) -> TestPredictions | None:
+def read_predictions(workdir: Path) -> KeptPredictions | None:
     """What `write_predictions` wrote; None where there is no such file. Nothing in the file is unpickled.
 
     Raises InputError for a file that is damaged or whose arrays do not belong together.
@@ -75,4 +75,4 @@ def read_predictions(workdir: Path) -> TestPredictions | None:
             f"{printable(str(path))} cannot be read ({printable(str(error))[:200]}); remove it, "
             "and the same training command writes it again"
         ) from error
-    return TestPredictions(probabilities, labels, tuple(ids.tolist()), leaked, step)
+    return KeptPredictions(probabilities, labels, tuple(ids.tolist()), leaked, step)

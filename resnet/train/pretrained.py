@@ -77,7 +77,12 @@ def load_pretrained(config: ConfigDict, spec: ResNetSpec, class_names: tuple[str
         head = "its head kept (the same classes)"
     else:
         params = {name: leaf for name, leaf in params.items() if not is_head(name)}
-        head = f"its head ({len(meta.class_names):,} outputs) replaced by a fresh one of {spec.num_classes:,}"
+        # Keras' files without include_top have none.
+        absent = meta.progress.get("head") == "none"
+        was = (
+            "without a head, a fresh one" if absent else f"its head ({len(meta.class_names):,} outputs) replaced by one"
+        )
+        head = f"{was} of {spec.num_classes:,}"
     return Pretrained(
         source=source,
         variables={**variables, "params": unflatten_dict(params, sep="/")},

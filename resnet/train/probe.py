@@ -18,7 +18,7 @@ from resnet.model.layers import HEAD
 from resnet.model.network import Head, ResNet
 from resnet.train import parallel
 from resnet.train.evaluation import predict_batches
-from resnet.train.features import Pass, features
+from resnet.train.features import FeatureStep, Pass, compile_step, features
 from resnet.train.freezing import Stage
 from resnet.train.loop import Run
 from resnet.train.metrics import eval_sums
@@ -52,6 +52,7 @@ class ProbeRun(Run):
             variables = {"params": state.params, "batch_stats": state.batch_stats}
             digest = digest_of({**variables, "params": {k: v for k, v in state.params.items() if k not in HEAD}})
             views = [("train", view) for view in range(self.plan.transfer.views)]
+            self.feature_steps: dict[int, FeatureStep] = {}
             self.features = {
                 (name, view): self.pass_over(self.source.splits[name], view, variables, digest)
                 for name, view in [*views, ("val", 0)]
@@ -61,7 +62,11 @@ class ProbeRun(Run):
 
     def pass_over(self, split: Split, view: int, variables: Variables, digest: str) -> np.ndarray:
         wanted = Pass(self.plan, split, view, self.source.fingerprint, digest)
-        return features(wanted, variables, self.mesh, threads=self.threads, stop=lambda: self.interruption.requested)
+        # Training and validation images share a program: compiling a deep network takes longer than a small split.
+        step = self.feature_steps.setdefault(view, compile_step(self.plan, view, self.mesh))
+        return features(
+            wanted, step, variables, self.mesh, threads=self.threads, stop=lambda: self.interruption.requested
+        )
 
     def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """All steps up to the next one at which something is due, but no more than a piece."""

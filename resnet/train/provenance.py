@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tens
 def provenance(source: Source) -> dict[str, Any]:
     """What config.json does not say and a second try needs to know; plain JSON values."""
     return {
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "revision": revision(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := installed(name))},

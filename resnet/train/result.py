@@ -11,7 +11,7 @@ from input_pipeline.sources import Source
 from resnet.train import hosts, parallel
 from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
-from resnet.train.predictions import PREDICTIONS_FILE, TestPredictions, write_predictions
+from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, write_predictions
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     leaks = find_leaks(run.source, "test")
     outcome = judge(run.source, "test", chosen, predictions, leaks)
     ids = run.source.splits["test"].ids
-    rows = TestPredictions(predictions.probabilities, predictions.labels, ids, leaks.either, outcome.step)
+    rows = KeptPredictions(predictions.probabilities, predictions.labels, ids, leaks.either, outcome.step)
     if hosts.primary():
         # Before the line: a run whose line is told has its predictions too, wherever it was killed.
         write_predictions(run.workdir, rows)

@@ -97,7 +97,7 @@ def figures(outcome: Outcome) -> str:
         lines.append(describe(f"{name} without {which}", outcome.cleanest))
     if any(outcome.dropped.values()):
         exact, near = outcome.dropped["exact"], outcome.dropped["near"]
-        lines.append(f"({exact} images that also stand in another split and {near} copies were left out before)")
+        lines.append(f"(left out before, standing in another split too: {exact} byte for byte, {near} as copies)")
     return "\n".join(lines)
 
 
@@ -118,12 +118,14 @@ def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool)
     lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))
-        chosen = "chosen on the validation split" if validated else "the newest: none was chosen on a validation split"
+        chosen = "chosen on the validation split" if validated else "the newest"
         lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
     data = ".data/demo" if source == "demo" else "DATA_DIR"
     lines += [
         "Next:",
         f"  ./run.sh python -m resnet.study.predict --checkpoint={where} IMAGE...",
         f"  ./run.sh python -m resnet.study.evaluate --checkpoint={where} --data={data}",
+        f"  ./run.sh python -m resnet.study.report {where}",
+        "A run that stops before its end goes on with the same command.",
     ]
     return "\n".join(lines)

@@ -5,13 +5,16 @@ and to lie in a range that some network could have; ResNetSpec and Contract look
 """
 
 import math
+import os
+import stat
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
 
-# Beyond every published network (ResNet-1202 has 600 blocks), and what a laptop can still name and trace.
-MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 5_000, 1 << 16, 10_000_000
+# Beyond every published network (ResNet-1202 has 600 blocks); tracing 4,000 blocks would take a minute.
+MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1_000, 1 << 16, 10_000_000
 MOST_PIXELS = 4096
 
 FIELDS: dict[str, type] = {
@@ -43,7 +46,8 @@ def check(stored: Any) -> dict[str, Any]:
         if type(value) is not kind:
             raise fault(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
     in_range("image_size", stored["image_size"], 1, MOST_PIXELS)
-    in_range("resize_shorter", stored["resize_shorter"], 0, 16)
+    if stored["resize_shorter"] != 0:
+        in_range("resize_shorter", stored["resize_shorter"], 1, 16)
     in_range("step", stored["step"], 0, (1 << 63) - 1)
     check_spec(stored["spec"])
     check_classes(stored["class_names"], stored["spec"])
@@ -62,6 +66,9 @@ def check_spec(spec: dict[str, Any]) -> None:
     for name in ("width", "base_width", "groups", "in_channels"):
         in_range(name, spec.get(name), 1, MOST_CHANNELS)
     in_range("num_classes", spec.get("num_classes"), 1, MOST_CLASSES)
+    for name, value in spec.items():
+        if type(value) in (int, float):
+            in_range(printable(name[:80]), value, -MOST_CLASSES, MOST_CLASSES)
 
 
 def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
@@ -71,6 +78,19 @@ def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
         raise fault("a class name stands in it twice")
     if len(names) != spec["num_classes"]:
         raise fault(f"{len(names)} class names for {spec['num_classes']} outputs")
+
+
+def check_files(folder: Path) -> None:
+    """Raise InputError where a checkpoint's folder holds anything but folders and ordinary files of its own.
+
+    Reading a pipe would wait for ever, and a link could lead anywhere.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            mode = os.lstat(os.path.join(place, name)).st_mode
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+                where = printable(os.path.join(place, name))
+                raise InputError(f"{where}: a link, pipe or device, which no checkpoint holds; remove it")
 
 
 def in_range(name: str, value: Any, low: float, high: float) -> None:

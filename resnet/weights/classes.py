@@ -37,6 +37,8 @@ def read_names(path: Path, count: int) -> tuple[str, ...]:
 
     Raises InputError unless there are `count` different ones.
     """
+    if path.exists() and not path.is_file():
+        raise fault(path, "is no ordinary file; give a text file of names, one a line")
     try:
         found = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:

@@ -34,6 +34,7 @@ TORCH_FIELDS: dict[str, tuple[object, ...]] = {
     "stride_place": ("3x3",),
     "norm_epsilon": (1e-5,),
     "conv_bias": (False,),
+    "head_hidden": (0,),
 }
 # Field -> what Keras' ResNet50, 101 and 152 have. Where ours has no biases, zeros are written.
 KERAS_FIELDS: dict[str, tuple[object, ...]] = {
@@ -49,6 +50,7 @@ KERAS_FIELDS: dict[str, tuple[object, ...]] = {
     "groups": (1,),
     "base_width": (64,),
     "squeeze_excitation": (0,),
+    "head_hidden": (0,),
 }
 
 

@@ -50,6 +50,9 @@ def read(path: Path) -> WeightsFile:
 
 def recognise(path: Path) -> str:
     """The format, by what the file begins with; its name plays no part."""
+    if path.exists() and not path.is_file():
+        # Opening a pipe would wait for ever.
+        raise fault(path, f"is no ordinary file; give {FORMATS}")
     with open(path, "rb") as file:
         head = file.read(9)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):

@@ -13,6 +13,7 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
+from resnet.model.layers import HEAD
 from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
 
@@ -152,7 +153,7 @@ def variable_shapes(spec: ResNetSpec) -> Mapping[Path, tuple[int, ...]]:
 def reading_order(path: Path) -> tuple[object, ...]:
     """Sorts paths as a reader expects: stem, layer1_0, …, layer1_10, …, head; within a layer by name."""
     block = re.fullmatch(r"layer(\d+)_(\d+)", path[1])
-    place = (1, int(block[1]), int(block[2])) if block else (2 if path[1] == "fc" else 0, 0, 0)
+    place = (1, int(block[1]), int(block[2])) if block else (2 if path[1] in HEAD else 0, 0, 0)
     return (*place, path[1:], path[0])
 
 

@@ -4,9 +4,10 @@ Only tensors are ever built. torch is imported here alone among the readers, and
 """
 
 import importlib.util
+import io
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from input_pipeline.errors import printable
 from resnet.weights.faults import fault
+from resnet.weights.pickle_depth import MOST_DEPTH, deepest_tuple
 
 # Under which of these a training script keeps the weights, in timm's order: running averages before the newest.
 CONTAINERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model", "net")
@@ -31,6 +33,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         raise fault(path, "is a torch file and torch is not installed: pip install torch, or give a .safetensors file")
     if zipfile.is_zipfile(path):
         check_zip(path)
+    check_pickles(path)
     state = find_state(load(path), path)
     return to_arrays(strip_wrappers(state), path)
 
@@ -70,6 +73,30 @@ def check_zip(path: Path) -> None:
             "is compressed, which torch never does" if packed else "does not match its checksum; fetch the file again"
         )
         raise fault(path, f"its member {printable(damaged)} {what}")
+
+
+def check_pickles(path: Path) -> None:
+    """Raise InputError for a pickle that nests tuples so deep that loading it might never end, or that is none."""
+    try:
+        deep = any(depth > MOST_DEPTH for depth in nesting(path))
+    except Exception as error:  # Any: pickletools was made to look at sound pickles.
+        raise fault(path, f"torch cannot read it ({first_line(error)}); is the file whole?") from error
+    if deep:
+        raise fault(path, "nests tuples deeper than any weights do; it could keep its reader busy for ever")
+
+
+def nesting(path: Path) -> Iterator[int]:
+    """How deep tuples are nested in each pickle of a file that torch would load, in torch's order."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    yield deepest_tuple(io.BytesIO(archive.read(name)))
+        return
+    with open(path, "rb") as file:
+        # Before torch 1.6: a magic number, the version, the machine, the content, the keys of the storages.
+        for _ in range(5):
+            yield deepest_tuple(file)
 
 
 def find_state(content: Any, path: Path) -> Mapping[str, Any]:

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from tests.fuzz.inputs import Inputs
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import SELF_TEST, TARGETS
 
 # Processor seconds an input; a sound one takes hundredths, the first one the imports of TensorFlow or torch.
 SECONDS, FIRST_SECONDS = 5.0, 120.0
@@ -29,12 +29,12 @@ WALL = 600
 MEMORY = 2 << 30
 
 
-def child(target: str, seed: int, first: int, count: int, journal: Path) -> None:
+def child(target: str, seed: int, first: int, count: int, journal: Path, seconds: float) -> None:
     """Take inputs first .. count - 1; `journal` says at any time which one is under way, and what the others did."""
     with tempfile.TemporaryDirectory() as scratch, journal.open("ab") as record:
         folder = Path(scratch)
         inputs = Inputs(target, folder)
-        take = TARGETS[target].take
+        take = (TARGETS | SELF_TEST)[target].take
         signal.setitimer(signal.ITIMER_PROF, FIRST_SECONDS)
         take(inputs.seeds[0], folder)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -43,7 +43,7 @@ def child(target: str, seed: int, first: int, count: int, journal: Path) -> None
         for i in range(first, count):
             content = inputs.numbered(seed, i)
             # The default action of both ends the process, also inside a library that never returns to Python.
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
             signal.alarm(WALL)
             record.write(struct.pack("<q", i))
             record.flush()
@@ -71,15 +71,15 @@ def read_journal(journal: Path) -> tuple[list[tuple[int, str, str]], int | None]
     return done, None
 
 
-def fuzz(target: str, seed: int, count: int) -> list[tuple[int, str, str]]:
-    """The verdict on each of `count` inputs."""
+def fuzz(target: str, seed: int, count: int, seconds: float = SECONDS) -> list[tuple[int, str, str]]:
+    """The verdict on each of `count` inputs, each of which may take so many seconds of processor time."""
     verdicts: list[tuple[int, str, str]] = []
     with tempfile.TemporaryDirectory() as folder:
         first = 0
         while first < count:
             journal = Path(folder) / f"{first}.journal"
             journal.touch()
-            words = [sys.executable, "-m", "tests.fuzz", "--child", target, str(seed), str(first), str(count), journal]
+            words = [sys.executable, "-m", "tests.fuzz", "--child", target, seed, first, count, journal, seconds]
             ended = subprocess.run([str(word) for word in words], stderr=subprocess.PIPE, check=False)
             done, under_way = read_journal(journal)
             verdicts += done
@@ -107,8 +107,8 @@ def report(target: str, verdicts: list[tuple[int, str, str]], seconds: float) ->
 
 def main() -> int:
     if sys.argv[1:2] == ["--child"]:
-        target, seed, first, count, journal = sys.argv[2:7]
-        child(target, int(seed), int(first), int(count), Path(journal))
+        target, seed, first, count, journal, seconds = sys.argv[2:8]
+        child(target, int(seed), int(first), int(count), Path(journal), float(seconds))
         return 0
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--count", type=int, default=10_000, help="inputs a target (default: 10,000)")

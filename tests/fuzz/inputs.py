@@ -4,14 +4,14 @@ import random
 from pathlib import Path
 
 from tests.fuzz.mutations import Edit, mutate, mutate_json, random_edits
-from tests.fuzz.targets import TARGETS
+from tests.fuzz.targets import SELF_TEST, TARGETS
 
 
 class Inputs:
     """The damaged contents of one target."""
 
     def __init__(self, target: str, folder: Path) -> None:
-        self.name, self.seeds = target, TARGETS[target].seeds(folder)
+        self.name, self.seeds = target, (TARGETS | SELF_TEST)[target].seeds(folder)
 
     def numbered(self, seed: int, i: int) -> bytes:
         """Content number `i` of the run with this seed."""

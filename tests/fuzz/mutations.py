@@ -9,7 +9,7 @@ KINDS = ("flip", "byte", "cut", "drop", "repeat", "splice", "number", "digits")
 # Lengths, counts and offsets at which readers break: around powers of two, and far beyond any file.
 NUMBERS = (0, 1, 2, 3, 7, 8, 127, 128, 255, 256, 32767, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
 # What JSON may hold where another value was meant; text, because 1e999 and NaN have no other form.
-WORDS = (b"-1", b"1e999", b"NaN", b"9" * 30, b"null", b"[]", b"{}", b'""', b"true", b"0.5", b'"\u001b[31m"', b"[[1]]")
+WORDS = (b"-1", b"1e999", b"NaN", b"9" * 30, b"null", b"[]", b"{}", b'""', b"true", b"0.5", rb'"\u001b[31m"', b"[[1]]")
 WORDS = (
     *WORDS,
     b"0",
@@ -20,7 +20,7 @@ WORDS = (
     b'"relu"',
     b'["a", "a"]',
     b'{"a": 1}',
-    b"[" * 400 + b"]" * 400,
+    b"[" * 90 + b"]" * 90,
 )
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,3 +164,19 @@ TARGETS = {
     "checkpoint": Target(checkpoint_seeds, take_checkpoint),
     "weights": Target(weights_seeds, take_weights),
 }
+
+
+def take_anything(content: bytes, folder: Path) -> bool:
+    """By the first byte: fine, a crash, no end, or an exception."""
+    behaviour = content[0] % 4 if content else 0
+    if behaviour == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while behaviour == 2:
+        pass
+    if behaviour == 3:
+        raise RuntimeError("let out")
+    return True
+
+
+# What the fuzzer itself is tested on.
+SELF_TEST = {"self-test": Target(lambda folder: [bytes(8)], take_anything)}

@@ -219,3 +219,25 @@ def test_the_demo_goes_the_way_of_a_folder(tmp_path, monkeypatch):
     source = open_source("demo", cache_dir=str(tmp_path / "cache"))
     assert source.class_names == tuple(sorted(demo.SPECIES))
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 540, "val": 60, "test": 200}
+
+
+def test_so_many_images_of_each_class_train_and_the_others_test(tmp_path, opened):
+    root = plant(tmp_path / "data", a=9, b=5)
+    source = opened(root, per_class=4, val_fraction=0.25)
+    assert {name: per_class(split) for name, split in source.splits.items()} == {
+        "train": [3, 3],
+        "val": [1, 1],
+        "test": [5, 1],
+    }
+    ids = [name for split in source.splits.values() for name in split.ids]
+    assert len(set(ids)) == len(ids) == 14
+    assert opened(root, per_class=4, val_fraction=0.25).fingerprint == source.fingerprint
+    assert opened(root, per_class=4, val_fraction=0.25, split_seed=1).fingerprint != source.fingerprint
+    with pytest.raises(InputError, match=r"config\.data\.per_class=5 leaves nothing of class 'b', which has 5 images"):
+        opened(root, per_class=5)
+
+
+def test_a_test_split_of_the_data_stays_where_training_is_cut(tmp_path, opened):
+    root = plant(tmp_path / "data", train__a=6, train__b=5, test__a=2, test__b=2)
+    source = opened(root, per_class=3, val_fraction=0.0)
+    assert {name: per_class(split) for name, split in source.splits.items()} == {"train": [3, 3], "test": [2, 2]}

@@ -113,6 +113,16 @@ def test_descriptions_of_groups_and_gates() -> None:
     assert read(gated.stages[1]) == "[3x3, 16; 3x3, 16; fc, [4, 16]] x 3"
 
 
+def test_a_hidden_layer_of_the_head_is_counted_in_the_head() -> None:
+    plain = variant("resnet18").spec
+    counts, before = count(dataclasses.replace(plain, head_hidden=256), 64), count(plain, 64)
+    assert counts.stages[-1].parameters == 512 * 256 + 256 + 256 * 1000 + 1000
+    assert counts.stages[-1].multiply_adds == 512 * 256 + 256 * 1000
+    assert counts.stages[:-1] == before.stages[:-1]
+    assert counts.stages[-1].activations == before.stages[-1].activations + 256
+    assert counts.stages[-1].layers == "average pool, 256-d fc, 1000-d fc"
+
+
 def test_parameters_are_those_of_the_arrays() -> None:
     spec = variant("resnet50_d").spec
     variables = jax.eval_shape(

@@ -68,6 +68,8 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"in_channels": -3}, "in_channels"),
         ({"norm_groups": 0}, "norm_groups"),
         ({"squeeze_excitation": -1}, "squeeze_excitation"),
+        ({"head_hidden": -1}, "head_hidden"),
+        ({"head_hidden": 8.0}, "head_hidden"),
         ({"stochastic_depth": 1.0}, "stochastic_depth"),
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": float("nan")}, "dropout"),

@@ -7,11 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from input_pipeline.errors import InputError
+from input_pipeline.sources import open_source
 from resnet.study import evaluate
 from resnet.study.inference import load_model
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
+from resnet.weights import classes
 from tests.tiny import tiny_config, tiny_data, tiny_run
 
 # Of a line in metrics.jsonl, not of the figures.
@@ -103,14 +107,75 @@ def test_images_that_leak_from_training_are_told_apart(run, ask, tmp_path):
     assert (told["count"], told["clean"]["count"]) == (20, 19)
     lines = ask(data=tmp_path / "data").splitlines()
     assert len(lines) == 3
-    assert lines[2].startswith("test top-1 without the 1 ")
+    assert lines[2].startswith("test top-1 without the 1 images that also stand in another split ")
     assert f"{told['clean']['top1']:.2%} of 19" in lines[2]
 
 
 def test_without_leaks_there_is_one_figure(run, ask):
     told = json.loads(ask("--json"))
-    assert told["leaked"] == 0
-    assert "clean" not in told
+    assert (told["leaked"], told["near_leaked"]) == (0, 0)
+    assert not {"clean", "cleanest", "dropped"} & told.keys()
+
+
+@pytest.fixture(scope="module")
+def leaky(run, tmp_path_factory) -> Path:
+    """The run's data with one test image that is a training image, and one that is another of them, encoded anew."""
+    data = tmp_path_factory.mktemp("leaky") / "data"
+    shutil.copytree(run[0], data)
+    same, other = sorted((data / "train" / CLASS).iterdir())[:2]
+    first, second = sorted((data / "test" / CLASS).iterdir())[:2]
+    shutil.copy(same, first)
+    with Image.open(other) as picture:
+        picture.save(second, "JPEG", quality=50)
+    return data
+
+
+def test_near_copies_are_a_third_figure(ask, leaky):
+    told = json.loads(ask("--json", data=leaky))
+    assert (told["leaked"], told["near_leaked"]) == (1, 1)
+    assert [told["count"], told["clean"]["count"], told["cleanest"]["count"]] == [20, 19, 18]
+    lines = ask(data=leaky).splitlines()
+    assert len(lines) == 4
+    assert lines[3].startswith("test top-1 without these and the 1 of which a copy stands there")
+    assert f"{told['cleanest']['top1']:.2%} of 18" in lines[3]
+
+
+def test_leaks_can_be_left_out(ask, leaky):
+    told, clean = json.loads(ask("--json", data=leaky)), json.loads(ask("--json", "--drop_leaks", data=leaky))
+    assert clean["count"] == 18
+    assert clean["confusion"] == told["cleanest"]["confusion"]
+    assert clean["dropped"] == {"exact": 1, "near": 1}
+    assert (clean["leaked"], clean["near_leaked"]) == (0, 0)
+    assert ask("--drop_leaks", data=leaky).splitlines()[-1].startswith("(left out before")
+
+
+def test_a_run_leaves_out_leaks_and_says_which(leaky, tmp_path, capsys):
+    config = tiny_config(leaky)
+    config.data.drop_leaks = True
+    config.run.steps = 1
+    assert train(config, tmp_path / "run") == 0
+    assert (
+        "Leaks     left out of test, standing in train or val too: 1 byte for byte, 1 as copies"
+        in capsys.readouterr().out
+    )
+    assert logged(tmp_path / "run", "test")["dropped"] == {"exact": 1, "near": 1}
+    dropped = json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset"]["dropped"]
+    assert [len(dropped["test"][kind]) for kind in ("exact", "near")] == [1, 1]
+    assert all(name.startswith(f"test/{CLASS}/") for kind in ("exact", "near") for name in dropped["test"][kind])
+    # Evaluation of its checkpoint leaves out the same, and a run that goes on reads its line again.
+    assert evaluate.open_like(load_model(tmp_path / "run").meta, str(leaky), "fail").dropped["test"] == {
+        kind: tuple(names) for kind, names in dropped["test"].items()
+    }
+    assert train(config, tmp_path / "run") == 0
+    assert "standing in another split too: 1 byte for byte, 1 as copies)" in capsys.readouterr().out
+
+
+def test_drop_leaks_of_a_split_that_has_none_to_drop_is_refused(run, monkeypatch):
+    monkeypatch.setattr(
+        sys, "argv", ["evaluate", f"--checkpoint={run[1]}", f"--data={run[0]}", "--drop_leaks", "--split=all"]
+    )
+    with pytest.raises(InputError, match="--drop_leaks does nothing with --split=all"):
+        evaluate.main()
 
 
 def test_fewer_classes_keep_their_outputs(run, ask, tmp_path):
@@ -134,3 +199,17 @@ def test_classes_that_the_run_left_out_are_left_out_again(run, tmp_path):
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "data" / split / CLASS)
     assert len(evaluate.open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4
+
+
+def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
+    """For weights that answer with ImageNet's names, and for no others."""
+    meta, source = load_model(run[1]).meta, open_source("folder", str(run[0]))
+    names = tuple(name for _, name in classes.imagenet())
+    ids = ("n01440764", "n01443537", "n03788365", "n15075141", "toilet tissue")
+    called = dataclasses.replace(source, class_names=ids)
+    with pytest.raises(InputError, match="class 'n01440764' of the data is none of the checkpoint's"):
+        evaluate.with_labels_of(meta, called, source.splits["test"])
+    imagenet = dataclasses.replace(meta, class_names=names)
+    split = evaluate.with_labels_of(imagenet, called, source.splits["test"])
+    places = [0, 1, names.index("mosquito net"), 999, 999]
+    assert split.labels.tolist() == [places[label] for label in source.splits["test"].labels]

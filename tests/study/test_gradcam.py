@@ -118,7 +118,7 @@ def test_every_stage_can_be_named_and_another_is_refused(model):
     )
     assert set(gradcam.stages(SPEC)) == set(features) - {"pooled"}
     images, labels, _ = squares(1, 0)
-    with pytest.raises(InputError, match="layer9.*layer2"):
+    with pytest.raises(InputError, match=r"layer9.*layer2"):
         gradcam.heat_maps(model, images, labels, "layer9")
     with pytest.raises(ValueError, match="below 4"):
         gradcam.heat_maps(model, images, np.array([4]))

@@ -1,7 +1,8 @@
 """train_main.py that waits at a place of the test's choice, so that a signal meets it just there.
 
 PAUSE_AT names the place, NAME:NUMBER: open:0 (before the data are opened), train:STEP (the line of that step is
-written), val:BATCH and test:BATCH (before that batch of an evaluation, counted from 0), save:STEP (its save has begun).
+written), val:BATCH and test:BATCH (before that batch of an evaluation, counted from 0), save:STEP (its save has begun),
+features:ROWS (that many rows of a probe's features are on disk; FEATURE_BATCH of them at a time).
 It makes the file PAUSE_FILE and goes on once that is gone.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet.train import evaluation, loop
+from resnet.train import evaluation, features, loop
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.writers import MetricsWriter
 
@@ -49,6 +50,15 @@ def patch() -> None:
         save(self, state, meta)
         reached("save", meta.step)
 
+    rows = features.rows
+
+    def rows_later(*args: Any) -> Iterator[int]:
+        for done in rows(*args):
+            reached("features", done)
+            yield done
+
+    features.rows = rows_later
+    features.BATCH = int(os.environ.get("FEATURE_BATCH", features.BATCH))
     loop.open_data, evaluation.eval_batches = open_later, batches_later
     MetricsWriter.write, Checkpoints.save = write_and_wait, save_and_wait
 

@@ -20,6 +20,7 @@ from resnet.train.configuration import (
     RANGES,
     READ_ONLY_IF,
     READ_WITH_VALIDATION,
+    READ_WITH_VIEWS,
     differences,
     flatten,
     make_spec,
@@ -64,6 +65,7 @@ WITH: dict[object, dict[str, object]] = {
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.keep_copies_together": (True, {}, {"data.doctor": False}),
+    "data.test_fraction": (0.5, {}, {"data.per_class": 3}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
@@ -107,6 +109,17 @@ def test_a_key_set_for_nothing_is_refused(key):
     message = refusal({**unread, key: value})
     assert message.startswith(f"config.{key}=")
     assert "would be read by nothing" in message
+
+
+@pytest.mark.parametrize("key", READ_WITH_VIEWS)
+def test_what_varies_images_is_refused_where_a_probe_varies_none(key):
+    values = {"data.crop": "pad", "data.flip": "both", "data.crop_padding": 2, "data.crop_scale": (0.5, 1.0)}
+    value = values.get(key, (0.9, 1.1) if key == "data.crop_ratio" else 0.25)
+    changes = {**FINETUNE, "transfer.mode": "probe", key: value}
+    if key == "data.crop_padding":
+        changes["data.crop"] = "pad"
+    assert "a probe of one view" in refusal(changes)
+    validate(config_with({**changes, "transfer.views": 2}))
 
 
 def test_what_a_named_variant_says_counts_as_said():

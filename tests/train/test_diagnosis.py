@@ -1,7 +1,8 @@
-"""A run that diverges says in which step, on which examples and in which layer; debug shows it again."""
+"""A run that diverges says in which step, on which examples, in which layer; debug shows it again, and only shows."""
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -65,18 +66,27 @@ def test_it_is_the_very_step_that_is_done_again(parts):
     assert gradients[-1] == "conv1/kernel"
 
 
-@pytest.mark.parametrize("layer", ["conv1", "layer1_0/conv2", "fc"])
-def test_the_layer_whose_output_overflows_is_named(layer):
-    found = first_bad(examine(NETWORK, recipe(), state(layer, 3e38), batch(), STEP))
-    assert (found.kind, found.name) == ("output", layer)
+@pytest.mark.parametrize(
+    ("layer", "factor", "kind", "name"),
+    [
+        ("conv1", 3e38, "output", "conv1"),
+        ("layer1_0/conv2", 3e38, "output", "layer1_0/conv2"),
+        ("fc", np.inf, "output", "fc"),
+        # Every gradient is finite, the sum of their squares is not.
+        ("fc", 3e38, "norm", "gradient"),
+    ],
+)
+def test_the_layer_where_it_overflows_is_named(layer, factor, kind, name):
+    found = first_bad(examine(NETWORK, recipe(), state(layer, factor), batch(), STEP))
+    assert (found.kind, found.name) == (kind, name)
     assert 0 < found.bad <= found.size
 
 
 def test_statistics_that_overflow_behind_finite_outputs_are_named():
-    """The variance is infinite and normalises to zeros: every output is finite."""
-    found = first_bad(examine(NETWORK, recipe(), state("layer1_0/conv1", 1e22), batch(), STEP))
+    """The variance is infinite and normalises to zeros: every output is finite (see test_steps)."""
+    found = first_bad(examine(NETWORK, recipe(), state("conv1", 1e19), batch(), STEP))
     assert found.kind in ("gradient", "statistics")
-    assert found.name.startswith("layer1_0/")
+    assert found.name in ("conv1/kernel", "bn1/var")
 
 
 def snapshot(folder) -> dict[str, bytes]:
@@ -113,8 +123,14 @@ def test_a_run_that_diverges_says_where_and_debug_shows_it(tmp_path, capsys):
     assert loop.train(config, run) == 0
     shown = capsys.readouterr().out
     assert snapshot(run) == before
-    # The last checkpoint may lie in the midst of the row of bad steps, whose parameters are all the same.
-    step = int(re.search(r"^Step (\d+) of", shown, re.MULTILINE)[1])
-    assert told["first_step"] <= step <= told["last_step"]
+    # The last checkpoint lies in the midst of the row of bad steps: its parameters are those that the first began with.
+    assert int(re.search(r"^Step (\d+) of", shown, re.MULTILINE)[1]) == told["first_step"]
+    assert all(name in shown for name in fed)
     (marked,) = [line for line in shown.splitlines() if line.endswith("<- first")]
     assert marked.split()[:2] == [cause["kind"], cause["name"]]
+    # From before the row, the run's own steps lead to it.
+    for step in sorted((run / "checkpoints").iterdir()):
+        if told["first_step"] <= int(step.name):
+            shutil.rmtree(step)
+    assert loop.train(config, run) == 0
+    assert capsys.readouterr().out.endswith(shown[shown.index("Step ") :])

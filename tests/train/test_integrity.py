@@ -1,25 +1,38 @@
 """Damage to a checkpoint is seen, named and stepped around, whatever it is; nothing of it is deleted."""
 
+import dataclasses
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train import integrity
-from resnet.train.checkpoints import FOLDER, Checkpoints, load
+from resnet.train import integrity, loop
+from resnet.train.checkpoints import FOLDER, Checkpoints, Damaged, load, room_needed
 from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
-from tests.tiny import tiny_run
+from resnet.train.state import create_state
+from resnet.train.writers import read_metrics
+from tests.tiny import tiny_config, tiny_run
 
-NEWEST, BEFORE = 6, 4
+NEWEST, BEFORE, BEST = 6, 4, 2
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The workdir of a finished run with checkpoints of steps 4 and 6 at least."""
-    return tiny_run(tmp_path_factory.mktemp("integrity"))[1]
+    """The workdir of a finished run whose first evaluation was its best: it keeps steps 2, 4 and 6."""
+    note = loop.Run.note
+
+    def first_is_best(run: loop.Run, step: int, value: float) -> bool:
+        return note(run, step, -step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.Run, "note", first_is_best)
+        return tiny_run(tmp_path_factory.mktemp("integrity"))[1]
 
 
 @pytest.fixture
@@ -125,7 +138,7 @@ def test_a_checkpoint_from_before_there_were_manifests_is_taken(root):
     assert tidy(root) == []
     variables, meta = load(root.parent)
     assert variables["params"]
-    assert meta.step in (NEWEST, BEFORE)
+    assert meta.step == BEST
 
 
 def test_what_an_interrupted_replacement_left_is_put_right(root):
@@ -147,10 +160,68 @@ def test_temporary_folders_of_killed_saves_are_removed(root):
 
 
 def test_load_finds_the_best_through_a_damaged_newest_and_refuses_a_damaged_one(root):
-    best = load(root.parent)[1].step
+    assert load(root.parent)[1].step == BEST
     (root / "9").mkdir()
-    assert load(root.parent)[1].step == best
-    flip(largest(root / str(best) / "variables"), 4321)
-    with pytest.raises(InputError, match=f"{FOLDER}/{best}: the checkpoint cannot be read .* other bytes"):
+    assert load(root.parent)[1].step == BEST
+    flip(largest(root / str(BEST) / "variables"), 4321)
+    with pytest.raises(InputError, match=f"{FOLDER}/{BEST}: the checkpoint cannot be read .* other bytes"):
         load(root.parent)
     assert (root / "9").is_dir(), "reading moves nothing: another process may be training there"
+
+
+def test_where_the_best_is_damaged_the_newest_is_tested(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    tested = [line for line in read_metrics(run) if line["kind"] == "test"]
+    assert [line["checkpoint_step"] for line in tested] == [BEST]
+    metrics = run / "metrics.jsonl"
+    metrics.write_text("".join(line for line in metrics.read_text().splitlines(True) if '"kind": "test"' not in line))
+    flip(largest(run / FOLDER / str(BEST) / "variables"), 4321)
+    assert loop.train(tiny_config(finished.parent / "data"), run) == 0
+    shown = capsys.readouterr().out
+    assert f"{FOLDER}/{BEST}: the checkpoint is damaged" in shown
+    assert f"the newest, of step {NEWEST}, is tested instead" in shown
+    assert f"(checkpoint of step {NEWEST}, the newest" in shown
+    assert read_metrics(run)[-1]["checkpoint_step"] == NEWEST
+
+
+def small_state(value: float):
+    variables = {"params": {"w": jnp.full(4, value)}, "batch_stats": {"mean": jnp.zeros(4)}}
+    return create_state(variables, optax.sgd(0.1), ema=False, sum_names=("loss",))
+
+
+def saved(workdir: Path, meta, steps: range, best: int) -> None:
+    """A process of its own, as far as the checkpoints know."""
+    with Checkpoints(workdir, keep=1) as checkpoints:
+        for step in steps:
+            checkpoints.save(small_state(step), dataclasses.replace(meta, step=step, progress={"best_step": best}))
+
+
+def test_the_best_checkpoint_outlives_a_resume(finished, tmp_path):
+    """Orbax' BestN forgot the figures of the process before, and deleted it."""
+    meta = load(finished)[1]
+    saved(tmp_path, meta, range(1, 4), best=1)
+    assert integrity.step_numbers(tmp_path / FOLDER) == [3, 1]
+    saved(tmp_path, meta, range(4, 7), best=1)
+    assert integrity.step_numbers(tmp_path / FOLDER) == [6, 1]
+
+
+def test_a_step_saved_again_holds_the_new_state_and_one_that_is_gone_is_named(finished, tmp_path):
+    meta = load(finished)[1]
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for value in (1.0, 2.0):
+            checkpoints.save(small_state(value), dataclasses.replace(meta, step=5, progress={}))
+        checkpoints.wait()
+        state, _ = checkpoints.restore(5, small_state(0.0), jnp.zeros(1).sharding)
+        assert np.asarray(state.params["w"]).tolist() == [2.0] * 4
+        assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["5"]
+        with pytest.raises(Damaged, match="not there"):
+            checkpoints.restore(7, small_state(0.0), jnp.zeros(1).sharding)
+
+
+def test_room_is_asked_for_what_is_still_to_be_written(tmp_path):
+    need = lambda: room_needed(tmp_path, keep=2, total_steps=30, state_bytes=100)  # noqa: E731
+    assert need() == 400
+    for step, rest in ((10, 300), (11, 200), (12, 100), (13, 100), (30, 0)):
+        (tmp_path / FOLDER / str(step)).mkdir(parents=True)
+        assert need() == rest

@@ -73,11 +73,24 @@ def finishes_as_if_undisturbed(place: Place, workdir: Path, undisturbed: Path) -
     assert lines(workdir) == lines(undisturbed)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_in_training_saves_and_leaves(number, code, place, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("numbers", "code", "said"),
+    [
+        # Launchers send one to each process and pass on another: the second must not spoil the save.
+        ((signal.SIGTERM, signal.SIGTERM), 143, ""),
+        ((signal.SIGINT,), 130, "Ctrl-C once more leaves at once"),
+        ((signal.SIGINT, signal.SIGTERM), 130, "Ctrl-C once more leaves at once"),
+    ],
+)
+def test_signals_in_training_save_and_leave(numbers, code, said, place, undisturbed, tmp_path):
     workdir = tmp_path / "run"
-    result = signal_and_go_on(place.paused(workdir, "train:3"), workdir, number)
+    running = place.paused(workdir, "train:3")
+    for number in numbers[:-1]:
+        running.send(number)
+        time.sleep(0.1)
+    result = signal_and_go_on(running, workdir, numbers[-1])
     assert result.code == code, result.err
+    assert said in result.err
     assert "Traceback" not in result.err
     assert "Stopped at step 3 of 6, saved." in result.out
     assert (workdir / "checkpoints" / "3").is_dir()

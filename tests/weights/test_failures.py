@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,6 +92,29 @@ def test_plain_hostile_pickle_does_nothing(tmp_path: Path, monkeypatch: pytest.M
     source.write_bytes(pickle.dumps(Hostile(f"touch {tmp_path / 'ran'}"), protocol=2))
     assert "w.pth: " in refusal(monkeypatch, source)
     assert not (tmp_path / "ran").exists()
+
+
+def nested_key(levels: int) -> bytes:
+    """A pickle of {t: 1} where t nests a tuple in itself so many times, twice at each level."""
+    body = b"\x80\x02})q\x00"
+    for level in range(levels):
+        body += b"0h" + bytes([level]) + b"h" + bytes([level]) + b"\x86q" + bytes([level + 1])
+    return body + b"K\x01s."
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_that_would_never_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, zipped: bool
+) -> None:
+    assert pickle.loads(nested_key(2)) == {(((), ()), ((), ())): 1}
+    source = tmp_path / "w.pth"
+    if zipped:
+        with zipfile.ZipFile(source, "w") as archive:
+            archive.writestr("archive/data.pkl", nested_key(60))
+            archive.writestr("archive/version", "3")
+    else:
+        source.write_bytes(nested_key(60))
+    assert "nests tuples deeper" in refusal(monkeypatch, source)
 
 
 def test_a_whole_network_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,9 @@ def random_images(side: int, seed: int = 1) -> np.ndarray:
         ("", {"block": "basic", "stage_sizes": (2, 1)}),
         ("", {"block": "bottleneck", "stage_sizes": (1, 2)}),
         ("", {"block": "basic", "stage_sizes": (1, 1, 1), "stem": "cifar"}),
+        # The whole depth of ResNet-18 and 34, at an eighth of their width.
+        ("", {"block": "basic", "stage_sizes": (2, 2, 2, 2)}),
+        ("", {"block": "basic", "stage_sizes": (3, 4, 6, 3)}),
     ],
 )
 def test_agrees_with_torch(tmp_path: Path, model: str, options: dict) -> None:

@@ -1,0 +1,84 @@
+"""Reading an image file that may be anything: only ordinary files, only up to a sensible size, and only what is needed.
+
+What stands in a folder of images may be a pipe that nobody writes to, a device without end, or a few kilobytes that
+would decode to gigabytes; none of it is to be found out by trying.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+# An uncompressed picture of images.MAX_PIXELS with four 16-bit channels: no honest file is larger.
+MAX_BYTES = 8 * 89_478_485
+# Ten in a usual progressive JPEG. Each is a pass over all pixels, and an empty one takes 20 bytes.
+MAX_SCANS = 100
+
+
+def read_encoded(path: str | Path) -> bytes:
+    """The bytes of an ordinary file. Raises OSError for all else, without waiting for it, and above MAX_BYTES."""
+    # Not blocking: opening a pipe would wait for a writer. An ordinary file does not care.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        about = os.fstat(file.fileno())
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(errno.EINVAL, "no ordinary file, but a pipe, device or folder")
+        if about.st_size > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"{about.st_size:,} bytes, more than any image of a sensible size")
+        return file.read()
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """(width, height) that a WebP file declares, (0, 0) where it declares none (RFC 9649, sections 2.5 to 2.7).
+
+    Pillow allocates the whole canvas, twice, before it tells the size.
+    """
+    kind, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        return 0, 0
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return 0, 0
+
+
+def scans(data: bytes) -> int:
+    """Scans of a JPEG file, those of thumbnails in its metadata included: its markers of their beginning."""
+    # In compressed data 0xFF is always followed by 0, so the two bytes stand together nowhere else.
+    return data.count(b"\xff\xda")
+
+
+def first_frame(data: bytes) -> bytes:
+    """A GIF file cut behind its first picture (GIF89a, sections 15 to 27); as it is where its blocks make no sense.
+
+    TensorFlow decodes all frames before it gives the first: a megabyte of a thousand frames takes gigabytes.
+    """
+    at = 13 + _colour_table(data, 10)
+    while at < len(data):
+        introducer = data[at]
+        if introducer == 0x21:  # an extension: label, then sub-blocks
+            at = _behind_sub_blocks(data, at + 2)
+        elif introducer == 0x2C:  # a picture: position and size, colours, one byte, sub-blocks
+            end = _behind_sub_blocks(data, at + 11 + _colour_table(data, at + 9))
+            return data if end >= len(data) else data[:end] + b"\x3b"
+        else:
+            break
+    return data
+
+
+def _colour_table(data: bytes, at: int) -> int:
+    """Bytes of the colour table that the packed field at `at` announces."""
+    packed = data[at] if at < len(data) else 0
+    return 3 << (packed & 7) + 1 if packed & 0x80 else 0
+
+
+def _behind_sub_blocks(data: bytes, at: int) -> int:
+    """The place behind a chain of sub-blocks, each led by its length, the last of length 0."""
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return at + 1

@@ -1,0 +1,95 @@
+"""Runs beside each other: results with their intervals, curves in one figure, and what differs between them."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from input_pipeline.errors import printable
+from resnet.study import report_figures, report_tables
+from resnet.study.report_speed import speed_of
+from resnet.study.report_template import render
+from resnet.study.run_record import RunRecord
+
+
+def comparison(runs: list[RunRecord]) -> str:
+    """The page of at least two runs. The first is what the others are compared with."""
+    names = run_names(runs)
+    labels = [report_figures.label(name) for name in names]
+    script, places = report_figures.embedded(report_figures.curves(runs, labels))
+    context = {
+        "title": f"{len(runs)} runs compared",
+        "names": names,
+        "figures": places,
+        "curve_names": [name for name, _ in report_figures.PANELS if name in places],
+        "rows": [row(run, name, runs[0], number) for number, (run, name) in enumerate(zip(runs, names, strict=True))],
+        "differing": differing(runs),
+        "same_data": len({run.provenance.get("dataset", {}).get("fingerprint") for run in runs}) == 1,
+    }
+    return render("comparison.html", context, figure_script=script)
+
+
+def run_names(runs: list[RunRecord]) -> list[str]:
+    """As much of the end of each run's path as tells them apart; runs named twice are numbered."""
+    paths = [run.folder.resolve().parts for run in runs]
+    longest = max(map(len, paths))
+    for length in range(1, longest + 1):
+        names = ["/".join(parts[-length:]) for parts in paths]
+        if len(set(names)) == len(names):
+            return [printable(name) for name in names]
+    # One folder given twice: no end of its path tells them apart.
+    return [printable(f"{parts[-1]} ({number})") for number, parts in enumerate(paths, start=1)]
+
+
+def row(run: RunRecord, name: str, first: RunRecord, number: int) -> dict[str, Any]:
+    """One run's line of the table of results."""
+    speed, best = speed_of(run), run.best_validation
+    return {
+        "name": name,
+        "colour": report_figures.RUNS[number % len(report_figures.RUNS)],
+        "test": run.test,
+        "clean": (run.test or {}).get("clean"),
+        "best": best,
+        "model": run.config.get("model.name"),
+        "parameters": speed.parameters if speed else None,
+        "images_per_second": speed.images_per_second if speed else None,
+        "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
+        "steps": run.last_step,
+        "difference": paired_difference(first, run) if number else None,
+    }
+
+
+def paired_difference(first: RunRecord, other: RunRecord) -> tuple[float, float, float] | None:
+    """(difference in top-1, lowest, highest of its 95 % interval), other minus first, over the same test images.
+
+    The interval is that of paired proportions (Wald's, from the images on which one is right and the other wrong;
+    Agresti, Categorical Data Analysis, 2002, section 10.1), narrower than two separate intervals suggest. None where
+    the runs' test images or labels differ, or predictions are missing.
+    """
+    one, two = first.predictions, other.predictions
+    if one is None or two is None or one.ids != two.ids or first.class_names != other.class_names:
+        return None
+    if not np.array_equal(one.labels, two.labels):
+        return None
+    right = [
+        np.isfinite(each.probabilities).all(axis=1) & (each.probabilities.argmax(axis=1) == each.labels)
+        for each in (one, two)
+    ]
+    count = len(one.labels)
+    if not count:
+        return None
+    gained, lost = int((right[1] & ~right[0]).sum()), int((right[0] & ~right[1]).sum())
+    difference = (gained - lost) / count
+    margin = 1.959963984540054 * math.sqrt(gained + lost - (gained - lost) ** 2 / count) / count
+    return difference, max(-1.0, difference - margin), min(1.0, difference + margin)
+
+
+def differing(runs: list[RunRecord]) -> list[tuple[str, list[str]]]:
+    """(key, value in each run) of every key of the configuration on which the runs are not all alike."""
+    keys = sorted({key for run in runs for key in run.config})
+    rows = []
+    for key in keys:
+        values = [run.config.get(key, "(absent)") for run in runs]
+        if any(value != values[0] for value in values):
+            rows.append((key, [report_tables.shown(value) for value in values]))
+    return rows

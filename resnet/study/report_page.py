@@ -1,0 +1,228 @@
+"""A run's report put together: every section's figures, and what is missing said in its place."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from input_pipeline.errors import printable
+from resnet.study import report_figures, report_tables
+from resnet.study.report_pictures import (
+    A_CELL,
+    Cell,
+    answers,
+    attempt,
+    cells,
+    confusion_picture,
+    mistakes,
+    open_test_images,
+    shown_rows,
+    thumbnails,
+    with_heat,
+)
+from resnet.study.report_speed import speed_of
+from resnet.study.report_template import render
+from resnet.study.run_record import RunRecord
+
+# Up to here the confusion matrix is a table of cells; beyond, a picture and the list of the most frequent confusions.
+TABLE_CLASSES, PAIRS = 30, 60
+CLASS_ROWS = 2_000
+
+
+def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
+    """The whole page as HTML, at most 5 MB. Reads the data folder and a checkpoint where it can.
+
+    data_dir: where the data are, '' for where the run had them. doctor: look them over however many they are.
+    """
+    figures = report_figures.curves([run], [run.folder.name])
+    test = run.test
+    if test and test.get("calibration"):
+        figures["reliability"] = report_figures.reliability(test["calibration"])
+    speed_figure = report_figures.speed(run)
+    if speed_figure:
+        figures["speed"] = speed_figure
+    script, places = report_figures.embedded(figures)
+    changed, everything = report_tables.configuration(run)
+    missing: list[str] = []
+    findings = attempt(missing, lambda: report_tables.doctor_findings(run, data_dir, doctor))
+    pictures = picture_section(run, data_dir)
+    context = {
+        "title": printable(run.folder.resolve().name),
+        "figures": places,
+        "curve_names": [name for name, _ in report_figures.PANELS if name in places],
+        "result": result(run),
+        "classes": class_section(run),
+        "pictures": pictures,
+        "speed": speed_of(run),
+        "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
+        "run": run,
+        "doctor": findings,
+        "no_doctor": missing,
+        "changed": changed,
+        "configuration": everything,
+        "provenance": report_tables.flattened(run.provenance),
+        "reproduction": reproduction(run),
+    }
+    return render("run.html", context, figure_script=script, data=pictures_json(run, pictures))
+
+
+def result(run: RunRecord) -> dict[str, Any]:
+    """The headline: how good, on what, and whether the run is done."""
+    test, best = run.test, run.best_validation
+    total = run.total_steps
+    finished = test is not None or (total is not None and run.last_step >= total)
+    return {
+        "test": test,
+        "rows": report_tables.result_rows(test) if test else [],
+        "leaks": report_tables.leak_sentence(test) if test else "",
+        "best": best,
+        "finished": finished,
+        "state": "finished"
+        if finished
+        else f"not finished: step {run.last_step:,}" + (f" of {total:,}" if total else ""),
+        "no_test": "The run has no test split."
+        if finished
+        else "The test split is looked at when the run is finished.",
+    }
+
+
+def class_section(run: RunRecord) -> dict[str, Any] | None:
+    """The table of classes; None before the test."""
+    test = run.test
+    if not test or not test.get("confusion"):
+        return None
+    rows = report_tables.class_rows(run.class_names, test["confusion"], test.get("per_class_accuracy") or [])
+    worst = sorted(rows, key=lambda row: (row.f1 is None, row.f1 or 0.0))
+    kept = {row.index for row in worst[:CLASS_ROWS]}
+    return {
+        "rows": [row for row in rows if row.index in kept],
+        "left_out": len(rows) - len(kept),
+        "auroc": test.get("auroc"),
+        "balanced": test.get("balanced_accuracy"),
+    }
+
+
+def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
+    """The confusion matrix with what stands behind its cells, and the surest mistakes."""
+    test = run.test
+    notes: list[str] = []
+    section: dict[str, Any] = {
+        "notes": notes,
+        "thumbnails": {},
+        "cells": [],
+        "mistakes": [],
+        "matrix": None,
+        "pairs": [],
+    }
+    if not test or not test.get("confusion"):
+        return section
+    confusion = test["confusion"]
+    names = [report_tables.shortened(name) for name in run.class_names]
+    if len(names) <= TABLE_CLASSES:
+        section["matrix"] = matrix(confusion, names)
+    else:
+        section["image"] = confusion_picture(confusion)
+        section["pairs"] = pairs(confusion, names)
+    if run.predictions is None:
+        notes.append(
+            "No pictures: this run is older than predictions.npz. The same training command on this folder writes it."
+        )
+        return section
+    section["cells"] = cells(run.predictions)
+    section["mistakes"] = describe_mistakes(run, mistakes(run.predictions), names)
+    split = attempt(notes, lambda: open_test_images(run, data_dir))
+    if split is None:
+        return section
+    section["thumbnails"] = thumbnails(split, shown_rows(section["cells"]))
+    count = len(run.predictions.labels)
+    if len(section["thumbnails"]) < count:
+        notes.append(
+            f"{len(section['thumbnails']):,} of {count:,} images are shown, at most {A_CELL} a cell, mistakes first."
+        )
+    chosen = mistakes(run.predictions)
+    predictions = run.predictions
+    heated = attempt(notes, lambda: with_heat(chosen, split, predictions, run.folder))
+    section["mistakes"] = describe_mistakes(run, heated or chosen, names)
+    section["heat"] = heated is not None
+    return section
+
+
+def matrix(confusion: list[list[int]], names: list[str]) -> list[dict[str, Any]]:
+    """Rows of the table: a class' name and (count, depth of its colour, 0..1) for each predicted class."""
+    rows = []
+    for true, counts in enumerate(confusion):
+        total = max(sum(counts), 1)
+        # The root, for the eye: among hits of nine tenths a confusion of a hundredth should still be seen.
+        shades = [(count, (count / total) ** 0.5) for count in counts]
+        rows.append({"name": names[true], "true": true, "counts": shades})
+    return rows
+
+
+def pairs(confusion: list[list[int]], names: list[str]) -> list[dict[str, Any]]:
+    """The most frequent confusions of a large matrix."""
+    frequent = Counter(
+        {
+            (true, said): count
+            for true, counts in enumerate(confusion)
+            for said, count in enumerate(counts)
+            if count and true != said
+        }
+    )
+    return [
+        {"true": true, "predicted": said, "count": count, "name": names[true], "said": names[said]}
+        for (true, said), count in frequent.most_common(PAIRS)
+    ]
+
+
+def describe_mistakes(run: RunRecord, chosen: list[Any], names: list[str]) -> list[dict[str, Any]]:
+    predictions = run.predictions
+    assert predictions is not None
+    predicted, confidence = answers(predictions)
+    return [
+        {
+            "pictures": mistake,
+            "id": report_tables.shortened(predictions.ids[mistake.row]),
+            "said": names[predicted[mistake.row]],
+            "confidence": float(confidence[mistake.row]),
+            "true": names[predictions.labels[mistake.row]],
+            "probability": float(predictions.probabilities[mistake.row, predictions.labels[mistake.row]]),
+            "leaked": bool(predictions.leaked[mistake.row]),
+        }
+        for mistake in chosen
+    ]
+
+
+def pictures_json(run: RunRecord, section: dict[str, Any]) -> str:
+    """What page.js shows behind the cells: {'names', 'cells': {'t,p': [rows]}, 'pictures': {row: […]}} as JSON."""
+    shown = section["thumbnails"]
+    if not shown or run.predictions is None:
+        return "{}"
+    _, confidence = answers(run.predictions)
+
+    def behind(cell: Cell) -> dict[str, Any]:
+        return {"count": len(cell.rows), "rows": [row for row in cell.rows if row in shown]}
+
+    content = {
+        "names": [report_tables.shortened(name) for name in run.class_names],
+        "cells": {f"{cell.true},{cell.predicted}": behind(cell) for cell in section["cells"]},
+        "pictures": {
+            row: {
+                "src": uri,
+                "id": report_tables.shortened(run.predictions.ids[row]),
+                "confidence": float(confidence[row]),
+            }
+            for row, uri in shown.items()
+        },
+    }
+    return json.dumps(content, separators=(",", ":"))
+
+
+def reproduction(run: RunRecord) -> dict[str, Any]:
+    """The command that made the run, and whether the code it ran is a revision that can be had again."""
+    revision = run.provenance.get("revision") or ""
+    return {
+        "command": f"./run.sh python {printable(str(run.provenance.get('command', '')))}",
+        "revision": printable(str(revision).removesuffix("+changes")),
+        "changed": str(revision).endswith("+changes"),
+        "report": f"./run.sh python -m resnet.study.report {printable(str(Path(run.folder)))}",
+    }

@@ -1,0 +1,89 @@
+"""How fast a run was, and how much of its accelerator it used."""
+
+import dataclasses
+import re
+
+import numpy as np
+
+from input_pipeline.errors import InputError
+from resnet.model.errors import SpecError
+from resnet.study.run_record import RunRecord
+
+# Dense bfloat16 peak in FLOP/s of one device, by a part of what jax calls its kind; the makers' data sheets. The more
+# particular name stands first.
+PEAKS = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H200": 9.895e14,
+    "H100 PCIe": 7.56e14,
+    "H100": 9.895e14,
+    "A100": 3.12e14,
+    "L40S": 3.62e14,
+    "L4": 1.21e14,
+    "TPU v6": 9.18e14,
+    "TPU v5p": 4.59e14,
+    "TPU v5 lite": 1.97e14,
+    "TPU v5e": 1.97e14,
+    "TPU v4": 2.75e14,
+    "TPU v3": 6.15e13,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Figures of the training lines, the first left out (it holds the compilation) where there are more.
+
+    images_per_second: the median; slowest, fastest: the 5th and 95th percentile. data_wait: mean share of the time in
+    which the device waited for images. training_flops: of one image; None where the network cannot be counted.
+    activation_bytes: what a step keeps from forward to backward, counted, not measured. mfu: model FLOPs over the
+    devices' peak, None where the peak is not known or the run was not in bfloat16.
+    """
+
+    images_per_second: float
+    slowest: float
+    fastest: float
+    data_wait: float | None
+    training_flops: int | None
+    multiply_adds: int | None
+    parameters: int | None
+    activation_bytes: int | None
+    mfu: float | None
+
+
+def speed_of(run: RunRecord) -> Speed | None:
+    """The run's speed; None before its first training line."""
+    lines = [line for line in run.of_kind("train") if line.get("images_per_second")]
+    if not lines:
+        return None
+    steady = lines[1:] or lines
+    rates = np.array([line["images_per_second"] for line in steady], np.float64)
+    waits = [line["data_wait"] for line in steady if line.get("data_wait") is not None]
+    median = float(np.median(rates))
+    flops = parameters = multiply_adds = memory = None
+    try:
+        counts = run.counts
+        flops, parameters, multiply_adds = counts.training_flops, counts.parameters, counts.multiply_adds
+        memory = counts.activation_bytes(run.config["data.batch_size"], run.config["run.dtype"])
+    except (InputError, SpecError, KeyError):  # A network of another version's making.
+        pass
+    peak = peak_flops(run)
+    return Speed(
+        images_per_second=median,
+        slowest=float(np.percentile(rates, 5)),
+        fastest=float(np.percentile(rates, 95)),
+        data_wait=float(np.mean(waits)) if waits else None,
+        training_flops=flops,
+        multiply_adds=multiply_adds,
+        parameters=parameters,
+        activation_bytes=memory,
+        mfu=median * flops / peak if flops and peak else None,
+    )
+
+
+def peak_flops(run: RunRecord) -> float | None:
+    """The bfloat16 peak of all the run's devices together; None where it is not known or another dtype ran."""
+    kind = str(run.provenance.get("device", ""))
+    if run.config.get("run.dtype") != "bfloat16":
+        return None
+    one = next((peak for name, peak in PEAKS.items() if re.search(rf"\b{name}\b", kind)), None)
+    return one * int(run.provenance.get("devices", 1)) if one else None

@@ -1,0 +1,254 @@
+"""The command, from recipe to table: what diverges or fails is a row, what is stopped goes on as if it had not been."""
+
+import csv
+import functools
+import importlib
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from input_pipeline.errors import InputError
+from input_pipeline.resident import Images, make_resident, write_arrays
+from resnet.model.network import ResNet
+from resnet.study import ablation, ablation_runs
+from resnet.train import plan
+from tests.commands import run_fresh
+
+RECIPE = """
+from configs.ablations.study import study
+from tests.tiny import tiny_config
+
+def get_config():
+    base = tiny_config("{data}")
+    base.model.stage_sizes = (1,)
+    base.data.source = "arrays"
+    base.data.image_size = 8
+    base.data.crop, base.data.crop_padding = "pad", 1
+    base.data.val_fraction = 0.0
+    base.data.eval_batch_size = 9
+    base.run.steps, base.run.log_every, base.run.max_bad_steps = 9, 2, 2
+    base.run.eval_every = base.run.checkpoint_every = 0.5
+    variants = {{
+        "residual": {{"model": {{"shortcut": "A"}}}},
+        "plain": {{"model": {{"shortcut": "none"}}}},
+        "wild": {{"optim": {{"lr": 1e30, "clip_norm": 1.0}}}},
+    }}
+    return study(base, variants, baseline="residual", seeds=(0, 5), paper={{"plain": (9.0, "a paper")}})
+"""
+# What a clock says differs between runs; everything else may not.
+CLOCK = ("images_per_second", "train_seconds")
+
+
+@pytest.fixture(autouse=True)
+def compiled_fast(monkeypatch):
+    """lax' own convolution and the rbg generator: programs that take a quarter of the time to compile."""
+    monkeypatch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+    with jax.default_prng_impl("rbg"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """A recipe over forty images of noise around one colour a class."""
+    folder = tmp_path_factory.mktemp("ablation")
+    rng = np.random.default_rng(0)
+
+    def images(count: int) -> Images:
+        labels = (np.arange(count) % 3).astype(np.int32)
+        pixels = rng.integers(0, 128, (count, 8, 8, 3)) + 127 * np.eye(3, dtype=int)[labels][:, None, None]
+        return Images(pixels.astype(np.uint8), labels)
+
+    write_arrays(make_resident(("r", "g", "b"), {"train": images(40), "test": images(20)}), folder / "set.npz")
+    (folder / "small.py").write_text(RECIPE.format(data=folder / "set.npz"))
+    return folder / "small.py"
+
+
+def command(file: Path, workdir: Path, *flags: str) -> int:
+    """The command in this process."""
+    arguments = ["ablation", f"--config={file}", f"--workdir={workdir}", "--steps_per_dispatch=2", *flags]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", arguments)
+        return ablation.main()
+
+
+@pytest.fixture(scope="module")
+def finished(file, tmp_path_factory) -> Path:
+    """An ablation that ran through undisturbed."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    with pytest.MonkeyPatch.context() as patch, jax.default_prng_impl("rbg"):
+        patch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+        assert command(file, workdir) == 0
+    return workdir
+
+
+def records(workdir: Path) -> dict[str, dict]:
+    found = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "variants").glob("*.json"))}
+    for record in found.values():
+        del record["curves"]["seconds"]
+    return found
+
+
+def lines(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "table.csv").open() as table:
+        return [{key: value for key, value in line.items() if key not in CLOCK} for line in csv.DictReader(table)]
+
+
+def test_what_is_written(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "variants",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (finished / "variants").iterdir()) == [
+        "plain.json", "residual.json", "wild.json",
+    ]  # fmt: skip
+    found = records(finished)
+    # Every second step and the last; every 2.5 steps of an epoch of five (rounded to two) and the last.
+    assert found["residual"]["curves"]["train_step"] == [2, 4, 6, 8, 9]
+    assert found["residual"]["curves"]["test_step"] == [2, 4, 6, 8, 9]
+    assert found["residual"]["curves"]["images"] == 9 * 8 * 2
+    assert found["residual"]["status"] == found["plain"]["status"] == "ok"
+    assert set(found["residual"]["end"]["branch_to_shortcut"]) == {"layer1_0"}
+    assert found["plain"]["end"]["branch_to_shortcut"] == {}
+    assert list(found["plain"]["curves"]["start"]["gradient_norm"]) == ["head", "layer1_0", "stem"]
+    assert found["plain"]["multiply_adds"] == found["residual"]["multiply_adds"] > 0
+    losses = np.array(found["residual"]["curves"]["train_loss"])
+    assert (losses[-1] < losses[0]).all()
+    assert losses[0][0] != losses[0][1]
+
+
+def test_a_variant_that_diverges_is_a_row(finished):
+    line = {line["variant"]: line for line in lines(finished)}["wild"]
+    assert (line["status"], line["diverged"], line["last_mean"], line["pairs"]) == ("diverged", "2", "", "")
+    assert "2 of 2 seeds" in line["reason"]
+    assert "| wild | diverged |" in (finished / "table.md").read_text()
+
+
+def test_done_is_done(file, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    monkeypatch.setattr(ablation_runs.VariantRun, "go", lambda self: pytest.fail("trained again"))
+    assert command(file, tmp_path / "run") == 0
+    assert records(tmp_path / "run") == records(finished)
+
+
+def test_stopped_anywhere_and_gone_on_gives_the_same_table(file, finished, tmp_path, monkeypatch):
+    """A signal in the second variant between two evaluations, then the time limit, then to the end."""
+    heed, called = ablation_runs.VariantRun.heed, []
+
+    def stop_at(number: int, act):
+        def heed_and_act(self, dispatch, news, seconds):
+            heed(self, dispatch, news, seconds)
+            called.append(dispatch)
+            if len(called) == number:
+                act()
+
+        monkeypatch.setattr(ablation_runs.VariantRun, "heed", heed_and_act)
+
+    stop_at(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert command(file, tmp_path / "run") == 128 + signal.SIGTERM
+    assert sorted(records(tmp_path / "run")) == ["residual"]
+    assert lines(tmp_path / "run")[1]["status"] == "not run yet"
+    clock = {"now": 0.0}
+    monkeypatch.setattr(ablation.time, "monotonic", lambda: clock["now"])
+    stop_at(len(called) + 1, lambda: clock.update(now=99.0))
+    assert command(file, tmp_path / "run", "--max_seconds=50") == 0
+    assert sorted(records(tmp_path / "run")) == ["residual"]
+    assert command(file, tmp_path / "run") == 0
+    # Every dispatch was done once.
+    assert [(d.first, d.last) for d in called[5:]][:5] == [(d.first, d.last) for d in called[:5]]
+    assert records(tmp_path / "run") == records(finished)
+    assert lines(tmp_path / "run") == lines(finished)
+
+
+def test_a_variant_that_fails_is_a_row_and_tried_again(file, finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "variants" / "plain.json").unlink()
+
+    def fail(self):
+        raise MemoryError("too large\nand more lines")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation_runs.VariantRun, "go", fail)
+        assert command(file, tmp_path / "run") == 1
+    assert "plain: failed: MemoryError: too large" in capsys.readouterr().out
+    line = lines(tmp_path / "run")[1]
+    assert (line["variant"], line["status"], line["reason"]) == ("plain", "failed", "MemoryError: too large")
+    assert command(file, tmp_path / "run", "--only=plain") == 0
+    assert records(tmp_path / "run") == records(finished)
+
+
+def test_another_configuration_is_refused_with_the_difference(file, finished):
+    before = records(finished)
+    for flag, words in (
+        ("--config.optim.momentum=0.5", "optim.momentum: 0.9 -> 0.5"),
+        ("--config.seeds=(0,1)", r"seeds: \[0, 5\] -> \[0, 1\]"),
+    ):
+        with pytest.raises(InputError, match=f"variant residual is of another configuration.*{words}"):
+            command(file, finished, flag)
+    assert records(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--only=plan", "--only=plan: no such variant; choose from residual, plain, wild"),
+        ("--config.optim.lrr=1", "--config.optim.lrr: no such key"),
+        ("--config.variants.plain.model.width=4", "width"),
+        ("--config.baseline=none", "config.baseline='none' is no variant"),
+        ("--config.data.dir=absent.npz", "absent.npz: cannot be read"),
+        ("--config.data.image_size=9", "holds images of 8 px"),
+        ("--config.data.batch_size=64", "variant residual: config.data.batch_size=64"),
+        ("--max_seconds=-1", "max_seconds"),
+        ("--together=magic", "together"),
+    ],
+)
+def test_a_slip_in_a_flag_is_told_before_anything_is_written(file, tmp_path, flag, words):
+    with pytest.raises(InputError) as error:
+        command(file, tmp_path / "run", flag)
+    assert words in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(file, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(InputError, match=r"holds 'thesis\.tex'"):
+        command(file, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_slip_is_one_line_and_costs_no_import(file):
+    """As a process of its own: exit code 2, one line, and jax not even loaded."""
+    code = (
+        "import runpy, sys; sys.argv = ['ablation', '--config=' + sys.argv[1], '--workdir=x', '--config.seeds=(1,1)']\n"
+        "try: runpy.run_module('resnet.study.ablation', run_name='__main__')\n"
+        "except SystemExit as end: print(end.code, 'jax' in sys.modules, 'tensorflow' in sys.modules)"
+    )
+    result = run_fresh(sys.executable, "-c", code, file)
+    assert result.out == "2 False False\n", result
+    assert result.err == "error: config.seeds names 1 twice; a seed gives the same run every time\n"
+
+
+def test_without_tensorflow_and_tensorboard_arrays_suffice(file, tmp_path):
+    """What a bare accelerator machine has: the command must not ask for more, up to the first compilation."""
+    code = (
+        "import sys\n"
+        "for name in ('tensorflow', 'tensorflow_datasets', 'tensorboardX'): sys.modules[name] = None\n"
+        "import importlib\n"
+        "from resnet.study import ablation, ablation_runs, ablation_table, ablation_curves\n"
+        "sys.argv = ['ablation', '--config=' + sys.argv[1], '--workdir=' + sys.argv[2], '--max_seconds=1']\n"
+        "ablation.run_variants = lambda *arguments: print('would train') or True\n"
+        "sys.exit(ablation.main())"
+    )
+    result = run_fresh(sys.executable, "-c", code, file, tmp_path / "run")
+    assert result.code == 0, result.err
+    assert "would train" in result.out
+
+
+def test_the_flags_do_not_clash_with_those_of_training():
+    importlib.import_module("train_main")
+    assert set(ablation.make_flags()) >= {"config", "workdir", "only", "max_seconds", "together"}

@@ -1,0 +1,141 @@
+"""Every ablation's recipe is valid, whole and documented; a slip in one is told in one line."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs import ablations
+from configs.ablations.study import study as recipe_of
+from configs.default import get_config as default_config
+from input_pipeline.errors import InputError
+from resnet.study.ablation_config import KEYS, Published, read_study
+
+FOLDER = Path(ablations.__file__).parent
+RECIPES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "study"))
+
+
+def recipe(name: str) -> ConfigDict:
+    return importlib.import_module(f"configs.ablations.{name}").get_config()
+
+
+def small(**changes) -> ConfigDict:
+    """Two variants on the defaults, with other values for the four keys of an ablation."""
+    base = default_config()
+    base.data.crop = "pad"
+    config = recipe_of(base, {"a": {}, "b": {"model": {"shortcut": "C"}}}, baseline="a", seeds=(0, 1))
+    with config.unlocked(), config.ignore_type():
+        for key, value in changes.items():
+            config[key] = value
+    return config
+
+
+def test_the_recipes_are_found():
+    promised = {"bottleneck", "cifar_small", "depth_cifar", "orders", "shortcut_transforms", "shortcuts"}
+    assert promised <= set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_valid_and_says_how_it_is_run(name):
+    study = read_study(recipe(name))
+    assert study.baseline == study.variants[0].name
+    text = (FOLDER / f"{name}.py").read_text()
+    assert f"--config=configs/ablations/{name}.py" in text
+    assert "Result to expect:" in text
+    assert len(text.splitlines()) < 60
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "cifar_small"])
+def test_the_papers_recipe_in_full(name):
+    """He et al. 2015, Section 4.2: 64k iterations of 128, 0.1 divided at 32k and 48k, 1e-4, pad 4 and flip."""
+    import jax.numpy as jnp
+
+    from resnet.train.plan import schedule_settings
+    from resnet.train.schedules import make_schedule
+
+    for variant in read_study(recipe(name)).variants:
+        config = variant.config
+        assert (config.run.steps, config.data.batch_size, config.data.val_fraction) == (64_000, 128, 0.0)
+        assert (config.data.crop, config.data.crop_padding, config.data.flip) == ("pad", 4, "horizontal")
+        assert (config.optim.name, config.optim.momentum, config.optim.weight_decay) == ("sgd", 0.9, 1e-4)
+        schedule = make_schedule(schedule_settings(config), 50_000 / 128, 64_000)
+        rates = [float(schedule(jnp.asarray(step))) for step in (0, 400, 31_999, 32_000, 47_999, 48_000, 63_999)]
+        warm = "110" in str(config.model.name)
+        # rel: the warm-up's float32 arithmetic subtracts rates 400 times as large as its first.
+        assert rates == pytest.approx([0.1 / 400 if warm else 0.1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001], rel=1e-4)
+
+
+def test_the_order_of_a_recipe_is_that_of_the_table():
+    names = [variant.name for variant in read_study(recipe("depth_cifar")).variants]
+    assert names == [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (20, 32, 44, 56, 110)]
+
+
+def test_published_figures_stand_beside_their_variants():
+    published = {variant.name: variant.published for variant in read_study(recipe("orders")).variants}
+    assert published["full_preactivation"] == Published(6.37, "He et al. 2016, Table 2")
+    assert [entry.error for entry in published.values()] == [6.61, 8.17, 7.84, 6.71, 6.37]
+
+
+def test_a_variant_is_the_base_with_its_changes():
+    one, other = read_study(small()).variants
+    assert (one.config.model.shortcut, other.config.model.shortcut) == (None, "C")
+    assert (one.changes, other.changes) == ((), ("model.shortcut=C",))
+    assert not set(KEYS) & set(other.config)
+    assert other.config.optim == one.config.optim
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seeds": ()}, ("config.seeds",)),
+        ({"seeds": (0, 1, 0)}, ("config.seeds", "0 twice")),
+        ({"seeds": (0, -1)}, ("config.seeds",)),
+        ({"seeds": (0, 1.5)}, ("config.seeds",)),
+        ({"seeds": ("0,1",)}, ("config.seeds", '"--config.seeds=(0,1,2)"')),
+        ({"seeds": tuple(range(65))}, ("config.seeds", "64")),
+        ({"baseline": "c"}, ("config.baseline='c'", "a, b")),
+        ({"variants": ConfigDict()}, ("config.variants is empty",)),
+        ({"variants": 3}, ("config.variants",)),
+        ({"paper": ConfigDict({"c": {"error": 1.0, "source": "x"}})}, ("config.paper.c", "a, b")),
+        ({"paper": ConfigDict({"a": {"error": 1.0}})}, ("config.paper.a",)),
+        ({"variants": ConfigDict({"a": {}, "x/y": {}})}, ("x/y", "name")),
+        ({"variants": ConfigDict({"a": {}, "A": {"model": {"shortcut": "C"}}})}, ("A and a", "more than case")),
+        ({"variants": ConfigDict({"a": {}, "b": {}})}, ("a and b", "the same run")),
+        ({"variants": ConfigDict({"a": {"model": {"shorcut": "C"}}})}, ("variants.a.model.shorcut", "no such key")),
+        ({"variants": ConfigDict({"a": {"data": {"flip": "none"}}})}, ("variants.a.data", "model and optim")),
+        ({"variants": ConfigDict({"a": {"optim": {"lr": "fast"}}})}, ("variants.a.optim.lr=fast", "type")),
+        ({"variants": ConfigDict({"a": {"model": {"shortcut": "E"}}})}, ("variant a: shortcut='E'",)),
+        ({"variants": ConfigDict({"a": {"optim": {"beta1": 0.5}}})}, ("variant a: config.optim.beta1", "nothing")),
+        ({"more": 1}, ("unknown key config.more",)),
+    ],
+)
+def test_a_slip_is_told_in_one_line(changes, words):
+    with pytest.raises(InputError) as error:
+        read_study(small(**changes))
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("run", "seed", 3),
+        ("run", "best_metric", "loss"),
+        ("run", "early_stopping", 2),
+        ("run", "keep", 5),
+        ("data", "feed", "stream"),
+        ("data", "crop", "random_resized"),
+    ],
+)
+def test_a_key_that_an_ablation_does_not_read_is_refused(section, key, value):
+    config = small()
+    config[section][key] = value
+    with pytest.raises(InputError, match=f"config.{section}.{key}="):
+        read_study(config)
+
+
+def test_an_ordinary_recipe_is_no_ablation():
+    with pytest.raises(InputError, match=r"config\.seeds is missing"):
+        read_study(default_config())

@@ -1,0 +1,156 @@
+"""The figures of the table against numbers worked out by hand."""
+
+import csv
+import dataclasses
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet.study.ablation_config import read_study
+from resnet.study.ablation_curves import FILE, write_curves
+from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, read_record, write_record
+from resnet.study.ablation_statistics import bootstrap_interval, errors, figures
+from resnet.study.ablation_table import comma_separated, markdown
+from tests.study.test_ablation_config import recipe
+
+INSIDE = {
+    "branch_to_shortcut": {"layer1_0": [0.5, 0.7], "layer1_1": [0.3, 0.5], "layer2_0": [1.0, 3.0]},
+    "gradient_norm": {"stem": [9.0, 9.0], "layer1_0": [0.1, 0.3], "layer2_0": [2.0, 4.0], "head": [9.0, 9.0]},
+}
+
+
+def record(name: str, *top1: tuple[float | None, ...], diverged=(None, None, None), status=OK, reason="") -> Record:
+    """A record whose evaluations, one tuple of three seeds each, gave these shares."""
+    curves = Curves(
+        test_step=list(range(1, len(top1) + 1)),
+        test_top1=[list(row) for row in top1],
+        test_loss=[[1.0] * 3 for _ in top1],
+        train_step=[1, 2],
+        train_loss=[[2.0, None, 1.0], [1.0, None, 0.5]],
+        train_top1=[[0.1, None, 0.2]] * 2,
+        diverged=list(diverged),
+        seconds=4.0,
+        images=1000,
+        start=INSIDE,
+    )
+    return Record(name, status, reason, {"seeds": [0, 1, 2]}, 1234567, 40_551_040, "map", "cpu", None, curves, INSIDE)
+
+
+BASE = record("resnet20", (0.5, 0.6, 0.9), (0.9, 0.8, 0.7))
+OTHER = record("plain20", (0.88, 0.70, 0.1), (0.8, 0.8, 0.5))
+
+
+def test_last_best_mean_and_deviation():
+    """Errors 10, 20, 30: mean 20, sample deviation 10. Best of each seed 10, 20, 10."""
+    own = figures(BASE, None)
+    assert own.last == pytest.approx((10, 20, 30))
+    assert own.best == pytest.approx((10, 20, 10))
+    assert own.mean == pytest.approx(20)
+    assert own.deviation == pytest.approx(10)
+    assert own.best_mean == pytest.approx(40 / 3)
+    assert own.difference is None
+    assert own.interval is None
+
+
+def test_differences_are_paired_by_seed():
+    """20, 20, 50 against 10, 20, 30: +10, 0, +20, mean +10; no resample of three leaves 0 to 20."""
+    own = figures(OTHER, BASE)
+    assert own.difference == pytest.approx(10)
+    assert own.pairs == 3
+    low, high = own.interval
+    # 2.5 % lie below: 3 draws of the smallest have 1/27 = 3.7 %.
+    assert (low, high) == pytest.approx((0, 20))
+
+
+def test_a_seed_that_diverged_is_in_no_mean_and_no_pair():
+    own = figures(record("b", (0.8, 0.8, 0.5), diverged=(40, None, None), status=DIVERGED), BASE)
+    assert own.last == pytest.approx((None, 20, 50))
+    assert own.mean == pytest.approx(35)
+    assert own.pairs == 2
+    assert own.difference == pytest.approx((0 + 20) / 2)
+
+
+def test_nothing_is_made_of_nothing():
+    alone = record("b", diverged=(1, 2, 3), status=DIVERGED)
+    own = figures(alone, BASE)
+    assert (own.mean, own.deviation, own.best_mean, own.difference, own.interval) == (None,) * 5
+    single = figures(record("b", (0.8, None, None), diverged=(None, 1, 1)), BASE)
+    assert (single.mean, single.deviation, single.interval, single.pairs) == (pytest.approx(20), None, None, 1)
+    assert errors(record("b", (0.5, 0.5, 0.5), status=FAILED)) == ((None,) * 3, (None,) * 3)
+
+
+def test_the_interval_is_that_of_the_bootstrap_of_many():
+    """Of 400 normal differences it is close to mean ± 1.96 s/√n, and the same every time."""
+    differences = np.random.default_rng(5).normal(2.0, 1.0, 400)
+    low, high = bootstrap_interval(differences)
+    half = 1.96 * differences.std(ddof=1) / 20
+    assert low == pytest.approx(differences.mean() - half, abs=0.01)
+    assert high == pytest.approx(differences.mean() + half, abs=0.01)
+    assert (low, high) == bootstrap_interval(differences)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-50, 50), min_size=2, max_size=8))
+def test_the_interval_lies_within_the_differences_and_around_equal_ones(values):
+    low, high = bootstrap_interval(np.array(values), resamples=500)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+@pytest.fixture
+def study():
+    config = recipe("depth_cifar")
+    config.seeds = (0, 1, 2)
+    return read_study(config)
+
+
+def test_the_table_says_what_is_measured_published_missing_and_broken(study):
+    failed = record("plain32", status=FAILED, reason="MemoryError: too large")
+    records = {"resnet20": BASE, "plain20": OTHER, "plain32": failed}
+    text = markdown("Ablation depth", study, records)
+    assert "| resnet20 | 20.00 ± 10.00 |  | 13.33 | 3 of 3 | 1,234,567 | 40,551,040 | 250 | 8.75 [1] |" in text
+    assert "| plain20 | 30.00 ± 17.32 | +10.00 (+0.00 to +20.00) |" in text
+    assert "| plain32 | failed |" in text
+    assert "plain32: failed: MemoryError: too large" in text
+    assert "| resnet56 | not run yet |  |  |  |  |  |  | 6.97 [1] |" in text
+    assert "[1] He et al. 2015, Table 6\n" in text
+    assert "coarse with 3" in text
+    # Means over blocks and seeds: (0.5 + 0.7 + 0.3 + 0.5) / 4 and (1 + 3) / 2; gradients (0.1 + 0.3) / 2, (2 + 4) / 2.
+    assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
+
+
+def test_the_csv_has_every_variant_and_every_seed(study):
+    lines = list(csv.DictReader(io.StringIO(comma_separated(study, {"resnet20": BASE, "plain20": OTHER}))))
+    assert [line["variant"] for line in lines] == [variant.name for variant in study.variants]
+    by_name = {line["variant"]: line for line in lines}
+    assert float(by_name["plain20"]["difference"]) == pytest.approx(10)
+    assert float(by_name["plain20"]["last_seed_2"]) == pytest.approx(50)
+    assert by_name["resnet20"]["difference"] == ""
+    assert by_name["resnet32"]["status"] == "not run yet"
+    assert by_name["plain110"]["paper"] == "above 60"
+
+
+def test_curves_are_drawn_whatever_is_there(study, tmp_path):
+    write_curves(tmp_path, study, {})
+    plain = record("plain20", (0.5, None, 0.5), diverged=(None, 1, None), status=DIVERGED)
+    write_curves(tmp_path, study, {"resnet20": BASE, "plain20": plain})
+    assert (tmp_path / FILE).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_a_record_comes_back_as_it_was(tmp_path):
+    (tmp_path / "variants").mkdir()
+    write_record(tmp_path, BASE)
+    assert read_record(tmp_path, "resnet20") == BASE
+    assert read_record(tmp_path, "absent") is None
+
+
+def test_blocks_come_back_by_depth_not_by_name(tmp_path):
+    (tmp_path / "variants").mkdir()
+    names = ["stem", *(f"layer1_{index}" for index in range(12)), "layer2_0", "head"]
+    inside = {"gradient_norm": {name: [float(number)] * 3 for number, name in enumerate(names)}}
+    write_record(tmp_path, dataclasses.replace(BASE, end=inside))
+    again = read_record(tmp_path, "resnet20")
+    assert list(again.end["gradient_norm"]) == names
+    assert list(again.curves.start["gradient_norm"]) == ["stem", "layer1_0", "layer2_0", "head"]

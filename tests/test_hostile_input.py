@@ -1,0 +1,273 @@
+"""Files made to do harm: each is refused before it does, in words, and nothing waits, swells or leads elsewhere."""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline.doctor import look_over
+from input_pipeline.encoded_files import MAX_SCANS, first_frame, read_encoded
+from input_pipeline.errors import InputError
+from input_pipeline.folder import find_images
+from input_pipeline.images import sniff
+from input_pipeline.sources import open_source
+from resnet.model.spec import ResNetSpec
+from resnet.train.checkpoints import Meta, load
+from resnet.weights import formats
+from tests import bad_input_table
+from tests.fuzz.targets import checkpoint_seeds, metadata_seeds
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path_factory, monkeypatch) -> None:
+    monkeypatch.setenv("BAD_INPUT_BASE", str(tmp_path_factory.getbasetemp()))
+
+
+@contextlib.contextmanager
+def refused(match: str = "") -> Iterator[None]:
+    """Asserts an InputError of one printable line that `match`es, and notes it for docs/bad-input.md."""
+    with pytest.raises(InputError, match=match) as caught:
+        yield
+    assert str(caught.value).isprintable()
+    bad_input_table.note(str(caught.value))
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def huge_png() -> bytes:
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def huge_jpeg() -> bytes:
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), "JPEG"))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    return bytes(data)
+
+
+def huge_gif() -> bytes:
+    data = bytearray(encoded(Image.new("P", (8, 8)), "GIF"))
+    data[6:10] = struct.pack("<HH", 60_000, 60_000)
+    return bytes(data)
+
+
+def huge_gif_frame() -> bytes:
+    """A small screen, and in it a frame far larger than that."""
+    data = bytearray(encoded(Image.new("P", (8, 8)), "GIF"))
+    at = data.index(b"\x2c\0\0\0\0\x08\0\x08\0") + 5
+    data[at : at + 4] = struct.pack("<HH", 60_000, 60_000)
+    return bytes(data)
+
+
+def huge_bmp() -> bytes:
+    data = bytearray(encoded(Image.new("RGB", (8, 8)), "BMP"))
+    data[18:26] = struct.pack("<ii", 60_000, 60_000)
+    return bytes(data)
+
+
+def huge_webp() -> bytes:
+    body = bytes(4) + (16_382).to_bytes(3, "little") + (16_382).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + body
+
+
+HUGE = [huge_png, huge_jpeg, huge_gif, huge_gif_frame, huge_bmp, huge_webp]
+
+
+@pytest.mark.parametrize("make", HUGE, ids=lambda make: make.__name__)
+def test_a_bomb_of_any_format_is_refused_by_its_declared_size(make):
+    data = make()
+    assert len(data) < 2000
+    with refused(r"claims .*pixels"):
+        sniff(data, "bomb")
+
+
+def test_every_webp_tells_its_size_before_pillow_is_asked():
+    from input_pipeline.encoded_files import webp_size
+
+    image = Image.new("RGB", (37, 21), "red")
+    for options in ({"quality": 50}, {"lossless": True}, {"exif": Image.Exif().tobytes() or b"Exif\0\0II*\0"}):
+        assert webp_size(encoded(image, "WEBP", **options)) == (37, 21)
+    assert webp_size(encoded(image, "WEBP", save_all=True, append_images=[image.rotate(180)])) == (37, 21)
+
+
+def test_a_jpeg_of_endless_scans_is_refused():
+    data = encoded(Image.new("RGB", (64, 64), "red"), "JPEG", progressive=True)
+    sniff(data, "progressive")
+    start = data.rindex(b"\xff\xda")
+    scan = data[start:-2]
+    with refused("scans"):
+        sniff(data[:-2] + scan * (MAX_SCANS + 1) + data[-2:], "slow")
+
+
+def test_of_a_gif_only_the_first_frame_is_decoded():
+    frames = [Image.effect_noise((30, 20), 60 + i).convert("P") for i in range(5)]
+    data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:], loop=0)
+    cut = first_frame(data)
+    assert len(cut) < len(data) / 3
+    whole, first = (Image.open(io.BytesIO(content)) for content in (data, cut))
+    assert (whole.n_frames, first.n_frames) == (5, 1)
+    assert np.array_equal(np.asarray(whole.convert("RGB")), np.asarray(first.convert("RGB")))
+    for length in range(len(cut)):
+        first_frame(data[:length])
+
+
+def test_pipes_devices_and_sockets_are_never_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    data = tmp_path / "data"
+    for name in "ab":
+        (data / name).mkdir(parents=True)
+        (data / name / "1.png").write_bytes(encoded(Image.effect_noise((40, 40), 50), "PNG"))
+    os.mkfifo(data / "a" / "pipe.png")
+    (data / "a" / "zero.png").symlink_to("/dev/zero")
+    monkeypatch.chdir(data / "a")  # A socket's path may have 107 bytes.
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("socket.png")
+        assert find_images(data).ids == ("a/1.png", "b/1.png")
+        assert "special" in {finding.code for finding in look_over(data).findings}
+    for name in ("pipe.png", "zero.png"):
+        with pytest.raises(OSError, match="no ordinary file"):
+            read_encoded(data / "a" / name)
+    with refused("no ordinary file"):
+        formats.read(data / "a" / "pipe.png")
+
+
+def test_a_file_of_a_terabyte_is_not_read(tmp_path):
+    with (tmp_path / "sparse.jpg").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="more than any image"):
+        read_encoded(tmp_path / "sparse.jpg")
+
+
+def test_folders_that_are_links_in_a_circle_end(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(b"")
+        (tmp_path / name / "up").symlink_to(tmp_path)
+        (tmp_path / name / "itself").symlink_to("itself")
+    assert len(find_images(tmp_path).ids) < 20
+
+
+def test_names_with_newlines_and_escapes_are_printed_escaped(tmp_path):
+    name = "a\n\x1b[2Jb\u202e.png"
+    for label in ("x", "y"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / name).write_bytes(b"")
+    (tmp_path / "x\n\x1b[31m").mkdir()
+    with refused():
+        open_source("folder", str(tmp_path), cache_dir=str(tmp_path / "cache"), progress=False)
+
+
+def test_a_keras_archive_unpacks_nothing_and_may_not_swell(tmp_path):
+    def attempt(name: str, members: dict[str, bytes], words: str) -> None:
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        before = sorted(tmp_path.rglob("*"))
+        with refused(words):
+            formats.read(tmp_path / name)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    attempt("bomb", {"model.weights.h5": bytes(10_000_000)}, "swell")
+    slip = {"../../evil": b"x", "/tmp/evil": b"x", "model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(40)}
+    attempt("slip", slip, "damaged HDF5")
+
+
+def test_a_virtual_dataset_reads_no_other_file(tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["kernel"] = np.ones(4, np.float32)
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource(tmp_path / "secret.h5", "kernel", (4,))
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.create_group("conv1_conv").create_virtual_dataset("kernel", layout)
+    with refused("link to somewhere else"):
+        formats.read(tmp_path / "w.h5")
+
+
+def test_an_hdf5_file_of_endless_groups_is_refused(tmp_path):
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        group = file
+        for _ in range(3000):
+            group = group.create_group("g")
+    with refused():
+        formats.read(tmp_path / "w.h5")
+
+
+def test_a_safetensors_header_of_endless_nesting_is_refused(tmp_path):
+    header = b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
+    (tmp_path / "w").write_bytes(len(header).to_bytes(8, "little") + header)
+    with refused("header cannot be read"):
+        formats.read(tmp_path / "w")
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> dict:
+    return json.loads(metadata_seeds(tmp_path_factory.mktemp("meta"))[0])
+
+
+META = {
+    "no_object": lambda meta: [meta],
+    "other_format": lambda meta: meta | {"format": 99},
+    "missing": lambda meta: {key: value for key, value in meta.items() if key != "contract"},
+    "unknown": lambda meta: meta | {"run\n\x1b[31m": 1},
+    "huge_image": lambda meta: meta | {"image_size": 10**9},
+    "word_for_a_number": lambda meta: meta | {"image_size": "224"},
+    "infinite_crop": lambda meta: meta | {"resize_shorter": float("inf")},
+    "endless_number": lambda meta: meta | {"resize_shorter": 10**400},
+    "endless_stage": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [10**12]}},
+    "endless_stages": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [1] * 100}},
+    "wide": lambda meta: meta | {"spec": meta["spec"] | {"width": 10**9}},
+    "unknown_field": lambda meta: meta | {"spec": meta["spec"] | {"hook": "os.system"}},
+    "impossible": lambda meta: meta | {"spec": meta["spec"] | {"block": "eval"}},
+    "too_few_names": lambda meta: meta | {"class_names": ["a"]},
+    "names_no_texts": lambda meta: meta | {"class_names": [{}, {}, {}]},
+    "nan_contract": lambda meta: meta | {"contract": meta["contract"] | {"mean": [float("nan")] * 3}},
+    "zero_std": lambda meta: meta | {"contract": meta["contract"] | {"std": [0, 1, 1]}},
+}
+
+
+@pytest.mark.parametrize("case", META)
+def test_metadata_that_no_checkpoint_has_is_named(case, sound):
+    Meta.from_json(sound)
+    with refused():
+        Meta.from_json(META[case](sound))
+
+
+def test_metadata_of_every_kind_comes_back(sound):
+    meta = Meta.from_json(sound)
+    assert Meta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
+    assert meta.spec == ResNetSpec(block="basic", stage_sizes=(1, 1), width=8, num_classes=3)
+
+
+def test_a_checkpoint_of_links_and_pipes_is_refused(tmp_path):
+    checkpoint_seeds(tmp_path)
+    step = tmp_path / "step"
+    load(step)
+    os.mkfifo(step / "variables" / "pipe")
+    with refused("no checkpoint holds"):
+        load(step)
+    (step / "variables" / "pipe").unlink()
+    (step / "variables" / "link").symlink_to("/etc/passwd")
+    with refused("no checkpoint holds"):
+        load(step)
+
+
+def test_docs_say_what_was_printed():
+    bad_input_table.check("tests/test_hostile_input.py")
