@@ -40,6 +40,8 @@ def main() -> int:
     parser.add_argument("--out", default="", help="write the figures there as JSON")
     parser.add_argument("--keras_child", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.images < BATCH:
+        raise InputError(f"--images={arguments.images} must be at least a batch of {BATCH}")
     if arguments.keras_child:
         fit_keras(Path(arguments.keras_child), arguments.image_size, arguments.epochs)
         return 0

@@ -1,25 +1,20 @@
 """A configuration is refused in one line that names the key, or means what it says."""
 
 import dataclasses
-from types import MappingProxyType
 
-import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from configs import default
 from input_pipeline.errors import InputError
-from input_pipeline.sources import Source, Split
 from resnet.model.errors import SpecError
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
 from resnet.train.configuration import (
     CHOICES,
-    MOST_STEPS,
     POSITIVE,
     RANGES,
     READ_ONLY_IF,
-    READ_WITH_VALIDATION,
     READ_WITH_VIEWS,
     differences,
     flatten,
@@ -27,7 +22,6 @@ from resnet.train.configuration import (
     validate,
 )
 from resnet.train.optimizer import OPTIMIZERS
-from resnet.train.plan import make_plan
 from resnet.train.schedules import SCHEDULES
 
 
@@ -316,57 +310,6 @@ def test_differences_are_of_values_not_of_containers():
         "optim.lr: 0.1 -> 0.2",
         "run.seed: 0 -> '(absent)'",
     ]
-
-
-def source_with(*splits: str, examples: int = 100) -> Source:
-    """A dataset of which only sizes and labels are looked at; two classes."""
-    labels = (np.arange(examples) % 2).astype(np.int32)
-    ids = tuple(str(i) for i in range(examples))
-    sizes, upright = np.full((examples, 2), 9, np.int32), np.ones(examples, np.int8)
-    made = {name: Split(name, labels, ids, sizes, upright, None, lambda i: b"") for name in splits}
-    return Source("folder", ("a", "b"), MappingProxyType(made), "f" * 64, ())
-
-
-@pytest.mark.parametrize(("key", "value"), [("run.best_metric", "loss"), ("run.early_stopping", 3)])
-def test_what_validation_reads_is_refused_only_where_there_is_none(key, value):
-    assert key in READ_WITH_VALIDATION
-    # The data bring a validation split: no fraction is needed.
-    config = config_with({key: value, "data.val_fraction": 0.0})
-    validate(config)
-    make_plan(config, source_with("train", "val"))
-    with pytest.raises(InputError, match=rf"^config\.{key}=.* there is no validation split"):
-        make_plan(config, source_with("train"))
-    make_plan(config_with({"data.val_fraction": 0.0}), source_with("train"))
-
-
-def test_a_plan_counts_in_steps_of_whole_batches_over_fractional_epochs():
-    changes = {"data.batch_size": 64, "run.epochs": 3.0, "run.eval_every": 0.5, "run.checkpoint_every": 0.001}
-    plan = make_plan(config_with(changes), source_with("train", "val"))
-    assert plan.steps_per_epoch == 100 / 64
-    assert plan.total_steps == 5  # 4.6875, rounded up: no epoch is cut short
-    assert (plan.eval_every, plan.checkpoint_every) == (1, 1)
-    assert plan.epoch(5) == 3.2
-    assert (
-        make_plan(config_with({**changes, "run.steps": 2, "run.epochs": 90.0}), source_with("train")).total_steps == 2
-    )
-
-
-def test_a_plan_refuses_what_the_data_cannot_give():
-    with pytest.raises(InputError, match=r"^config\.data\.batch_size=64 is larger than the training set of 10 images"):
-        make_plan(config_with({}), source_with("train", examples=10))
-    with pytest.raises(InputError, match=rf"^config\.run\.epochs=.* at most {MOST_STEPS} can be counted"):
-        make_plan(config_with({"run.epochs": 1e9, "data.batch_size": 1}), source_with("train"))
-    with pytest.raises(InputError, match=r"^config\.optim\.warmup_epochs"):
-        make_plan(config_with({"optim.warmup_epochs": 5.0, "run.epochs": 5.0}), source_with("train"))
-
-
-def test_balanced_weights_come_from_the_training_labels():
-    source = source_with("train")
-    train = dataclasses.replace(source.splits["train"], labels=np.repeat([0, 1], [75, 25]).astype(np.int32))
-    uneven = dataclasses.replace(source, splits={"train": train})
-    plan = make_plan(config_with({"data.class_weights": "balanced"}), uneven)
-    assert plan.recipe.class_weights == pytest.approx((100 / 150, 100 / 50))
-    assert make_plan(config_with({}), uneven).recipe.class_weights == ()
 
 
 def test_the_choices_written_out_are_those_of_their_files():
