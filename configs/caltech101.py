@@ -6,7 +6,9 @@
 
 Without a word: fine-tuned at 224 px. probe: a head on the features of one pass, minutes on a CPU. scratch: no weights,
 128 px. The weights are fetched on first use; a file or folder of your own: --config.transfer.weights=PATH.
-The usual protocol of 30 training images a class: --config.data.per_class=30 --config.data.val_fraction=0.
+The usual protocol of 30 training images a class, without validation images:
+--config.data.per_class=30 --config.data.val_fraction=0.0 --config.run.best_metric=top1; the mean per class is printed
+as balanced accuracy.
 
 Result to expect: see the README's results table; a row that nobody has run says so.
 """

@@ -60,17 +60,24 @@ def result_rows(line: Line) -> list[tuple[str, Line]]:
     rows = [("all test images", line)]
     if line.get("clean"):
         rows.append((f"without the {line['leaked']:,} that also stand in another split", line["clean"]))
+    if line.get("cleanest"):
+        these = "these and " if line.get("clean") else ""
+        rows.append((f"without {these}the {line['near_leaked']:,} of which a copy stands there", line["cleanest"]))
     return rows
 
 
 def leak_sentence(line: Line) -> str:
     """What the test line says of images that stand in another split too."""
     leaked, count = int(line.get("leaked") or 0), int(line["count"])
-    if not leaked:
-        return "No test image is byte for byte in another split."
     if leaked == count:
         return "Every test image also stands, byte for byte, in another split: the figure measures memory, not vision."
-    return f"{leaked:,} of {count:,} test images also stand, byte for byte, in another split ({leaked / count:.1%})."
+    told = "No test image is byte for byte in another split."
+    if leaked:
+        told = f"{leaked:,} of {count:,} test images also stand, byte for byte, in another split ({leaked / count:.1%})."
+    if near := int(line.get("near_leaked") or 0):
+        told += f" Of {near:,} more a copy stands there, encoded anew, scaled or the like."
+    dropped = sum(line.get("dropped", {}).values())
+    return told + (f" {dropped:,} that leak were left out before (config.data.drop_leaks)." if dropped else "")
 
 
 def configuration(run: RunRecord) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:
