@@ -73,7 +73,8 @@ def leak_sentence(line: Line) -> str:
         return "Every test image also stands, byte for byte, in another split: the figure measures memory, not vision."
     told = "No test image is byte for byte in another split."
     if leaked:
-        told = f"{leaked:,} of {count:,} test images also stand, byte for byte, in another split ({leaked / count:.1%})."
+        share = f"{leaked / count:.1%}"
+        told = f"{leaked:,} of {count:,} test images also stand, byte for byte, in another split ({share})."
     if near := int(line.get("near_leaked") or 0):
         told += f" Of {near:,} more a copy stands there, encoded anew, scaled or the like."
     dropped = sum(line.get("dropped", {}).values())
