@@ -13,9 +13,9 @@ from collections.abc import Iterator
 def muted_errors() -> Iterator[None]:
     """Hold back what this process writes to standard error, by whatever language; told only where the body raises.
 
-    TensorFlow's two lines about oneDNN go with no setting but TF_ENABLE_ONEDNN_OPTS=0, and that makes decoding slower: 639
-    images per processor second instead of 742 (flower_photos to 224 px, benchmarks/decoding.py). Where descriptor 2 is
-    closed nothing is done.
+    TensorFlow's two lines about oneDNN go with no setting but TF_ENABLE_ONEDNN_OPTS=0, and that makes decoding slower:
+    639 images per processor second instead of 742 (flower_photos to 224 px, benchmarks/decoding.py). Where descriptor 2
+    is closed nothing is done.
     """
     try:
         original = os.dup(2)
