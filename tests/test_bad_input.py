@@ -3,21 +3,18 @@
 import fcntl
 import json
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import pytest
 
 from tests import bad_input_table
-from tests import place as places
+from tests.bad_input_table import refused
+from tests.bombs import huge_png
 from tests.commands import Result, run_fresh
 from tests.place import Place, make_place, names
 
-# Flags that are the same in every case.
-HIDDEN = ("--config=", "--workdir=", "--checkpoint=", "--data=")
 STEPS = 6
 CLASS = "daisy"
 
@@ -25,19 +22,6 @@ CLASS = "daisy"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     return make_place(tmp_path_factory.mktemp("bad_input"))
-
-
-@pytest.fixture(autouse=True)
-def base(tmp_path_factory, monkeypatch) -> None:
-    monkeypatch.setenv("BAD_INPUT_BASE", str(tmp_path_factory.getbasetemp()))
-
-
-def refused(result: Result, *words: str) -> None:
-    """As `place.refused`; and the line is noted for docs/bad-input.md."""
-    places.refused(result, *words)
-    if result.command:
-        shown = [word for word in result.command.split() if not word.startswith(HIDDEN)]
-        bad_input_table.note(result.err, " ".join(shown))
 
 
 # Flags after --config and --workdir, and what the line must name.
@@ -263,23 +247,13 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(place, tmp_path):
     ]
 
 
-def header_of_a_huge_png() -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-    )
-
-
 IMAGES = {
     "missing": (None, "no such file"),
     "text": (lambda jpeg: b"Dear diary", "not an image"),
     "empty": (lambda jpeg: b"", "empty file"),
     "truncated": (lambda jpeg: jpeg[: len(jpeg) // 2], "cannot be decoded"),
     "header_only": (lambda jpeg: jpeg[:20], "JPEG header"),
-    "bomb": (lambda jpeg: header_of_a_huge_png(), "50,000 x 50,000"),
+    "bomb": (lambda jpeg: huge_png(), "50,000 x 50,000"),
 }
 
 
