@@ -283,8 +283,9 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
 def differences(before: Flat, after: Flat) -> list[str]:
     """One entry per key that differs: 'optim.lr: 0.1 -> 0.2'. Lists and tuples of the same numbers are the same.
 
-    Keys in FREE may differ.
+    Keys in FREE may differ. A key that `before` has not is one that came later: it acted by its default.
     """
+    before = {key: value for key, value in flatten(default_config()) if key in after} | before
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
     missing = "(absent)"
     return [

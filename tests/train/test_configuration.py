@@ -312,6 +312,13 @@ def test_differences_are_of_values_not_of_containers():
     ]
 
 
+def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_defaults():
+    after = dict(flatten(config_with({})))
+    before = {key: value for key, value in after.items() if key not in ("data.doctor", "run.mesh")}
+    assert differences(before, after) == []
+    assert differences(before, {**after, "data.doctor": False}) == ["data.doctor: True -> False"]
+
+
 def test_the_choices_written_out_are_those_of_their_files():
     assert CHOICES["optim.name"] == OPTIMIZERS
     assert CHOICES["optim.schedule"] == SCHEDULES
