@@ -70,7 +70,12 @@ class Checkpoints:
             create=True,
             # What killed saves left: as large as a checkpoint each.
             cleanup_tmp_directories=True,
-            async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS, post_finalization_callback=self._seal),
+            async_options=ocp.AsyncOptions(
+                timeout_secs=SAVE_SECONDS,
+                post_finalization_callback=self._seal,
+                # Done in threads, they wait for each other by the wall clock: a jump of it hung or failed the save.
+                create_directories_asynchronously=False,
+            ),
         )
         with self._writing():
             self.set_aside: list[str] = by_first_process(lambda: integrity.tidy(self._root)) or []
