@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import threading
 import traceback
@@ -29,6 +30,8 @@ def become(request: dict[str, Any]) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(request["environment"])
+    # As in a terminal's foreground: shells have what they start in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.resetwarnings()
     sys.argv = request["arguments"]
     target, code = sys.argv[0], 0
