@@ -38,7 +38,8 @@ def main() -> int:
 
     hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
     code = train(config, workdir)
-    if code == 0 and hosts.primary():
+    # Of several processes none writes it: loading a checkpoint waits for all of them.
+    if code == 0 and not hosts.several():
         write_report(workdir)
     return code
 
