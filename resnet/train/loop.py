@@ -90,7 +90,8 @@ class Run:
         self.interruption = interruption
         # Of several processes: whether one of them was asked to end, which all learn at the same step.
         self.asked_to_end = False
-        self.watchdog = hosts.Watchdog(config.run.hang_timeout if hosts.several() else 0)
+        patience = config.run.hang_timeout
+        self.watchdog = hosts.Watchdog(patience if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
         self.begin(plan.stages[0])

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet.train import evaluation, integrity, loop, parallel
+from resnet.train import beginning, evaluation, integrity, loop, parallel
 from resnet.train.checkpoints import Checkpoints
 
 INJURY = json.loads(os.environ["INJURY"])
@@ -74,7 +74,7 @@ def patch() -> None:
     # A shell that starts the harness in the background has it ignore Ctrl-C, and what it starts inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     before(loop, "open_data", "open")
-    before(loop, "write_json", "directory")
+    before(beginning, "write_json", "directory")
     before(Checkpoints, "restore", "restore")
     last = lambda checkpoints, state, meta: "final_save" if meta.step == meta.config["run.steps"] else "save"  # noqa: E731
     before(Checkpoints, "save", last)

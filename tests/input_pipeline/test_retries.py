@@ -68,18 +68,17 @@ def test_what_waiting_cannot_mend_is_raised_at_once(number, waits):
 @pytest.fixture
 def sick(monkeypatch):
     """Makes the reading of files whose name ends so fail `times` times with EIO: sick(ending, times)."""
-    read_bytes = Path.read_bytes
+    read_encoded = folder.read_encoded
     left: dict[str, int] = {}
 
-    def read(path: Path) -> bytes:
+    def read(path: str | Path) -> bytes:
         for ending, times in left.items():
             if str(path).endswith(ending) and times:
                 left[ending] -= 1
                 raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-        return read_bytes(path)
+        return read_encoded(path)
 
-    # The name that `folder` reads images by; audit caches and everything else use Path itself.
-    monkeypatch.setattr(folder, "Path", type("SickPath", (type(Path()),), {"read_bytes": read}))
+    monkeypatch.setattr(folder, "read_encoded", read)
     return lambda ending, times: left.update({ending: times})
 
 

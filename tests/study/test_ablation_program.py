@@ -54,7 +54,7 @@ def alone() -> list:
     first = program.first_states(planned(), SEEDS, SIDE)
     for number, seed in enumerate(SEEDS):
         own = planned(seed)
-        step = jax.jit(make_train_step(own.network, own.optimizer, own.recipe))
+        step = jax.jit(make_train_step(own.network, own.stages[0].optimizer, own.recipe))
         state = jax.tree.map(lambda leaf, number=number: leaf[number], first)
         rows = step_rows(own.order, own.train_crop, 0, STEPS)
         for at in range(STEPS):

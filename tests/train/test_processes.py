@@ -130,9 +130,9 @@ def two(recipe, data, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("two") / "run"
     ends = [process.wait() for process in start(2, recipe, workdir)]
     assert [end.code for end in ends] == [0, 0], ends
-    # One speaks for all.
+    # One speaks for all; gloo, which connects them, says so in each.
     assert "test top-1" in ends[0].out
-    assert ends[1].out == ""
+    assert [line for line in ends[1].out.splitlines() if "[Gloo]" not in line] == []
     return workdir
 
 

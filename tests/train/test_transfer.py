@@ -219,7 +219,7 @@ def state_at(config: ConfigDict, workdir: Path, step: int) -> dict[str, np.ndarr
     stage = made.stage(step - 1)
     learning = partition(state.params, stage.learning)[0]
     state = state.replace(opt_state=jax.eval_shape(stage.optimizer.init, learning))
-    with Checkpoints(workdir, keep=9, sign=1) as checkpoints:
+    with Checkpoints(workdir, keep=9) as checkpoints:
         restored, _ = checkpoints.restore(step, state, parallel.replicated(mesh))
     trees = {"params": restored.params, "batch_stats": restored.batch_stats, "ema": restored.ema}
     others = jax.tree.leaves(restored.replace(params={}, batch_stats={}, ema={}))
