@@ -68,8 +68,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), self._best]),
             create=True,
-            # What killed saves left: as large as a checkpoint each.
-            cleanup_tmp_directories=True,
             async_options=ocp.AsyncOptions(
                 timeout_secs=SAVE_SECONDS,
                 post_finalization_callback=self._seal,

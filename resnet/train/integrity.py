@@ -146,6 +146,9 @@ def tidy(root: Path) -> list[str]:
     are: a kill while one of them was deleted leaves a part of it, which the next save deletes. Raises OSError.
     """
     finish_replacing(root)
+    # What killed saves left, each as large as a checkpoint. Orbax can do it, but in a thread that nobody waits for.
+    for left in root.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(left, ignore_errors=True)
     lines = []
     for step in step_numbers(root):
         folder = root / str(step)
