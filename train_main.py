@@ -37,7 +37,8 @@ def main() -> int:
     from resnet.train.loop import train
 
     hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    code = train(config, workdir)
+    with hosts.together():
+        code = train(config, workdir)
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():
         write_report(workdir)

@@ -74,7 +74,7 @@ def recipe_file(arguments: list[str]) -> str:
     return ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says, as one printable line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[0]) if lines else "no reason given"

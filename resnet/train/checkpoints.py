@@ -9,19 +9,18 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
-from resnet.train import integrity, stored_meta
+from resnet.train import hosts, integrity, stored_meta
 from resnet.train.meta import Meta
 from resnet.train.state import TrainState, Variables
 
@@ -76,7 +75,7 @@ class Checkpoints:
             ),
         )
         with self._writing():
-            self.set_aside: list[str] = by_first_process(lambda: integrity.tidy(self._root)) or []
+            self.set_aside: list[str] = hosts.by_primary(lambda: integrity.tidy(self._root)) or []
             self._manager = ocp.CheckpointManager(self._root, options=options)
 
     def latest_step(self) -> int | None:
@@ -99,13 +98,13 @@ class Checkpoints:
             if meta.step in self._manager.all_steps():
                 # A signal during this step's evaluation had it saved without its figures, and orbax does not overwrite.
                 # It steps aside until the new one is whole: it may be the only one.
-                by_first_process(lambda: integrity.begin_replacing(self._root, meta.step))
+                hosts.by_primary(lambda: integrity.begin_replacing(self._root, meta.step))
                 self._manager.reload()
             self._manager.save(meta.step, args=arguments, force=True)
 
     def _seal(self) -> None:
         """Write the manifest of the save that is under way. Orbax calls this when all is written but the final name."""
-        if jax.process_index() > 0:
+        if not hosts.primary():
             return
         (folder,) = self._root.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         integrity.seal(folder)
@@ -142,20 +141,20 @@ class Checkpoints:
         """Return when everything saved is on disk. Raises InputError for what could not be written meanwhile."""
         with self._writing():
             self._manager.wait_until_finished()
-            by_first_process(lambda: integrity.finish_replacing(self._root))
+            hosts.by_primary(lambda: integrity.finish_replacing(self._root))
             integrity.sync_folder(self._root)
 
     def close(self) -> None:
         """Wait, then let go of the folder. Raises as `wait` does."""
         with self._writing():
             self._manager.close()
-            by_first_process(lambda: integrity.finish_replacing(self._root))
+            hosts.by_primary(lambda: integrity.finish_replacing(self._root))
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error and jax.process_count() > 1:
+        if error and hosts.several():
             # Closing waits for all processes, and one that fails is to leave them.
             return
         # The first error is the one to tell: on a full disk, closing fails again.
@@ -176,14 +175,6 @@ class Checkpoints:
                 f"{printable(str(self._root))}: a checkpoint could not be written ({why}); mend "
                 "that, and the same command goes on from the last whole one"
             ) from error
-
-
-def by_first_process(work: Callable[[], Any]) -> Any:
-    """Do what changes folders in one process, while the others wait for it; its result there, None in the others."""
-    done = work() if jax.process_index() == 0 else None
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints")
-    return done
 
 
 def room_needed(workdir: Path, *, keep: int, total_steps: int, state_bytes: int) -> int:

@@ -8,12 +8,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import jax
 
 from input_pipeline.errors import InputError, printable
+from resnet.recipe import first_line
 
+Result = TypeVar("Result")
 # Seconds without a sign of life after which a peer counts as dead. JAX' default of 100 lets a job of 256 wait minutes.
 HEARTBEAT_SECONDS = 20
 # A run that lost a peer or hung: EX_TEMPFAIL of sysexits.h, "try again", which batch systems can be told to requeue on.
@@ -77,11 +80,6 @@ def launcher(environment: Mapping[str, str]) -> str:
     return ""
 
 
-def first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return printable(lines[0][:200]) if lines else type(error).__name__
-
-
 def several() -> bool:
     """Whether this run has more than one process."""
     return jax.process_count() > 1
@@ -106,6 +104,13 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def by_primary(work: Callable[[], Result]) -> Result | None:
+    """Do what changes folders in one process, while the others wait for it; its result there, None in the others."""
+    done = work() if primary() else None
+    barrier("work of one process")
+    return done
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Around a run of several processes: when one fails, its peer is lost or a collective breaks, all end.
@@ -121,7 +126,7 @@ def together() -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         mendable = isinstance(error, InputError)
         advice = "" if mendable else "; start all processes again, the run goes on from its last checkpoint"
-        leave(f"{first_line(error) or type(error).__name__}{advice}", 2 if mendable else LOST_PEER)
+        leave(f"{first_line(error)[:400]}{advice}", 2 if mendable else LOST_PEER)
 
 
 def leave(reason: str, code: int) -> None:

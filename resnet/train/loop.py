@@ -68,8 +68,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
             start_directory(workdir, flat, source, plan.pretrained)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
-        with hosts.together():
-            return run.go(state)
+        return run.go(state)
 
 
 def kind_of_run(plan: Plan) -> type["Run"]:

@@ -76,6 +76,7 @@ def test_data_parallel_steps_send_gradients_and_statistics_and_no_activations(ei
 def test_fsdp_divides_the_state_and_gathers_parameters_only(eight):
     found = eight[1]["fsdp"]
     assert found["divided"] > 0
+    assert found["counts"]["all-gather"] > 0
     # The largest leaf of the tiny network is a 3×3 kernel of 64×64; a layer's activations are 16·16·16·32 numbers.
     assert found["largest_gather"] <= 9 * 64 * 64
 
