@@ -119,7 +119,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
 # the number of devices changes).
-FREE = ("run.mesh", "run.hang_timeout", "data.threads")
+FREE = ("run.mesh", "run.hang_timeout", "run.debug", "data.threads")
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9

@@ -15,8 +15,6 @@ from resnet.train.configuration import differences
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
 # What a run that was killed before its configuration was written may have left: as good as an empty folder.
 BEGINNINGS = (LOCK, PROVENANCE, CLASSES, *(f".{name}.part" for name in (PROVENANCE, CLASSES, CONFIG)))
-# What may be set otherwise when a run goes on: it changes nothing of what the run computes.
-MAY_DIFFER = ("run.debug",)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -56,7 +54,7 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
         raise InputError(
             f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder"
         ) from error
-    changed = differences(*({key: flat[key] for key in flat if key not in MAY_DIFFER} for flat in (before, config)))
+    changed = differences(before, config)
     if changed:
         raise InputError(
             f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "
