@@ -1,0 +1,56 @@
+"""What config.data says, put together: the dataset, the crops, the augmentation. Training and the preview share it."""
+
+from ml_collections import ConfigDict
+
+from input_pipeline.augment import Augmentation
+from input_pipeline.contract import Contract
+from input_pipeline.crops import Crop
+from input_pipeline.sources import Source, open_source
+
+
+def open_data(config: ConfigDict) -> Source:
+    """The dataset that config.data names, looked over once."""
+    data = config.data
+    return open_source(
+        data.source,
+        data.dir,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        per_class=data.per_class,
+        split_seed=data.split_seed,
+        on_error=data.on_error,
+        exclude=tuple(data.exclude),
+        doctor=data.doctor,
+        drop_leaks=data.drop_leaks,
+        keep_copies_together=data.keep_copies_together,
+    )
+
+
+def make_crop(config: ConfigDict, contract: Contract, kind: str, resize_shorter: float) -> Crop:
+    """The crop of config.data, of the given kind. resize_shorter: for evaluation, where the key leaves it open (-1)."""
+    data = config.data
+    return Crop(
+        kind=kind,
+        image_size=data.image_size,
+        scale=tuple(data.crop_scale),
+        ratio=tuple(data.crop_ratio),
+        padding=data.crop_padding,
+        resize_shorter=resize_shorter if data.resize_shorter == -1 else data.resize_shorter,
+        interpolation=contract.interpolation,
+    )
+
+
+def make_augmentation(config: ConfigDict) -> Augmentation:
+    """What happens to training images behind the crop. Raises InputError for a value outside its range."""
+    data = config.data
+    return Augmentation(
+        flip=data.flip,
+        brightness=data.brightness,
+        contrast=data.contrast,
+        saturation=data.saturation,
+        hue=data.hue,
+        erasing=data.erasing,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
+        label_smoothing=config.optim.label_smoothing,
+    )
