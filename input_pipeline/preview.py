@@ -25,6 +25,8 @@ IMAGES = 32
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    # Before jax is imported: TensorFlow's notes come by way of a library that both share.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     values = make_flags()
     known = [key for key, _ in recipe.flatten(default_config())]
     try:
@@ -100,11 +102,9 @@ def describe(config: ConfigDict, which: str, *, plain: bool) -> str:
     if plain:
         parts.append("probe: cropped as in evaluation")
     else:
-        scale = (
-            f" {data.crop_scale[0]:g} to {data.crop_scale[1]:g} of the area" if data.crop == "random_resized" else ""
-        )
-        padding = f" {data.crop_padding}" if data.crop == "pad" else ""
-        parts.append(f"crop {data.crop}{scale}{padding}")
+        low, high = data.crop_scale
+        more = {"random_resized": f" {low:g} to {high:g} of the area", "pad": f" {data.crop_padding}"}
+        parts.append(f"crop {data.crop}{more.get(data.crop, '')}")
         parts += [f"flip {data.flip}"] if data.flip != "none" else []
         for name in ("brightness", "contrast", "saturation", "hue", "erasing", "mixup", "cutmix"):
             parts += [f"{name} {data[name]:g}"] if data[name] else []

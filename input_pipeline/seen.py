@@ -71,15 +71,27 @@ def shortened(name: str, longest: int) -> str:
 
 def sheet(images: np.ndarray, targets: np.ndarray, class_names: Sequence[str], title: str = "") -> np.ndarray:
     """Pictures uint8[N, S, S, 3] in rows, each above its label float32[N, C]: uint8[H, W, 3]. N is at least 1."""
-    font = _font()
-    factor = max(1, math.ceil(LEAST_SIDE / images.shape[1]))
-    side = images.shape[1] * factor
-    longest = max(8, int(side / (0.62 * TEXT_SIZE)))
-    captions = [caption(target, class_names, longest) for target in targets]
-    line = TEXT_SIZE + 4
-    columns = max(1, min(len(images), math.ceil(math.sqrt(len(images) * 1.6))))
-    height = side + line * max(map(len, captions)) + GAP
-    width = columns * (side + GAP) + GAP
+    longest = letters(images.shape[2] * magnification(images))
+    return labelled(images, [caption(target, class_names, longest) for target in targets], title)
+
+
+def magnification(images: np.ndarray) -> int:
+    """The whole factor by which a sheet enlarges pictures [N, H, W, 3]."""
+    return max(1, math.ceil(LEAST_SIDE / images.shape[1]))
+
+
+def letters(width: int) -> int:
+    """How many letters fit beneath a picture of so many pixels."""
+    return max(8, int(width / (0.62 * TEXT_SIZE)))
+
+
+def labelled(images: np.ndarray, captions: Sequence[Sequence[str]], title: str = "") -> np.ndarray:
+    """Pictures uint8[N, H, W, 3] in rows, each above its lines of text, beneath a title. N is at least 1."""
+    font, line, factor = _font(), TEXT_SIZE + 4, magnification(images)
+    high, wide = images.shape[1] * factor, images.shape[2] * factor
+    columns = max(1, min(len(images), math.ceil(math.sqrt(len(images) * 1.6 * high / wide))))
+    height = high + line * max(map(len, captions)) + GAP
+    width = columns * (wide + GAP) + GAP
     head = _wrapped(title, width - 2 * GAP, font)
     top = len(head) * line + 2 * GAP if head else GAP
     page = Image.new("RGB", (width, top + height * math.ceil(len(images) / columns)), PAPER)
@@ -88,11 +100,10 @@ def sheet(images: np.ndarray, targets: np.ndarray, class_names: Sequence[str], t
         pen.text((GAP, GAP + number * line), text, INK, font)
     for number, (image, lines) in enumerate(zip(images, captions, strict=True)):
         row, column = divmod(number, columns)
-        left, upper = GAP + column * (side + GAP), top + row * height
-        picture = Image.fromarray(image).resize((side, side), Image.Resampling.NEAREST)
-        page.paste(picture, (left, upper))
+        left, upper = GAP + column * (wide + GAP), top + row * height
+        page.paste(Image.fromarray(image).resize((wide, high), Image.Resampling.NEAREST), (left, upper))
         for place, text in enumerate(lines):
-            pen.text((left, upper + side + 1 + place * line), text, INK, font)
+            pen.text((left, upper + high + 1 + place * line), text, INK, font)
     return np.asarray(page)
 
 

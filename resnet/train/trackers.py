@@ -118,8 +118,9 @@ class Trackers:
             try:
                 self._open[name] = KNOWN[name](workdir, note["id"], config)
             except Exception as error:  # Any: a library, its server and its settings, all of them the user's to mend.
+                reason = first_line(error)[:300]
                 raise InputError(
-                    f"config.run.writers: {name} cannot be opened ({first_line(error)[:300]}); mend that, or leave it out"
+                    f"config.run.writers: {name} cannot be opened ({reason}); mend that, or leave it out"
                 ) from error
             note["id"] = self._open[name].identity
         if names:
@@ -171,7 +172,7 @@ class Trackers:
     def _give_up(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
         print(
-            f"{name} failed ({first_line(error)[:300]}). The run goes on without it and metrics.jsonl has all; the same "
-            "command catches up when the run is started again.",
+            f"{name} failed ({first_line(error)[:300]}). The run goes on without it and metrics.jsonl has all; "
+            "when the run is started again, it catches up.",
             file=sys.stderr,
         )
