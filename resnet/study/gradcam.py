@@ -141,7 +141,7 @@ def overlay_name(path: Path) -> str:
 
 
 def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
-    """Write a picture, or uint8[H, W, 3], as a PNG beside its place and rename it, so that no reader ever sees half of it."""
+    """Write a picture, or uint8[H, W, 3], as a PNG beside its place and rename it: no reader ever sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)

@@ -138,7 +138,7 @@ def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = N
 def write_overlays(
     model: Model, paths: list[Path], images: np.ndarray, classes: np.ndarray, folder: Path
 ) -> list[Path]:
-    """Write one Grad-CAM overlay an image and class into `folder`, or all on the sheet it names; the files, in order."""
+    """Write the Grad-CAM overlay of each image and class into `folder`, or all on that sheet; the files, in order."""
     # Here, not above: it imports jax and matplotlib.
     from resnet.study.gradcam import heat_maps, overlay, overlay_name, write_picture, write_sheet
 

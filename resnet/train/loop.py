@@ -32,6 +32,7 @@ from resnet.train.profiling import Profiler
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
+from resnet.train.shown_inputs import first_shown
 from resnet.train.state import TrainState
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums
 from resnet.train.workdir import check_room, check_workdir, claimed
@@ -135,14 +136,12 @@ class Run:
             except Interrupted:
                 print(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
-            flat = dict(flatten(self.config))
-            writer = MetricsWriter(self.workdir, step, flat) if hosts.primary() else SilentWriter()
-            with writer, self.watchdog:
-                self.writer = writer
+            settings = dict(flatten(self.config))
+            opened = MetricsWriter(self.workdir, step, settings) if hosts.primary() else SilentWriter()
+            with opened as self.writer, self.watchdog:
                 quiet = None if hosts.primary() else io.StringIO()
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step, stream=quiet)
-                with bar, jax.transfer_guard("disallow"):
-                    self.bar = bar
+                with bar as self.bar, jax.transfer_guard("disallow"):
                     step, state = self.steps(step, state)
                 self.checkpoints.wait()
                 outcome = None
@@ -150,8 +149,8 @@ class Run:
                     with contextlib.suppress(Interrupted):
                         outcome = test_run(self, step, state)
                 if self.stopping:
-                    total = self.plan.total_steps
-                    hosts.say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    done = f"step {step} of {self.plan.total_steps}"
+                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
                 self.writer.finish()
             if hosts.primary():
@@ -243,6 +242,7 @@ class Run:
             shard=shard,
             threads=self.threads,
         )
+        host = first_shown(self, host) if step == 0 and hosts.primary() else host
         stop = (lambda: self.interruption.requested) if hosts.several() else None
         return parallel.put_batches(host, self.mesh, stop)
 
