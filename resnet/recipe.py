@@ -37,7 +37,7 @@ def parse(
             f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
         )
     try:
-        rest = values(arguments)
+        rest = values(recipe_first(arguments))
     except flags.Error as error:
         raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
     except Exception as error:  # Any: the recipe is the user's own code.
@@ -72,6 +72,17 @@ def recipe_file(arguments: list[str]) -> str:
         if name in ("--config", "-config"):
             return value if equals else following
     return ""
+
+
+def recipe_first(arguments: list[str]) -> list[str]:
+    """The arguments with the recipe in front: config_flags can set no key before it knows whose, whatever the order."""
+    rest = arguments[1:]
+    for place, argument in enumerate(rest):
+        name, equals, _ = argument.partition("=")
+        if name in ("--config", "-config"):
+            end = place + (1 if equals else 2)
+            return [*arguments[:1], *rest[place:end], *rest[:place], *rest[end:]]
+    return arguments
 
 
 def first_line(error: BaseException) -> str:

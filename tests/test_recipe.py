@@ -1,0 +1,28 @@
+"""Recipes on the command line."""
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs.default import get_config
+from resnet import recipe
+from resnet.train.configuration import flatten
+
+RECIPE = "configs/folder.py"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"--config={RECIPE}", "--workdir=w", "--config.optim.lr=0.3"],
+        ["--workdir=w", "--config.optim.lr=0.3", f"--config={RECIPE}"],
+        ["--config.optim.lr=0.3", "--config", RECIPE, "--workdir", "w"],
+    ],
+)
+def test_the_recipe_may_stand_anywhere(arguments):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    recipe.parse(values, ["train_main.py", *arguments], "", known=(key for key, _ in flatten(get_config())))
+    assert values["config"].value.optim.lr == 0.3
+    assert values["workdir"].value == "w"
