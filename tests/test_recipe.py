@@ -2,7 +2,6 @@
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 
 from configs.default import get_config
 from resnet import recipe
@@ -21,7 +20,7 @@ RECIPE = "configs/folder.py"
 )
 def test_the_recipe_may_stand_anywhere(arguments):
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=values)
+    recipe.define(values, ["train_main.py", *arguments], "")
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     recipe.parse(values, ["train_main.py", *arguments], "", known=(key for key, _ in flatten(get_config())))
     assert values["config"].value.optim.lr == 0.3
