@@ -1,4 +1,4 @@
-"""README and docs/: links lead somewhere, commands exist, those of the tutorials and the notebook run, the site builds."""
+"""README and docs/: links lead somewhere, commands exist, tutorials and notebook run, the site builds."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_a_broken_link_is_seen(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory) -> Path:
-    """A folder in which a reader's commands run: this checkout's code, with everything that they write kept out of it."""
+    """A folder in which a reader's commands run: this checkout's code, and nothing that they write goes into it."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("train_main.py", "input_pipeline", "resnet", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
@@ -198,7 +198,8 @@ def test_a_page_of_a_module_shows_heads_fields_and_words(tmp_path, monkeypatch):
     file = tmp_path / "shapes.py"
     file.write_text(
         '"""Shapes."""\n\nimport dataclasses\n\n\n@dataclasses.dataclass(frozen=True)\nclass Square:\n'
-        '    """A square.\n\n    side: in pixels,\n    above 0. Raises ValueError.\n    """\n\n    # As drawn.\n    side: int = 3\n\n'
+        '    """A square.\n\n    side: in pixels,\n    above 0. Raises ValueError.\n    """\n\n'
+        "    # As drawn.\n    side: int = 3\n\n"
         "    def area(self) -> int:\n        # Exact.\n        return self.side**2\n\n\ndef _hidden() -> None: ...\n"
     )
     page = module_pages.module_page("resnet.model.shapes", file)
@@ -229,7 +230,7 @@ def test_results_are_those_of_the_files(tmp_path, monkeypatch):
     for word in ("`python -m x --y`", "2026-01-02", "a CPU", "[speed_cpu.json](#speed_cpu)"):
         assert word in row
     file.write_text("[1]")
-    with pytest.raises(ValueError, match="speed_cpu.json: no JSON object"):
+    with pytest.raises(ValueError, match=r"speed_cpu\.json: no JSON object"):
         results_page.results_page([file])
 
 

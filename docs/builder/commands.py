@@ -12,7 +12,8 @@ from docs.builder.links import ROOT
 
 # ```console title=… … ```: the language, the rest of its line, the text; before it perhaps a comment that excuses it.
 _BLOCK = re.compile(
-    r"(?P<excuse><!-- not run[^>]*-->\s*)?^(?P<fence>`{3,})(?P<language>\w*)(?P<info>[^\n]*)\n(?P<text>.*?)^(?P=fence)[ \t]*$",
+    r"(?P<excuse><!-- not run[^>]*-->\s*)?^(?P<fence>`{3,})(?P<language>\w*)(?P<info>[^\n]*)\n"
+    r"(?P<text>.*?)^(?P=fence)[ \t]*$",
     re.M | re.S,
 )
 _INLINE = re.compile(r"(?<!`)`((?:\./run\.sh|python -m|python train_main)[^`]*)`(?!`)", re.S)
@@ -76,11 +77,7 @@ def commands(page: str) -> list[Shown]:
 def parsed(text: str, output: tuple[str, ...] = (), excused: bool = False) -> Shown:
     # Behind two blanks a block explains in words; '...', '[…]' and '|' stand for what the reader fills in.
     command = re.split(r"  +(?=[#a-z(])| +#", " ".join(text.split("\n")), maxsplit=1)[0]
-    words = (
-        shlex.split(re.sub(r"[\[\]]|\.\.\.|…", " ", command))
-        if "'" not in command or command.count("'") % 2 == 0
-        else command.split()
-    )
+    words = shlex.split(re.sub(r"[\[\]]|\.\.\.|…", " ", command))
     environment = {}
     while words and _ASSIGNMENT.match(words[0]):
         name, _, value = words.pop(0).partition("=")
@@ -157,7 +154,7 @@ def takes(file: Path, flag: str) -> bool:
 
 
 def flags(tree: ast.Module) -> set[str]:
-    """The flags that a module defines: "--name" for argparse, DEFINE_x("name", …) for absl, f"--{field}" of its fields."""
+    """The flags that a module defines: "--name" (argparse), DEFINE_x("name", …) (absl), f"--{field}" of its fields."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str):

@@ -93,9 +93,10 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 def public(node: ast.Module | ast.ClassDef) -> Iterator[Definition]:
     """The classes and functions in it that others may use; a command's `main` says what the module's docstring says."""
     for inner in node.body:
-        if isinstance(inner, Definition) and not inner.name.startswith("_"):
-            if inner.name != "main" or ast.get_docstring(inner):
-                yield inner
+        if not isinstance(inner, Definition) or inner.name.startswith("_"):
+            continue
+        if inner.name != "main" or ast.get_docstring(inner):
+            yield inner
 
 
 def docstring(node: ast.Module | Definition) -> str:

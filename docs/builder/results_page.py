@@ -1,7 +1,7 @@
 """The page of results: every number is read from benchmarks/results/*.json when the site is built.
 
-Any file there gets a section, whatever its shape: scalars as they are, lists of numbers as median and range. A file that
-holds several runs gets a table for each. Quantities that a reader comes for (HEADLINES) also stand in the table on top.
+Any file there gets a section, whatever its shape: scalars as they are, lists of numbers as median and range. A file of
+several runs gets a table for each. Quantities that a reader comes for (HEADLINES) also stand in the table on top.
 """
 
 import json
@@ -142,8 +142,8 @@ def results_page(files: list[Path] | None = None) -> str:
     lines = [
         "# Results",
         "",
-        "Read from `benchmarks/results/` when this page was built: a figure that nobody has measured is not here. Each row",
-        "has the command that measured it, the day, the device and the file with all the rest.",
+        "Read from `benchmarks/results/` when this page was built: a figure that nobody has measured is not here.",
+        "Each row has the command that measured it, the day, the device and the file with all the rest.",
         "",
         "| what | command | day, device, file |",
         "| --- | --- | --- |",
