@@ -136,17 +136,9 @@ def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recip
     weights: tuple[float, ...] = ()
     if data.class_weights == "balanced":
         weights = balanced_weights(source.splits["train"].labels, len(source.class_names))
-    augmentation = Augmentation(
-        flip=data.flip,
-        brightness=data.brightness,
-        contrast=data.contrast,
-        saturation=data.saturation,
-        hue=data.hue,
-        erasing=data.erasing,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        label_smoothing=optim.label_smoothing,
-    )
+    # By name, so that a new kind is a field there and a key in configs/default.py; smoothing belongs to the loss.
+    kinds = {field.name: getattr(data, field.name) for field in dataclasses.fields(Augmentation) if field.name in data}
+    augmentation = Augmentation(**kinds, label_smoothing=optim.label_smoothing)
     return Recipe(
         seed=config.run.seed,
         contract=contract,
