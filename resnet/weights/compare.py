@@ -144,18 +144,19 @@ def keras_features(path: Path, meta: Meta, images: np.ndarray) -> Features:
         raise InputError("comparing a Keras file needs keras, which is not installed: pip install keras")
     import keras
 
-    builders = {50: keras.applications.ResNet50, 101: keras.applications.ResNet101, 152: keras.applications.ResNet152}
     depth = 3 * sum(meta.spec.stage_sizes) + 2
-    if depth not in builders:
-        raise fault(path, f"keras.applications has no ResNet of {depth} layers to compare with")
+    name = f"ResNet{depth}{'V2' if meta.spec.preactivated else ''}"
+    builder = getattr(keras.applications, name, None)
+    if builder is None:
+        raise fault(path, f"keras.applications has no {name} to compare with")
     has_head = meta.progress.get("head") != "none"
     top = {"classes": meta.spec.num_classes, "classifier_activation": None} if has_head else {}
-    network = builders[depth](weights=None, include_top=has_head, input_shape=images.shape[1:], **top)
+    network = builder(weights=None, include_top=has_head, input_shape=images.shape[1:], **top)
     try:
         network.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise fault(path, f"Keras cannot load it into its ResNet{depth} ({printable(reason[:160])})") from error
+        raise fault(path, f"Keras cannot load it into its {name} ({printable(reason[:160])})") from error
     outputs = {"stem": "pool1_pool"}
     for stage, blocks in enumerate(meta.spec.stage_sizes, start=1):
         outputs |= {f"layer{stage}_{index}": f"conv{stage + 1}_block{index + 1}_out" for index in range(blocks)}
