@@ -57,9 +57,9 @@ class ResNetSpec:
     stem_norm: bool = True
     # Where a bottleneck strides: in the first 1×1 (v1, as published) or in the 3×3 (v1.5, as torchvision).
     stride_place: str = "3x3"
-    # Which block halves the map between two stages: the first of the later one (as published), or the last of the earlier
-    # one (TF-slim, Keras' V2). There the channels stay, so that no option needs a projection: A and B leave pixels out, D
-    # averages them; C projects everywhere.
+    # Which block halves the map between two stages: the first of the later one (as published), or the last of the
+    # earlier one (TF-slim, Keras' V2). There the channels stay, and no option needs a projection: A and B leave pixels
+    # out, D averages them; C projects everywhere.
     stride_block: str = "first"
     # Section 3.3 and 4.1: none (plain net), A (zero-padded identity), B (projection where shapes change),
     # C (projection everywhere), D (average-pool, then projection; He, T. et al. 2019).
