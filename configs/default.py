@@ -38,7 +38,9 @@ def model() -> ConfigDict:
     # None: as many as the data has classes. A number that disagrees with the data is an error.
     c.num_classes = placeholder(int)
     c.stem = placeholder(str)
+    c.stem_norm = placeholder(bool)
     c.stride_place = placeholder(str)
+    c.stride_block = placeholder(str)
     c.shortcut = placeholder(str)
     c.shortcut_transform = placeholder(str)
     c.shortcut_scale = placeholder(float)
@@ -51,6 +53,7 @@ def model() -> ConfigDict:
     c.norm_epsilon = placeholder(float)
     c.activation = placeholder(str)
     c.conv_bias = placeholder(bool)
+    c.bias_without_norm = placeholder(bool)
     c.squeeze_excitation = placeholder(int)
     c.zero_init_last_gamma = placeholder(bool)
     c.stochastic_depth = placeholder(float)

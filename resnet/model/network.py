@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
-from resnet.model.spec import ResNetSpec
+from resnet.model.spec import ResNetSpec, block_stride
 
 
 class ResNet(nn.Module):
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
                 block = Block(
                     spec=spec,
                     stage=stage,
-                    stride=2 if stage > 0 and index == 0 else 1,
+                    stride=block_stride(spec, stage, index),
                     depth_share=block_number / max(number_of_blocks - 1, 1),
                     first=block_number == 0,
                     dtype=self.dtype,
@@ -87,14 +87,27 @@ class ResNet(nn.Module):
             layers = [(spec.width, 7, 2)]
         for number, (features, kernel, stride) in enumerate(layers, start=1):
             suffix = str(number) if len(layers) == 1 else f"1_{number}"
+            bare = number == len(layers) and not spec.stem_norm
             layer = convolution(
-                spec, features, kernel, stride=stride, name=f"conv{suffix}", dtype=self.dtype, backend=self.backend
+                spec,
+                features,
+                kernel,
+                stride=stride,
+                normed=not bare,
+                name=f"conv{suffix}",
+                dtype=self.dtype,
+                backend=self.backend,
             )
-            x = self._norm(layer(x), f"bn{suffix}", train)
-            x = activation(x)
+            x = layer(x)
+            if not bare:
+                x = activation(self._norm(x, f"bn{suffix}", train))
         if spec.stem == "cifar":
             return x
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        if spec.stem_norm:
+            return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return nn.max_pool(padded, (3, 3), strides=(2, 2))
 
     def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
         return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
