@@ -122,7 +122,8 @@ class Block(nn.Module):
         spec = self.spec
         if spec.shortcut == "A" and changes_shape:
             # Option A: subsample, then zero channels behind; no parameters.
-            x = x[:, :: self.stride, :: self.stride, :]
+            # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
+            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
         everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
         if not (changes_shape or everywhere):
