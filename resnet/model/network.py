@@ -28,6 +28,8 @@ class ResNet(nn.Module):
     # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
     # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
     frozen: frozenset[str] = frozenset()
+    # Norms that stand in the convolution before them already; only resnet/model/folding names any.
+    folded: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(
@@ -46,6 +48,8 @@ class ResNet(nn.Module):
         network ('pooled' takes none). The gradient by an offset of zeros is that by the feature.
         Raises SpecError when the images are smaller than the network's total stride.
         """
+        if train and self.folded:
+            raise ValueError("a network with folded norms has no batch statistics to train with; it only evaluates")
         spec = self.spec
         spec.check_image_size(min(images.shape[1:3]))
         features: dict[str, jax.Array] = {}
@@ -68,6 +72,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     backend=self.backend,
                     frozen=within(name, self.frozen),
+                    folded=within(name, self.folded),
                     name=name,
                 )
                 x = named(name, block(x, train=train and name not in self.frozen))
@@ -94,6 +99,7 @@ class ResNet(nn.Module):
                 kernel,
                 stride=stride,
                 normed=not bare,
+                bias=True if f"bn{suffix}" in self.folded else None,
                 name=f"conv{suffix}",
                 dtype=self.dtype,
                 backend=self.backend,
@@ -110,6 +116,8 @@ class ResNet(nn.Module):
         return nn.max_pool(padded, (3, 3), strides=(2, 2))
 
     def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        if name in self.folded:
+            return x
         return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
 
     def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:
