@@ -211,6 +211,11 @@ def run() -> ConfigDict:
     c.eval_every = 1.0
     # Steps between training lines in metrics.jsonl.
     c.log_every = 50
+    # Besides metrics.jsonl and TensorBoard: ('wandb',), ('mlflow',) or both (`./run.sh setup writers`). Offline unless
+    # their own variables say otherwise; see docs/seeing.md.
+    c.writers = ()
+    # Steps that JAX' profiler traces into RUN/tensorboard, such as 100:105 for the five after step 100. '': none.
+    c.profile = ""
     # Epochs between checkpoints; one is written after each evaluation as well, and at the end.
     c.checkpoint_every = 1.0
     # Newest checkpoints kept beside the best one.

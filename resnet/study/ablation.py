@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
-from resnet import command, recipe
+from resnet import command
 from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
 from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
 from resnet.train.configuration import flatten
