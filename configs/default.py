@@ -49,6 +49,7 @@ def model() -> ConfigDict:
     c.norm_groups = placeholder(int)
     c.norm_momentum = placeholder(float)
     c.norm_epsilon = placeholder(float)
+    c.ghost_batch_size = placeholder(int)
     c.activation = placeholder(str)
     c.conv_bias = placeholder(bool)
     c.squeeze_excitation = placeholder(int)

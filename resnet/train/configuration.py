@@ -50,6 +50,12 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
     "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
+    "model.ghost_batch_size": (
+        lambda c: (
+            c["model.norm"] == "batch" and c["transfer.mode"] != "probe" and c["transfer.bn"] in ("auto", "train")
+        ),
+        "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train",
+    ),
     "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
@@ -180,7 +186,14 @@ def validate(config: ConfigDict) -> None:
         )
     read_transfer(config)
     # An impossible network is told before the data are looked over, whatever the number of their classes.
-    make_spec(config, given["model.num_classes"] or 2)
+    spec = make_spec(config, given["model.num_classes"] or 2)
+    group, rows = spec.ghost_batch_size or 1, given["data.batch_size"] // given["optim.accumulation"]
+    if rows % group:
+        raise InputError(
+            f"config.model.ghost_batch_size={group} does not divide the {rows} images that are normalised at a time "
+            f"(config.data.batch_size={given['data.batch_size']} in config.optim.accumulation="
+            f"{given['optim.accumulation']} parts)"
+        )
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

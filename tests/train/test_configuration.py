@@ -79,6 +79,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.shortcut_dropout": (0.3, {"model.shortcut_transform": "dropout"}, {}),
     "model.norm_groups": (8, {"model.norm": "group"}, {}),
     "model.norm_momentum": (0.99, {}, {"model.norm": "group"}),
+    "model.ghost_batch_size": (8, {}, {**FINETUNE, "transfer.bn": "frozen"}),
     "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
     "model.conv_bias": (True, {}, {"model.norm": "none"}),
     "model.zero_init_last_gamma": (True, {}, FINETUNE),
@@ -234,6 +235,12 @@ def test_accumulation_must_divide_the_batch():
     assert "does not divide config.data.batch_size=64" in refusal({"optim.accumulation": 3})
 
 
+def test_groups_of_a_norm_must_divide_what_is_normalised_at_a_time():
+    validate(config_with({"model.ghost_batch_size": 16, "optim.accumulation": 4}))
+    message = refusal({"model.ghost_batch_size": 32, "optim.accumulation": 4})
+    assert message.startswith("config.model.ghost_batch_size=32 does not divide the 16 images")
+
+
 # Field -> a value other than resnet18's, with what else it takes to make sense.
 FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "block": ("bottleneck", {}),
@@ -253,6 +260,7 @@ FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "norm_groups": (8, {"norm": "group"}),
     "norm_momentum": (0.99, {}),
     "norm_epsilon": (1e-3, {}),
+    "ghost_batch_size": (16, {}),
     "activation": ("gelu", {}),
     "conv_bias": (True, {}),
     "squeeze_excitation": (16, {}),
