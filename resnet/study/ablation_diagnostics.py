@@ -25,7 +25,7 @@ def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], di
     gradient of the mean cross-entropy by all its parameters. Batch statistics are the whole batch's, whatever groups it
     is trained in; no augmentation, no smoothing.
     """
-    network: ResNet = plan.network.clone(spec=dataclasses.replace(plan.network.spec, ghost_batch_size=0))
+    network: ResNet = plan.network.clone(spec=dataclasses.replace(plan.network.spec, ghost_batch_size=0), remat="none")
 
     def diagnosis(variables: Variables, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         images = prepare(batch["image"], plan.contract)

@@ -125,7 +125,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
 # the number of devices changes).
-FREE = ("run.mesh", "run.hang_timeout", "run.debug", "data.threads")
+FREE = ("run.mesh", "run.remat", "run.hang_timeout", "run.debug", "data.threads")
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
@@ -136,12 +136,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),
-    # optimizer.OPTIMIZERS and schedules.SCHEDULES, written out: their files import jax, and a slip is told before that.
+    # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
+    # told before that.
     "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
     "optim.schedule": ("constant", "step", "cosine", "polynomial"),
     "transfer.mode": MODES,
     "transfer.bn": NORM_MODES,
     "run.dtype": ("float32", "bfloat16"),
+    "run.remat": ("none", "block", "stage"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
 

@@ -71,6 +71,8 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     a value may be NaN here and was not there, or the other way round.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
+    # Layers inside what is computed again could not be looked at.
+    network = network.clone(remat="none")
     parts, total, weight = recipe.accumulation, None, 0.0
     cut = split_parts(batch, parts, network.spec)
     names: list[str] = []

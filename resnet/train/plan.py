@@ -76,7 +76,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
             f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
         )
     transfer = read_transfer(config)
-    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype))
+    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
     if stages[-1].start >= total_steps:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import default
 from input_pipeline.errors import InputError
 from resnet.model.errors import SpecError
+from resnet.model.network import REMAT
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
 from resnet.train.configuration import (
@@ -330,6 +331,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_def
 def test_the_choices_written_out_are_those_of_their_files():
     assert CHOICES["optim.name"] == OPTIMIZERS
     assert CHOICES["optim.schedule"] == SCHEDULES
+    assert CHOICES["run.remat"] == REMAT
 
 
 def test_an_impossible_network_is_refused_before_the_data_are_known():
