@@ -6,9 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import InputError, printable
+
+
+def define(values: flags.FlagValues, arguments: list[str], help: str) -> None:
+    """Define 'config': a recipe, and with it --config.KEY for its keys, in whatever order `arguments` has them."""
+    config_flags.DEFINE_config_file("config", None, help, flag_values=values, sys_argv=recipe_first(arguments))
 
 
 def parse(
@@ -26,7 +31,7 @@ def parse(
     """
     if any(argument in ("-h", "--help", "-help") for argument in arguments[1:]):
         print(description)
-        print(values.main_module_help() or values.get_help())
+        print(values.get_help())
         print("\nAny key of the configuration can be set: --config.optim.lr=0.1. configs/default.py explains them all.")
         sys.exit(0)
     check_keys(arguments, list(known), also)
@@ -37,7 +42,7 @@ def parse(
             f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
         )
     try:
-        rest = values(arguments)
+        rest = values(recipe_first(arguments))
     except flags.Error as error:
         raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
     except Exception as error:  # Any: the recipe is the user's own code.
@@ -72,6 +77,17 @@ def recipe_file(arguments: list[str]) -> str:
         if name in ("--config", "-config"):
             return value if equals else following
     return ""
+
+
+def recipe_first(arguments: list[str]) -> list[str]:
+    """The arguments with the recipe in front: config_flags can set no key before it knows whose."""
+    rest = arguments[1:]
+    for place, argument in enumerate(rest):
+        name, equals, _ = argument.partition("=")
+        if name in ("--config", "-config"):
+            end = place + (1 if equals else 2)
+            return [*arguments[:1], *rest[place:end], *rest[:place], *rest[end:]]
+    return arguments
 
 
 def first_line(error: BaseException) -> str:

@@ -237,3 +237,17 @@ def test_activations_are_what_torch_saves_and_multiply_adds_what_its_layers_do(
     assert sum(done) == 2 * counts.multiply_adds
     assert sum(saved.values()) == 2 * counts.activations
     assert counts.activation_bytes(2) == 4 * sum(saved.values()) == 2 * counts.activation_bytes(2, "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50_v1", "resnet152"])
+def test_multiply_adds_are_those_that_fvcore_counts_on_the_torch_twin(name: str) -> None:
+    """fvcore calls multiply-adds flops; it also counts norms, which the paper and this project leave out."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    fvcore = pytest.importorskip("fvcore.nn", reason="fvcore is not installed")
+    from benchmarks.torch_twin import TorchResNet
+
+    spec = variant(name).spec
+    twin = TorchResNet(spec.block, spec.stage_sizes, num_classes=1000, stride_place=spec.stride_place).eval()
+    analysis = fvcore.FlopCountAnalysis(twin, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False)
+    by_operator = analysis.by_operator()
+    assert by_operator["conv"] + by_operator["linear"] == variant(name).multiply_adds
