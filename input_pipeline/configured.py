@@ -1,5 +1,7 @@
 """What config.data says, put together: the dataset, the crops, the augmentation. Training and the preview share it."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from input_pipeline.augment import Augmentation
@@ -43,14 +45,6 @@ def make_crop(config: ConfigDict, contract: Contract, kind: str, resize_shorter:
 def make_augmentation(config: ConfigDict) -> Augmentation:
     """What happens to training images behind the crop. Raises InputError for a value outside its range."""
     data = config.data
-    return Augmentation(
-        flip=data.flip,
-        brightness=data.brightness,
-        contrast=data.contrast,
-        saturation=data.saturation,
-        hue=data.hue,
-        erasing=data.erasing,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        label_smoothing=config.optim.label_smoothing,
-    )
+    # By name, so that a new kind is a field there and a key in configs/default.py; smoothing belongs to the loss.
+    kinds = {field.name: data[field.name] for field in dataclasses.fields(Augmentation) if field.name in data}
+    return Augmentation(**kinds, label_smoothing=config.optim.label_smoothing)

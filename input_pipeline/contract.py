@@ -106,7 +106,7 @@ def normalise(images: jax.Array | np.ndarray, contract: Contract) -> jax.Array:
     if pixels.shape[-1:] != (3,):
         raise ValueError(f"images must end in 3 channels, not shape {pixels.shape}")
     if contract.channel_order == "bgr":
-        pixels = pixels[..., ::-1]
+        pixels = jnp.flip(pixels, -1)
     mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
     return (pixels * np.float32(contract.scale) - mean) / std
 

@@ -144,7 +144,9 @@ def open_data(config: ConfigDict) -> ResidentData:
         return read_arrays(Path(data.dir), data.image_size)
     from resnet.train.loop import open_data as open_source
 
-    crop = make_crop(config, contract_by_name(data.contract), None, "none")
+    # As in make_plan: a run from scratch, which all of these are, takes torch's where the recipe leaves it open.
+    contract = contract_by_name("torch" if data.contract == "auto" else data.contract)
+    crop = make_crop(config, contract, None, "none")
     return decode_source(open_source(config), crop, threads=data.threads or None)
 
 

@@ -53,6 +53,12 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
     "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
+    "model.ghost_batch_size": (
+        lambda c: (
+            c["model.norm"] == "batch" and c["transfer.mode"] != "probe" and c["transfer.bn"] in ("auto", "train")
+        ),
+        "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train",
+    ),
     "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
@@ -125,7 +131,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
 # the number of devices changes).
-FREE = ("run.mesh", "run.hang_timeout", "run.debug", "run.profile", "run.writers", "data.threads")
+FREE = ("run.mesh", "run.remat", "run.hang_timeout", "run.debug", "run.profile", "run.writers", "data.threads")
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
@@ -136,12 +142,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),
-    # optimizer.OPTIMIZERS and schedules.SCHEDULES, written out: their files import jax, and a slip is told before that.
+    # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
+    # told before that.
     "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
     "optim.schedule": ("constant", "step", "cosine", "polynomial"),
     "transfer.mode": MODES,
     "transfer.bn": NORM_MODES,
     "run.dtype": ("float32", "bfloat16"),
+    "run.remat": ("none", "block", "stage"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
 
@@ -178,7 +186,14 @@ def validate(config: ConfigDict) -> None:
     read_span(given["run.profile"])
     check_writers(given["run.writers"])
     # An impossible network is told before the data are looked over, whatever the number of their classes.
-    make_spec(config, given["model.num_classes"] or 2)
+    spec = make_spec(config, given["model.num_classes"] or 2)
+    group, rows = spec.ghost_batch_size or 1, given["data.batch_size"] // given["optim.accumulation"]
+    if rows % group:
+        raise InputError(
+            f"config.model.ghost_batch_size={group} does not divide the {rows} images that are normalised at a time "
+            f"(config.data.batch_size={given['data.batch_size']} in config.optim.accumulation="
+            f"{given['optim.accumulation']} parts)"
+        )
 
 
 def check_type(key: str, value: Any, default: Any) -> None:

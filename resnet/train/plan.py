@@ -79,7 +79,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         )
     check_span(config.run.profile, total_steps)
     transfer = read_transfer(config)
-    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype))
+    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
     if stages[-1].start >= total_steps:
