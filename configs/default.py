@@ -38,7 +38,9 @@ def model() -> ConfigDict:
     # None: as many as the data has classes. A number that disagrees with the data is an error.
     c.num_classes = placeholder(int)
     c.stem = placeholder(str)
+    c.stem_norm = placeholder(bool)
     c.stride_place = placeholder(str)
+    c.stride_block = placeholder(str)
     c.shortcut = placeholder(str)
     c.shortcut_transform = placeholder(str)
     c.shortcut_scale = placeholder(float)
@@ -52,6 +54,7 @@ def model() -> ConfigDict:
     c.ghost_batch_size = placeholder(int)
     c.activation = placeholder(str)
     c.conv_bias = placeholder(bool)
+    c.bias_without_norm = placeholder(bool)
     c.squeeze_excitation = placeholder(int)
     c.zero_init_last_gamma = placeholder(bool)
     c.stochastic_depth = placeholder(float)
@@ -216,6 +219,11 @@ def run() -> ConfigDict:
     c.eval_every = 1.0
     # Steps between training lines in metrics.jsonl.
     c.log_every = 50
+    # Besides metrics.jsonl and TensorBoard: ('wandb',), ('mlflow',) or both (`./run.sh setup writers`). Offline unless
+    # their own variables say otherwise; see docs/seeing.md.
+    c.writers = ()
+    # Steps that JAX' profiler traces into RUN/tensorboard, such as 100:105 for the five after step 100. '': none.
+    c.profile = ""
     # Epochs between checkpoints; one is written after each evaluation as well, and at the end.
     c.checkpoint_every = 1.0
     # Newest checkpoints kept beside the best one.

@@ -38,13 +38,16 @@ def convolution(
     stride: int = 1,
     groups: int = 1,
     bias: bool | None = None,
+    normed: bool = True,
     bias_init: float = 0.0,
 ) -> nn.Conv:
     """A kernel×kernel convolution with torch's explicit padding of kernel // 2 on all sides.
 
     SAME padding differs from it at stride 2 (it pads less on the left), which breaks converted weights silently.
+    `normed`: whether a norm follows, which would take a bias away again. `bias`: whatever the spec says.
     """
-    use_bias = (spec.conv_bias or spec.norm == "none") if bias is None else bias
+    own = spec.conv_bias or spec.norm == "none" or (spec.bias_without_norm and not normed)
+    use_bias = own if bias is None else bias
     return nn.Conv(
         features,
         (kernel, kernel),

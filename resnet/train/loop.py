@@ -10,13 +10,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from input_pipeline.configured import open_data
 from input_pipeline.errors import InputError
 from resnet.train import diagnosis, hosts, parallel, screen
-from resnet.train.beginning import initial_state, open_data, start_directory
+from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
-from resnet.train.figures import write_curves
+from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Meta, Progress
@@ -91,13 +92,12 @@ class Run(Stepping):
             except Interrupted:
                 print(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
-            writer = MetricsWriter(self.workdir, resume_step=step) if hosts.primary() else SilentWriter()
-            with writer, self.watchdog:
-                self.writer = writer
+            settings = dict(flatten(self.config))
+            opened = MetricsWriter(self.workdir, step, settings) if hosts.primary() else SilentWriter()
+            with opened as self.writer, self.watchdog:
                 quiet = None if hosts.primary() else io.StringIO()
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step, stream=quiet)
-                with bar, jax.transfer_guard("disallow"):
-                    self.bar = bar
+                with bar as self.bar, jax.transfer_guard("disallow"):
                     step, state = self.steps(step, state)
                 self.checkpoints.wait()
                 outcome = None
@@ -105,9 +105,10 @@ class Run(Stepping):
                     with contextlib.suppress(Interrupted):
                         outcome = test_run(self, step, state)
                 if self.stopping:
-                    total = self.plan.total_steps
-                    hosts.say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    done = f"step {step} of {self.plan.total_steps}"
+                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
+                self.writer.finish()
             if hosts.primary():
                 write_curves(self.workdir, self.config.run.best_metric)
         validated = outcome is not None and outcome.step == self.progress.best_step
@@ -159,6 +160,7 @@ class Run(Stepping):
             if self.stopping and step != saved:
                 self.save(step, state)
             if self.stopping or step == self.plan.total_steps or self.stopped_early():
+                self.profiler.end(state)
                 return step, state
             step, state = self.advance(step, state)
 
@@ -182,6 +184,9 @@ class Run(Stepping):
             best = self.note(step, value)
             brief = {name: value for name, value in summary.items() if name not in LARGE}
             self.writer.write(step, self.plan.epoch(step), "val", brief)
+            if best:
+                # Not of every evaluation: of hundreds the event files would grow by megabytes.
+                self.writer.show(step, "val/confusion", confusion_pixels(summary["confusion"], self.source.class_names))
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():

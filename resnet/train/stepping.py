@@ -19,10 +19,12 @@ from resnet.train.freezing import Stage, joined_state
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Progress
 from resnet.train.plan import Plan
+from resnet.train.profiling import Profiler, read_span
 from resnet.train.progress import DataWait, EpochBar
+from resnet.train.shown_inputs import first_shown
 from resnet.train.state import TrainState
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums
-from resnet.train.writers import MetricsWriter, SilentWriter
+from resnet.train.writers import TENSORBOARD_FOLDER, MetricsWriter, SilentWriter
 
 # Calls that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
 # progress, signals and the non-finite guard lag by a blink.
@@ -49,6 +51,8 @@ class Stepping:
         self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
         self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
+        # Of several processes one traces; they do the same.
+        self.profiler = Profiler(config.run.profile if hosts.primary() else "", workdir / TENSORBOARD_FOLDER)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
@@ -76,13 +80,15 @@ class Stepping:
         dispatch = self.dispatch_at(step)
         if self.feed is None:
             self.feed = self.batches(step) if self.longest == 1 else self.pieces(step)
-        with self.wait.waiting():
-            batch = next(self.feed)
-        if self.longest == 1:
-            state, pulse = self.train_step(state, batch)
-        else:
-            state, pulse = self.train_steps(state, batch, parallel.put_count(dispatch.steps, self.mesh))
+        with self.profiler.during(step, state):
+            with self.wait.waiting():
+                batch = next(self.feed)
+            if self.longest == 1:
+                state, pulse = self.train_step(state, batch)
+            else:
+                state, pulse = self.train_steps(state, batch, parallel.put_count(dispatch.steps, self.mesh))
         step = dispatch.last
+        self.profiler.after(step, state)
         self.wait.count(dispatch.steps * self.plan.batch_size)
         self.pulses.append((pulse, dispatch))
         if len(self.pulses) > CALLS_IN_FLIGHT:
@@ -100,7 +106,9 @@ class Stepping:
     def dispatch_at(self, step: int) -> Dispatch:
         """The steps of the call that begins at `step`, up to one after which something is due."""
         plan = self.plan
-        end = min([plan.total_steps, *(stage.start for stage in plan.stages if stage.start > step)])
+        # The profiler's steps are no others' either, in the processes that do not trace too.
+        ends = [*(stage.start for stage in plan.stages), *(read_span(self.config.run.profile) or ())]
+        end = min([plan.total_steps, *(end for end in ends if end > step)])
         return next_dispatch(step, end, (plan.log_every, plan.eval_every, plan.checkpoint_every), self.longest)
 
     def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
@@ -129,7 +137,7 @@ class Stepping:
     def host_batches(self, step: int) -> Iterable[dict[str, np.ndarray]]:
         """This process' rows of the training batches, from step `step` on."""
         shard = (jax.process_index(), jax.process_count())
-        return train_batches(
+        host = train_batches(
             self.source.splits["train"],
             self.plan.order,
             self.plan.train_crop,
@@ -138,6 +146,7 @@ class Stepping:
             shard=shard,
             threads=self.threads,
         )
+        return first_shown(self, host) if step == 0 and hosts.primary() else host
 
     def heed(self, pulse: dict[str, jax.Array], done: Dispatch, step: int, state: TrainState) -> None:
         """Show the loss of a call that is done; stop when too many steps in a row were not finite.

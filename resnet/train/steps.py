@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from input_pipeline.augment import Augmentation, augment, prepare
+from input_pipeline.augment import AUGMENT, Augmentation, augment, prepare
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import ResNetSpec
@@ -22,8 +22,8 @@ Batch = dict[str, jax.Array]
 # (network, recipe, params, batch_stats, batch, key) -> (sum of losses, (weight, new statistics, metric sums)).
 LossSum = Callable[..., tuple[jax.Array, tuple[jax.Array, Variables, dict[str, jax.Array]]]]
 Pulse = dict[str, jax.Array]
-# Streams of randomness that one step draws from its key.
-AUGMENT, DROPOUT = 0, 1
+# Beside AUGMENT the stream of randomness that a step draws from its key.
+DROPOUT = 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -93,7 +93,10 @@ def test_another_contract_is_refused_naming_both(name, data, weights):
         planned(config)
 
 
-def test_the_backbone_is_taken_and_the_head_replaced(data, weights, tmp_path, capsys):
+def test_the_backbone_is_taken_and_the_head_replaced(data, weights):
+    told = planned(finetune(data, weights)).pretrained
+    assert told.head == "its head (7 outputs) replaced by one of 5"
+    assert told.head in told.describe()
     start, stored = start_of(finetune(data, weights)), by_name(jax.device_get(load(weights)[0]))
     for name, value in start.items():
         if "/fc/" in name:
