@@ -9,9 +9,10 @@ from pathlib import Path
 from absl import flags
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe
 from input_pipeline.errors import printable
 from input_pipeline.sources import check_place
-from resnet import command, recipe
+from resnet import command
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
 

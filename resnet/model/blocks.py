@@ -28,6 +28,8 @@ class Block(nn.Module):
     backend: Convolution
     # Norms that keep to their running statistics in training too.
     frozen: frozenset[str] = frozenset()
+    # Norms that stand in the convolution before them already, as its scaled kernel and its bias (resnet/model/folding).
+    folded: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -66,8 +68,14 @@ class Block(nn.Module):
         return "bn3" if self.spec.block == "bottleneck" else "bn2"
 
     def _norm(self, x: jax.Array, name: str, train: bool, zero_scale: bool = False) -> jax.Array:
+        if name in self.folded:
+            return x
         train = train and name not in self.frozen
         return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
+
+    def _bias_for(self, name: str | None) -> bool | None:
+        """`convolution`'s bias where the norm `name` is behind it: what the spec says, unless it is folded."""
+        return True if name in self.folded else None
 
     def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:
         if not self.spec.preactivated or (self.first and self.spec.stem_norm):
@@ -91,6 +99,7 @@ class Block(nn.Module):
             layers = [(planes, 3, self.stride, 1), (planes, 3, 1, 1)]
         for number, (features, kernel, stride, groups) in enumerate(layers, start=1):
             last = number == len(layers)
+            name = norm_behind(spec, number, last)
             layer = convolution(
                 spec,
                 features,
@@ -98,16 +107,12 @@ class Block(nn.Module):
                 stride=stride,
                 groups=groups,
                 normed=not last or spec.order != "full_preactivation",
+                bias=self._bias_for(name),
                 name=f"conv{number}",
                 dtype=self.dtype,
                 backend=self.backend,
             )
             x = layer(x)
-            # A norm sits behind this convolution; in full pre-activation it is the next one's, hence its number.
-            if spec.order == "full_preactivation":
-                name = None if last else f"bn{number + 1}"
-            else:
-                name = None if last and spec.order == "bn_after_addition" else f"bn{number}"
             if name:
                 zero = last and spec.zero_init_last_gamma
                 x = self._norm(x, name, train, zero_scale=zero)
@@ -124,18 +129,19 @@ class Block(nn.Module):
         spec, stride = self.spec, self.stride
         if spec.shortcut == "A" and (changes_channels or stride > 1):
             # Option A: subsample, then zero channels behind; no parameters.
-            x = x[:, ::stride, ::stride, :]
+            x = subsample(x, stride)
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
         if spec.shortcut == "D" and stride > 1:
             x, stride = average_pool(x, stride), 1
         if not self._adapts(changes_channels):
-            return x if stride == 1 else x[:, ::stride, ::stride, :]
+            return subsample(x, stride)
         layer = convolution(
             spec,
             out_channels,
             1,
             stride=stride,
             normed=not spec.preactivated,
+            bias=self._bias_for("downsample_bn"),
             name="downsample_conv",
             dtype=self.dtype,
             backend=self.backend,
@@ -179,10 +185,24 @@ class Block(nn.Module):
         return jnp.where(kept, branch / keep, 0).astype(branch.dtype)
 
 
+def norm_behind(spec: ResNetSpec, number: int, last: bool) -> str | None:
+    """The norm directly behind a branch's convolution `number`, counted from 1; None behind which there is none."""
+    if spec.order == "full_preactivation":
+        # It is the next convolution's, hence its number; behind the last comes the addition.
+        return None if last else f"bn{number + 1}"
+    return None if last and spec.order == "bn_after_addition" else f"bn{number}"
+
+
 def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Root-mean-square of the branch over that of the shortcut: how much a block adds to what passes it."""
     square = lambda x: jnp.mean(jnp.square(x.astype(jnp.float32)))  # noqa: E731
     return jnp.sqrt(square(branch) / jnp.maximum(square(shortcut), 1e-12))
+
+
+def subsample(x: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th row and column of float[B, H, W, C]."""
+    # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
+    return jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -83,6 +83,9 @@ class ResNetSpec:
     norm_momentum: float = 0.9
     # Added to the variance; Keras' applications use 1.001e-5.
     norm_epsilon: float = 1e-5
+    # Images over which batch norm takes its statistics in training: groups of so many consecutive rows of the batch,
+    # whatever the hardware ("ghost batches", Hoffer et al. 2017, arXiv 1705.08741, Algorithm 1). 0: the whole batch.
+    ghost_batch_size: int = 0
     activation: str = "relu"
     # Biases in the convolutions, as Keras' applications have (a BN behind them makes them redundant).
     conv_bias: bool = False
@@ -137,7 +140,7 @@ def check_values(spec: ResNetSpec) -> None:
     for field in ("width", "base_width", "groups", "in_channels", "num_classes", "norm_groups"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 1:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
-    for field in ("squeeze_excitation", "head_hidden"):
+    for field in ("squeeze_excitation", "head_hidden", "ghost_batch_size"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 0:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number, 0 for none")
     for field in ("conv_bias", "bias_without_norm", "stem_norm", "zero_init_last_gamma"):

@@ -18,8 +18,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
-from resnet import command, recipe
+from resnet import command
 from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
 from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
 from resnet.train.configuration import flatten
@@ -143,7 +144,9 @@ def open_data(config: ConfigDict) -> ResidentData:
         return read_arrays(Path(data.dir), data.image_size)
     from resnet.train.loop import open_data as open_source
 
-    crop = make_crop(config, contract_by_name(data.contract), None, "none")
+    # As in make_plan: a run from scratch, which all of these are, takes torch's where the recipe leaves it open.
+    contract = contract_by_name("torch" if data.contract == "auto" else data.contract)
+    crop = make_crop(config, contract, None, "none")
     return decode_source(open_source(config), crop, threads=data.threads or None)
 
 

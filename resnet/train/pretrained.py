@@ -29,6 +29,7 @@ FREE = (
     "zero_init_last_gamma",
     "gate_bias",
     "norm_momentum",
+    "ghost_batch_size",
 )
 # What makes two contracts different inputs; the crop and its interpolation always are the weights'.
 NUMBERS = ("mean", "std", "scale", "channel_order")

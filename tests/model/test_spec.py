@@ -76,6 +76,7 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"num_classes": True}, "num_classes"),
         ({"in_channels": -3}, "in_channels"),
         ({"norm_groups": 0}, "norm_groups"),
+        ({"ghost_batch_size": -1}, "ghost_batch_size"),
         ({"squeeze_excitation": -1}, "squeeze_excitation"),
         ({"head_hidden": -1}, "head_hidden"),
         ({"head_hidden": 8.0}, "head_hidden"),

@@ -136,7 +136,7 @@ def test_what_acts_in_training_alone_may_differ(data, weights):
     config.model.stochastic_depth = 0.2
     config.model.dropout = 0.5
     config.model.norm_momentum = 0.99
-    assert {"stochastic_depth", "dropout", "norm_momentum"} < set(FREE)
+    assert {"stochastic_depth", "dropout", "norm_momentum", "ghost_batch_size"} < set(FREE)
     assert planned(config).network.spec.dropout == 0.5
 
 

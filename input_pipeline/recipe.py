@@ -2,8 +2,9 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -23,8 +24,9 @@ def parse(
     *,
     known: Iterable[str],
     also: Callable[[str], bool] = lambda key: False,
+    required: Iterable[str] = ("config", "workdir"),
 ) -> None:
-    """Read the flags into `values`, which define 'config' and 'workdir'; --help prints and leaves.
+    """Read the flags into `values`, which define those of `required`, 'config' among them; --help prints and leaves.
 
     known: the keys that --config.KEY may name; also: whether it may name another.
     Raises InputError for an unknown flag or key, a bad value, a missing flag or a broken recipe.
@@ -53,9 +55,19 @@ def parse(
         raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
     if len(rest) > 1:
         raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
-    for name in ("config", "workdir"):
+    for name in required:
         if not values[name].value:
             raise InputError(f"--{name} is missing; see --help")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('data.batch_size', 64) for every leaf of a nested configuration."""
+    for key in sorted(config.keys()):
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def check_keys(arguments: list[str], known: list[str], also: Callable[[str], bool]) -> None:
