@@ -146,7 +146,8 @@ class Run:
                         outcome = test_run(self, step, state)
                 if self.stopping:
                     total = self.plan.total_steps
-                    hosts.say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    when = f" {self.interruption.seconds:.1f} s after the signal" if self.interruption.requested else ""
+                    hosts.say(f"Stopped at step {step} of {total}, saved{when}. The same command goes on from there.")
                     return self.interruption.exit_code
             if hosts.primary():
                 write_curves(self.workdir, self.config.run.best_metric)
