@@ -10,10 +10,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAVING = {
-    signal.SIGINT: b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n",
-    signal.SIGTERM: b"\nSIGTERM: saving, then leaving.\n",
-}
+SAVING = b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n"
+TERMINATED = b"\nSIGTERM: saving, then leaving.\n"
 LEAVING = b"\ninterrupted\n"
 
 
@@ -27,7 +25,9 @@ class Interruption:
     handlers come back at the end. Outside the main thread Python takes no handlers; signals then act as ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: bytes = SAVING, terminated: bytes = TERMINATED) -> None:
+        """What is written to standard error at the first signal: `said` at Ctrl-C, `terminated` at SIGTERM."""
+        self._said = {signal.SIGINT: said, signal.SIGTERM: terminated}
         self.signal: int | None = None
         self._since = 0.0
         self._old: dict[int, object] = {}
@@ -88,7 +88,7 @@ class Interruption:
                     say(LEAVING)
                     os._exit(128 + signal.SIGINT)
                 if not heard:
-                    say(SAVING[signal.Signals(number)])
+                    say(self._said[signal.Signals(number)])
                 heard = True
 
 
