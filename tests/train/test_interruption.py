@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from resnet.train.interruption import SIGNALS, Interruption
 from resnet.train.writers import read_metrics
 from tests.commands import Result, Running, run, start, wait_until
 from tests.tiny import tiny_data, tiny_recipe
@@ -74,6 +77,36 @@ def finishes_as_if_undisturbed(place: Place, workdir: Path, undisturbed: Path) -
     result = place.train(workdir)
     assert result.code == 0, result.err
     assert lines(workdir) == lines(undisturbed)
+
+
+def test_of_its_listening_nothing_is_left(capfd):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with Interruption() as interruption:
+        assert not interruption.requested
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            wait_until(lambda: interruption.requested, "the signal")
+            time.sleep(0.05)
+        assert interruption.exit_code == 143
+        assert interruption.seconds >= 0.1
+    assert capfd.readouterr().err.count("SIGTERM: saving") == 1
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    assert signal.set_wakeup_fd(-1) == -1
+    assert "signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_outside_the_main_thread_signals_act_as_ever():
+    seen: list[object] = []
+
+    def enter() -> None:
+        with Interruption() as interruption:
+            seen.extend((signal.getsignal(signal.SIGTERM), interruption.requested))
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert seen == [before, False]
 
 
 @pytest.mark.parametrize(
