@@ -106,7 +106,8 @@ class Run(Stepping):
                         outcome = test_run(self, step, state)
                 if self.stopping:
                     done = f"step {step} of {self.plan.total_steps}"
-                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
+                    when = f" {self.interruption.seconds:.1f} s after the signal" if self.interruption.requested else ""
+                    hosts.say(f"Stopped at {done}, saved{when}. The same command goes on from there.")
                     return self.interruption.exit_code
                 self.writer.finish()
             if hosts.primary():
