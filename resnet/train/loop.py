@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
-from resnet.train import diagnosis, hosts, parallel, screen
+from resnet.train import diagnosis, hosts, parallel, peers, screen
 from resnet.train.beginning import initial_state, open_data, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
@@ -90,7 +90,7 @@ class Run:
         # Of several processes: whether one of them was asked to end, which all learn at the same step.
         self.asked_to_end = False
         patience = config.run.hang_timeout
-        self.watchdog = hosts.Watchdog(patience if hosts.several() else 0)
+        self.watchdog = peers.Watchdog(patience if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
         self.begin(plan.stages[0])
@@ -314,7 +314,7 @@ class Run:
         )
 
     def guarded(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches` with the watchdog fed at each; off until the second, for the first compiles."""
+        """`batches` with the watchdog fed at each; it is patient until the second, for the first compiles."""
         self.watchdog.rest()
         for number, batch in enumerate(batches):
             if number > 1:
