@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import jax
 
 from input_pipeline.errors import InputError, printable
-from resnet.recipe import first_line
+from input_pipeline.recipe import first_line
 
 Result = TypeVar("Result")
 # JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `peers.Lifeline`. By
