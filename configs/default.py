@@ -236,7 +236,7 @@ def run() -> ConfigDict:
     # fsdp=-1 (parameters, optimizer state and averages divided over fsdp). The figures do not depend on it.
     c.mesh = "data=-1"
     # Runs of several processes: seconds without a finished step, evaluation batch or save after which a process says so
-    # and ends, instead of waiting for a stuck peer for ever; 0: never.
+    # and ends, instead of waiting for a stuck peer for ever (six times that where something may be compiled); 0: never.
     c.hang_timeout = 300.0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10

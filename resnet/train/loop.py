@@ -219,7 +219,7 @@ class Run(Stepping):
         )
 
     def guarded(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches` with the watchdog fed at each; off until the second, for the first compiles."""
+        """`batches` with the watchdog fed at each; it is patient until the second, for the first compiles."""
         self.watchdog.rest()
         for number, batch in enumerate(batches):
             if number > 1:

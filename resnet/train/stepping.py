@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
-from resnet.train import diagnosis, hosts, parallel, screen
+from resnet.train import diagnosis, hosts, parallel, peers, screen
 from resnet.train.dispatch import Dispatch, loops_pay, next_dispatch, repeat
 from resnet.train.freezing import Stage, joined_state
 from resnet.train.interruption import Interruption
@@ -45,7 +45,7 @@ class Stepping:
         # Of several processes: whether one of them was asked to end, which all learn at the same step.
         self.asked_to_end = False
         patience = config.run.hang_timeout
-        self.watchdog = hosts.Watchdog(patience if hosts.several() else 0)
+        self.watchdog = peers.Watchdog(patience if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
         self.begin(plan.stages[0])
