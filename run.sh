@@ -12,7 +12,7 @@ usage() {
 ./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
 ./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
 ./run.sh python ARGS     anything, inside the environment made here
-./run.sh setup [dev|bench]   make the environment and stop
+./run.sh setup [dev|bench|export]   make the environment and stop
 TEXT
 }
 

@@ -72,7 +72,7 @@ class Block(nn.Module):
         return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
 
     def _bias_for(self, name: str | None) -> bool | None:
-        """What `convolution` takes as `bias` where the norm `name` is behind it: the spec's word, unless it is folded."""
+        """What `convolution` takes as `bias` with the norm `name` behind it: the spec's word, unless it is folded."""
         return True if name in self.folded else None
 
     def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:

@@ -1,10 +1,10 @@
-"""Write a trained network for other programs: uint8 images in, probabilities out, any batch size, nothing else needed.
+"""Write a trained network for other programs: uint8 images in, probabilities out, any batch size.
 
     python -m resnet.study.export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --out=DIR
 
 The preprocessing is inside, batch norms are folded into the convolutions. Beside the program stands metadata.json: how
-to resize and crop before, class names, preprocessing contract, network, and the hash of the weights. What was written is
-loaded back in its own runtime and compared before the folder gets its name. docs/export.md shows how to load each.
+to resize and crop before, class names, preprocessing contract, network, and the hash of the weights. What was written
+is loaded back in its own runtime and compared before the folder gets its name. docs/export.md shows how to load each.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def export(model: Model, form: str, out: Path) -> dict[str, Any]:
     program = make_program(model, source_of(model))
     size = sum(leaf.nbytes for leaf in leaves(program.variables))
     if size > LARGEST_FILE and form != "savedmodel":
-        raise InputError(f"--format={form} holds 2 GB in its one file and the weights take {size / 1e9:.1f}; savedmodel")
+        raise InputError(
+            f"--format={form} holds 2 GB in its one file and the weights take {size / 1e9:.1f}; savedmodel"
+        )
     format_module = importlib.import_module(f"resnet.study.export_{form}")
 
     def write(folder: Path) -> dict[str, Any]:

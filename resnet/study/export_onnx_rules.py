@@ -299,9 +299,7 @@ def pooling(operator: str) -> Callable[..., "Value"]:
     def rule(graph: "Graph", eqn: JaxprEqn, operand: "Tensor") -> "Value":
         params = eqn.params
         sizes, strides, padding = params["window_dimensions"], params["window_strides"], params["padding"]
-        axes = [
-            axis for axis, about in enumerate(zip(sizes, strides, padding, strict=True)) if about != (1, 1, (0, 0))
-        ]
+        axes = [axis for axis, about in enumerate(zip(sizes, strides, padding, strict=True)) if about != (1, 1, (0, 0))]
         dilated = set(params["base_dilation"]) | set(params["window_dilation"]) != {1}
         if dilated or len(sizes) != 4 or len(axes) > 2:
             raise ValueError(f"{eqn.primitive.name} of this window has no rule that writes it in ONNX")
