@@ -7,17 +7,18 @@ weights and answer the same images; before anything is timed their probabilities
 uint8[B, 224, 224, 3] and gives float32[B, 1000]; what it does to the pixels is inside the time, for all alike. A round
 asks each peer once, so that a noisy machine disturbs all alike; medians are quoted.
 
-Peers: `ours` is what `predict` calls, which takes 32 images two at a time, so that they stay in the cache; `unfolded` the
-same network with its norms, all images at once; `linen` that on lax' own convolution: a plain flax ResNet; `torch` and
-`torch_folded` eager and channels_last, the latter with torch's own folding (torch.nn.utils.fusion); `torch_compiled`
-the latter under torch.compile; `onnxruntime` our ONNX export; `keras` keras.applications.ResNet50 on TensorFlow (its
-v1 network: 3.86 instead of 4.09 GMAC).
+Peers: `ours` is what `predict` calls, which takes 32 images two at a time, so that they stay in the cache; `unfolded`
+the same network with its norms, all images at once; `linen` that on lax' own convolution: a plain flax ResNet; `torch`
+and `torch_folded` eager and channels_last, the latter with torch's own folding (torch.nn.utils.fusion);
+`torch_compiled` the latter under torch.compile; `onnxruntime` our ONNX export; `keras` keras.applications.ResNet50 on
+TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
 
-Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25; torch.compile 0.85 to 0.95 s, torch
-eager folded 1.24 to 1.36 s, onnxruntime 0.57 s in the same runs): all 32 at once 1.02 to 1.32 s, by eights 0.97 to 1.03
-s, by ones 0.83 to 0.93 s, by twos 0.86 to 0.91 s; Winograd for 3×3 (see resnet/model/convolution.py): 59 ms for one image
-where ours takes 26; im2col on 7 px maps for more than two images: within the noise. What is left to onnxruntime: it
-adds bias, shortcut and ReLU as a convolution writes its result, where XLA on a CPU goes over the result once more.
+Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25; torch.compile 0.85 to 0.95 s,
+torch eager folded 1.24 to 1.36 s, onnxruntime 0.57 s in the same runs): all 32 at once 1.02 to 1.32 s, by eights 0.97
+to 1.03 s, by ones 0.83 to 0.93 s, by twos 0.86 to 0.91 s; Winograd for 3×3 (see resnet/model/convolution.py): 59 ms for
+one image where ours takes 26; im2col on 7 px maps for more than two images: within the noise. What is left to
+onnxruntime: it adds bias, shortcut and ReLU as a convolution writes its result, where XLA on a CPU goes over the result
+once more.
 """
 
 import argparse

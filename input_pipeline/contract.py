@@ -109,3 +109,11 @@ def normalise(images: jax.Array | np.ndarray, contract: Contract) -> jax.Array:
         pixels = jnp.flip(pixels, -1)
     mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
     return (pixels * np.float32(contract.scale) - mean) / std
+
+
+def pictures(inputs: jax.Array | np.ndarray, contract: Contract) -> np.ndarray:
+    """What `normalise` made of pixels, back: float[..., 3] -> uint8[..., 3], RGB, clipped to 0..255."""
+    mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
+    scaled = np.asarray(inputs, np.float32) * std + mean
+    pixels = np.clip(np.round(scaled / contract.scale), 0, 255).astype(np.uint8)
+    return pixels[..., ::-1] if contract.channel_order == "bgr" else pixels

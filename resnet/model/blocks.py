@@ -22,7 +22,7 @@ class Block(nn.Module):
     stride: int
     # 0 for the network's first block, 1 for its last: stochastic depth grows with it.
     depth_share: float
-    # The network's very first block finds its input activated by the stem (He et al. 2016, appendix).
+    # The network's very first block finds its input activated by the stem (He et al. 2016, appendix) if it has a norm.
     first: bool
     dtype: Any
     backend: Convolution
@@ -36,7 +36,8 @@ class Block(nn.Module):
         spec = self.spec
         activation = ACTIVATIONS[spec.activation]
         out_channels = spec.width * 2**self.stage * spec.expansion
-        changes_shape = self.stride != 1 or x.shape[-1] != out_channels
+        changes_channels = x.shape[-1] != out_channels
+        changes_shape = self.stride != 1 or changes_channels
         activated = self._activate_input(x, train)
         branch = self._branch(activated, train)
         if spec.squeeze_excitation:
@@ -48,9 +49,10 @@ class Block(nn.Module):
             branch = BranchScale(name="branch_scale")(branch)
         if spec.shortcut == "none":
             return activation(branch)
-        # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix).
-        entry = activated if changes_shape and spec.preactivated else x
-        shortcut = self._shortcut(entry, out_channels, changes_shape, train)
+        # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix); what
+        # only leaves pixels out (stride_block='last') takes the input as it is, as the identity would.
+        entry = activated if spec.preactivated and changes_shape and self._adapts(changes_channels) else x
+        shortcut = self._shortcut(entry, out_channels, changes_channels, train)
         branch, shortcut = self._transform(branch, shortcut, x, out_channels, changes_shape, train)
         if train and spec.stochastic_depth > 0:
             branch = self._drop_branch(branch)
@@ -72,11 +74,11 @@ class Block(nn.Module):
         return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
 
     def _bias_for(self, name: str | None) -> bool | None:
-        """What `convolution` takes as `bias` with the norm `name` behind it: the spec's word, unless it is folded."""
+        """`convolution`'s bias where the norm `name` is behind it: what the spec says, unless it is folded."""
         return True if name in self.folded else None
 
     def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:
-        if not self.spec.preactivated or self.first:
+        if not self.spec.preactivated or (self.first and self.spec.stem_norm):
             return x
         if self.spec.order == "full_preactivation":
             x = self._norm(x, "bn1", train)
@@ -104,6 +106,7 @@ class Block(nn.Module):
                 kernel,
                 stride=stride,
                 groups=groups,
+                normed=not last or spec.order != "full_preactivation",
                 bias=self._bias_for(name),
                 name=f"conv{number}",
                 dtype=self.dtype,
@@ -117,25 +120,27 @@ class Block(nn.Module):
                 x = ACTIVATIONS[spec.activation](x)
         return x
 
-    def _shortcut(self, x: jax.Array, out_channels: int, changes_shape: bool, train: bool) -> jax.Array:
+    def _adapts(self, changes_channels: bool) -> bool:
+        """Whether the shortcut does more than to leave pixels out: it projects, or pads channels."""
+        return changes_channels or self.spec.shortcut == "C" or self.spec.shortcut_transform == "conv1x1"
+
+    def _shortcut(self, x: jax.Array, out_channels: int, changes_channels: bool, train: bool) -> jax.Array:
         """Options A to D of He et al. 2015, Section 4.1, and He, T. et al. 2019, Figure 2c."""
-        spec = self.spec
-        if spec.shortcut == "A" and changes_shape:
+        spec, stride = self.spec, self.stride
+        if spec.shortcut == "A" and (changes_channels or stride > 1):
             # Option A: subsample, then zero channels behind; no parameters.
-            # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
-            x = jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, self.stride, self.stride, 1))
+            x = subsample(x, stride)
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
-        everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
-        if not (changes_shape or everywhere):
-            return x
-        stride = self.stride
         if spec.shortcut == "D" and stride > 1:
             x, stride = average_pool(x, stride), 1
+        if not self._adapts(changes_channels):
+            return subsample(x, stride)
         layer = convolution(
             spec,
             out_channels,
             1,
             stride=stride,
+            normed=not spec.preactivated,
             bias=self._bias_for("downsample_bn"),
             name="downsample_conv",
             dtype=self.dtype,
@@ -192,6 +197,12 @@ def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Root-mean-square of the branch over that of the shortcut: how much a block adds to what passes it."""
     square = lambda x: jnp.mean(jnp.square(x.astype(jnp.float32)))  # noqa: E731
     return jnp.sqrt(square(branch) / jnp.maximum(square(shortcut), 1e-12))
+
+
+def subsample(x: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th row and column of float[B, H, W, C]."""
+    # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
+    return jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:
