@@ -165,3 +165,9 @@ def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
     The variables stay where they are: divided or on every device.
     """
     return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def peak_memory() -> dict[str, int]:
+    """{'device_memory': most bytes in use so far} of this process' first device; {} where it does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": int(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}

@@ -174,7 +174,7 @@ class Stepping:
             # The optimizer counts updates, and a skipped step was none.
             values["learning_rate"] = float(self.plan.schedule(max(0, step - 1 - values["bad_steps"])))
         values["images_per_second"] = interval.images_per_second
-        values["data_wait"] = interval.share
+        values |= {"data_wait": interval.share, **parallel.peak_memory()}
         self.writer.write(step, self.plan.epoch(step), "train", values)
         self.bar.update(step, 0, loss=values["loss"], top1=values["top1"], wait_share=interval.share)
         return self.reset(state)
