@@ -13,7 +13,7 @@ usage() {
 ./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
 ./run.sh docs [serve]    the documentation as a site: site/html; a broken link fails it
 ./run.sh python ARGS     anything, inside the environment made here
-./run.sh setup [dev|bench|docs]   make the environment and stop
+./run.sh setup [dev|bench|docs|demo|writers|export]   make the environment, with what these need, and stop
 TEXT
 }
 

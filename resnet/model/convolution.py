@@ -147,8 +147,9 @@ def _by_taps(window: _Window, x: Array, w: Array) -> Array:
             if first == last or start == stop:
                 continue
             row, column = first * down + i - top, start * across + j - left
-            seen = x[:, row : row + (last - first - 1) * down + 1 : down]
-            seen = seen[:, :, column : column + (stop - start - 1) * across + 1 : across]
+            # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
+            ends = (row + (last - first - 1) * down + 1, column + (stop - start - 1) * across + 1)
+            seen = lax.slice(x, (0, row, column, 0), (x.shape[0], *ends, x.shape[3]), (1, down, across, 1))
             edges = ((0, 0), (first, high - last), (start, wide - stop), (0, 0))
             total += jnp.pad(_product(window, seen, w[i, j]), edges)
     return total

@@ -14,7 +14,7 @@ from typing import TypeVar
 import jax
 
 from input_pipeline.errors import InputError, printable
-from resnet.recipe import first_line
+from input_pipeline.recipe import first_line
 
 Result = TypeVar("Result")
 # Seconds without a sign of life after which a peer counts as dead. JAX' default of 100 lets a job of 256 wait minutes.

@@ -18,7 +18,9 @@ class Interruption:
     the end. Outside the main thread Python takes no handlers; signals then act as ever.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: bytes = SAVING) -> None:
+        """said: written to standard error at the first Ctrl-C."""
+        self._said = said
         self.signal: int | None = None
         self._old: dict[int, object] = {}
 
@@ -54,7 +56,7 @@ class Interruption:
         if number == signal.SIGINT:
             # Not print: the signal may have come in the middle of one.
             with contextlib.suppress(OSError):
-                os.write(2, SAVING)
+                os.write(2, self._said)
 
     def _restore(self) -> None:
         for number, handler in self._old.items():

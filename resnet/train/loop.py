@@ -14,26 +14,29 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from input_pipeline.configured import open_data
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
 from resnet.train import diagnosis, hosts, parallel, screen
-from resnet.train.beginning import initial_state, open_data, start_directory
+from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
-from resnet.train.figures import write_curves
+from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import Stage, joined_state, partition
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
+from resnet.train.profiling import Profiler
 from resnet.train.progress import DataWait, EpochBar
 from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
+from resnet.train.shown_inputs import first_shown
 from resnet.train.state import TrainState
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums
 from resnet.train.workdir import check_room, check_workdir, claimed
-from resnet.train.writers import MetricsWriter, SilentWriter
+from resnet.train.writers import TENSORBOARD_FOLDER, MetricsWriter, SilentWriter
 
 # Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
 # progress, signals and the non-finite guard lag by a blink.
@@ -96,6 +99,8 @@ class Run:
         self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
         self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
+        # Of several processes one traces; they do the same.
+        self.profiler = Profiler(config.run.profile if hosts.primary() else "", workdir / TENSORBOARD_FOLDER)
         # 'loss' is better when lower.
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
@@ -131,13 +136,12 @@ class Run:
             except Interrupted:
                 print(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
-            writer = MetricsWriter(self.workdir, resume_step=step) if hosts.primary() else SilentWriter()
-            with writer, self.watchdog:
-                self.writer = writer
+            settings = dict(flatten(self.config))
+            opened = MetricsWriter(self.workdir, step, settings) if hosts.primary() else SilentWriter()
+            with opened as self.writer, self.watchdog:
                 quiet = None if hosts.primary() else io.StringIO()
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step, stream=quiet)
-                with bar, jax.transfer_guard("disallow"):
-                    self.bar = bar
+                with bar as self.bar, jax.transfer_guard("disallow"):
                     step, state = self.steps(step, state)
                 self.checkpoints.wait()
                 outcome = None
@@ -145,9 +149,10 @@ class Run:
                     with contextlib.suppress(Interrupted):
                         outcome = test_run(self, step, state)
                 if self.stopping:
-                    total = self.plan.total_steps
-                    hosts.say(f"Stopped at step {step} of {total}, saved. The same command goes on from there.")
+                    done = f"step {step} of {self.plan.total_steps}"
+                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
                     return self.interruption.exit_code
+                self.writer.finish()
             if hosts.primary():
                 write_curves(self.workdir, self.config.run.best_metric)
         validated = outcome is not None and outcome.step == self.progress.best_step
@@ -201,6 +206,7 @@ class Run:
             if self.stopping and step != saved:
                 self.save(step, state)
             if self.stopping or step == self.plan.total_steps or self.stopped_early():
+                self.profiler.end(state)
                 return step, state
             step, state = self.advance(step, state)
 
@@ -210,10 +216,12 @@ class Run:
             state = self.enter(stage, state)
         if self.feed is None:
             self.feed = self.batches(step)
-        with self.wait.waiting():
-            batch = next(self.feed)
-        state, pulse = self.train_step(state, batch)
+        with self.profiler.during(step, state):
+            with self.wait.waiting():
+                batch = next(self.feed)
+            state, pulse = self.train_step(state, batch)
         step += 1
+        self.profiler.after(step, state)
         self.wait.count(self.plan.batch_size)
         self.pulses.append(pulse)
         if len(self.pulses) > STEPS_IN_FLIGHT:
@@ -234,6 +242,7 @@ class Run:
             shard=shard,
             threads=self.threads,
         )
+        host = first_shown(self, host) if step == 0 and hosts.primary() else host
         stop = (lambda: self.interruption.requested) if hosts.several() else None
         return parallel.put_batches(host, self.mesh, stop)
 
@@ -283,6 +292,9 @@ class Run:
             best = self.note(step, value)
             brief = {name: value for name, value in summary.items() if name not in LARGE}
             self.writer.write(step, self.plan.epoch(step), "val", brief)
+            if best:
+                # Not of every evaluation: of hundreds the event files would grow by megabytes.
+                self.writer.show(step, "val/confusion", confusion_pixels(summary["confusion"], self.source.class_names))
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():

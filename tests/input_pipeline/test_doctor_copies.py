@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -168,6 +169,22 @@ def test_blank_pictures_are_reported_and_not_compared(tmp_path):
     report = look_over(put(tmp_path, contents), cache_dir=str(tmp_path / "cache"))
     assert len(found(report, "blank").items) == 5
     assert report.leaks == {}
+
+
+def test_comparing_takes_little_memory_beside_the_small_pictures():
+    """A million pictures are a gigabyte already; the deviation of all at once, in float64, took eight."""
+    count = 20_000
+    grey = np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE), np.uint8)
+    looks = (Look("", "PNG", "L", height=SIDE, width=SIDE),) * count
+    gallery = Gallery(looks, np.zeros(count, np.int32), grey, np.zeros((count, 2, CHROMA_SIDE, CHROMA_SIDE), np.uint8))
+    tracemalloc.start()
+    try:
+        assert not blank(gallery).any()
+        assert not len(near_pairs(gallery, np.arange(count)).rows)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < grey.nbytes
 
 
 def test_identical_bytes_are_grouped_and_unreadable_files_are_not():

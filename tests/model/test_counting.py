@@ -31,6 +31,7 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
         "in_channels": draw(st.integers(1, 4)),
         "num_classes": draw(st.integers(1, 11)),
         "stem": draw(st.sampled_from(("imagenet", "cifar", "deep"))),
+        "stride_block": draw(st.sampled_from(("first", "last"))),
         "shortcut": draw(st.sampled_from(("none", "A", "B", "C", "D"))),
         "norm": draw(st.sampled_from(("batch", "batch", "group", "none"))),
         "norm_groups": draw(st.sampled_from((1, 2, 4))),
@@ -44,6 +45,9 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
         fields["stride_place"] = draw(st.sampled_from(("3x3", "first_1x1")))
     if fields["shortcut"] != "none":
         fields["order"] = draw(st.sampled_from(network_orders()))
+        if fields["order"] == "full_preactivation" and fields["norm"] != "none":
+            fields["stem_norm"] = draw(st.booleans())
+            fields["bias_without_norm"] = draw(st.booleans()) and not fields["conv_bias"]
         transforms = ("identity", "scale", "exclusive_gate", "shortcut_gate", "conv1x1", "dropout")
         fields["shortcut_transform"] = draw(st.sampled_from(transforms))
     try:
@@ -237,3 +241,17 @@ def test_activations_are_what_torch_saves_and_multiply_adds_what_its_layers_do(
     assert sum(done) == 2 * counts.multiply_adds
     assert sum(saved.values()) == 2 * counts.activations
     assert counts.activation_bytes(2) == 4 * sum(saved.values()) == 2 * counts.activation_bytes(2, "bfloat16")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet50_v1", "resnet152"])
+def test_multiply_adds_are_those_that_fvcore_counts_on_the_torch_twin(name: str) -> None:
+    """fvcore calls multiply-adds flops; it also counts norms, which the paper and this project leave out."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    fvcore = pytest.importorskip("fvcore.nn", reason="fvcore is not installed")
+    from benchmarks.torch_twin import TorchResNet
+
+    spec = variant(name).spec
+    twin = TorchResNet(spec.block, spec.stage_sizes, num_classes=1000, stride_place=spec.stride_place).eval()
+    analysis = fvcore.FlopCountAnalysis(twin, torch.zeros(1, 3, 224, 224)).unsupported_ops_warnings(False)
+    by_operator = analysis.by_operator()
+    assert by_operator["conv"] + by_operator["linear"] == variant(name).multiply_adds

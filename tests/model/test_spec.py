@@ -46,6 +46,15 @@ def tiny(**changes) -> ResNetSpec:
         ),
         ({"block": "bottleneck", "base_width": 4}, "base_width=4 leaves the 3x3 of width=8 without channels"),
         ({"stem": "deep", "width": 1}, "width=1 has no half"),
+        ({"bias_without_norm": True}, "with another order all have one"),
+        (
+            {"bias_without_norm": True, "order": "full_preactivation", "norm": "none"},
+            "with norm='none' all have biases",
+        ),
+        ({"bias_without_norm": True, "order": "full_preactivation", "conv_bias": True}, "take one of the two"),
+        ({"stem_norm": False}, "stem_norm=False leaves norm and activation to the first block"),
+        ({"stem_norm": False, "order": "relu_only_preactivation"}, "stem_norm=False leaves"),
+        ({"stride_block": "last", "stage_sizes": (2,)}, "one stage alone"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, reason):
@@ -67,6 +76,7 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"num_classes": True}, "num_classes"),
         ({"in_channels": -3}, "in_channels"),
         ({"norm_groups": 0}, "norm_groups"),
+        ({"ghost_batch_size": -1}, "ghost_batch_size"),
         ({"squeeze_excitation": -1}, "squeeze_excitation"),
         ({"head_hidden": -1}, "head_hidden"),
         ({"head_hidden": 8.0}, "head_hidden"),
@@ -80,6 +90,8 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"shortcut_scale": float("inf")}, "shortcut_scale"),
         ({"gate_bias": None}, "gate_bias"),
         ({"conv_bias": "yes"}, "conv_bias"),
+        ({"bias_without_norm": 1}, "bias_without_norm"),
+        ({"stem_norm": None}, "stem_norm"),
         ({"zero_init_last_gamma": 1}, "zero_init_last_gamma"),
     ],
 )
@@ -98,6 +110,8 @@ SPECS = st.fixed_dictionaries(
         "norm_groups": st.sampled_from([1, 2, 4]),
         "num_classes": st.sampled_from([1, 5]),
         "conv_bias": st.booleans(),
+        "bias_without_norm": st.sampled_from([False, False, True]),
+        "stem_norm": st.sampled_from([True, True, False]),
         "squeeze_excitation": st.sampled_from([0, 4]),
         "zero_init_last_gamma": st.sampled_from([False, False, True]),
         "stochastic_depth": st.sampled_from([0.0, 0.0, 0.5]),
@@ -116,6 +130,10 @@ def test_a_spec_is_refused_or_builds(choices):
     if choices["block"] == "basic":
         # These would be refused every time; the refusal has its own test.
         choices |= {"groups": 1, "base_width": 64, "stride_place": "3x3"}
+    if choices["order"] != "full_preactivation":
+        choices |= {"bias_without_norm": False, "stem_norm": True}
+    if len(choices["stage_sizes"]) == 1:
+        choices |= {"stride_block": "first"}
     try:
         spec = ResNetSpec(**choices)
     except SpecError as error:
@@ -210,8 +228,8 @@ def test_images_smaller_than_the_total_stride_are_refused(changes, least):
 
 
 def test_the_last_map_is_the_image_over_the_total_stride():
-    for stem in CHOICES["stem"]:
-        spec = tiny(stem=stem, stage_sizes=(1, 1, 1))
+    for stem, stride_block in itertools.product(CHOICES["stem"], CHOICES["stride_block"]):
+        spec = tiny(stem=stem, stage_sizes=(1, 2, 1), stride_block=stride_block)
 
         def last(key, spec=spec):
             images = jnp.zeros((1, 64, 33, 3))
