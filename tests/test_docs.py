@@ -97,14 +97,14 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def save_weights(folder: Path) -> Path:
-    """Converted weights of two small stages of bottlenecks."""
+    """Converted weights of two small stages of bottlenecks, of larger images than TINY_RUN's: a run notes that."""
     from input_pipeline.contract import CONTRACTS
     from resnet.model.spec import ResNetSpec
     from resnet.train.checkpoints import Meta, save_converted
     from tests.networks import random_variables
 
     spec = ResNetSpec(block="bottleneck", stage_sizes=(1, 1), width=8, num_classes=3)
-    meta = Meta(spec, ("a", "b", "c"), CONTRACTS["torch"], image_size=16, resize_shorter=1.0)
+    meta = Meta(spec, ("a", "b", "c"), CONTRACTS["torch"], image_size=32, resize_shorter=1.0)
     save_converted(folder, random_variables(spec), meta)
     return folder
 
