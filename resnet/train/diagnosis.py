@@ -26,6 +26,7 @@ from resnet.train.workdir import write_json
 if TYPE_CHECKING:
     from resnet.train.loop import Run
     from resnet.train.plan import Plan
+    from resnet.train.stepping import Stepping
 
 FILE = "diverged.json"
 
@@ -154,7 +155,7 @@ def check_debug(plan: Plan, workdir: Path, *, begun: bool) -> None:
         raise InputError("config.run.debug=True replays a run of one process, and no probe; leave the key away")
 
 
-def diverged(run: Run, last: int, state: TrainState) -> Diverged:
+def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
     """The error that ends a run whose steps up to `last` (counted from 1) were non-finite, max_bad_steps in a row.
 
     None of them changed a parameter, so the first is done again from `state` as it was then; steps that were under way

@@ -89,6 +89,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "transfer.bn": ("frozen", FINETUNE, {**FINETUNE, "model.norm": "group"}),
     "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
+    "run.steps_per_call": (4, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
 }
