@@ -129,15 +129,7 @@ def test_a_second_run_reads_what_the_first_decoded_and_damage_is_decoded_anew(tm
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_left(tmp_path):
     split = split_of(noise((5, 8), (9, 4)))
     read = split.read
-    broken = Split(
-        split.name,
-        split.labels,
-        split.ids,
-        split.sizes,
-        split.orientations,
-        None,
-        lambda i: read(i)[: 40 if i else None],
-    )
+    broken = dataclasses.replace(split, read=lambda i: read(i)[: 40 if i else None])
     layout = lay_out(split.sizes, 4, 10**6)
     with pytest.raises(InputError, match=r"1\.png"):
         cached_canvas(broken, layout, "bilinear", "f", progress=False)
