@@ -11,8 +11,9 @@ usage() {
 ./run.sh lint            ruff (lint, format) and mypy
 ./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
 ./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
+./run.sh docs [serve]    the documentation as a site: site/html; a broken link fails it
 ./run.sh python ARGS     anything, inside the environment made here
-./run.sh setup [dev|bench]   make the environment and stop
+./run.sh setup [dev|bench|docs|demo|writers|export]   make the environment, with what these need, and stop
 TEXT
 }
 
@@ -107,6 +108,12 @@ case "$job" in
   bench)
     setup bench
     exec .venv/bin/python -m benchmarks.step "$@"
+    ;;
+  docs)
+    # Text alone: what a run needs is not installed for it.
+    make_environment
+    install requirements-docs.txt
+    exec .venv/bin/python -m docs.builder "$@"
     ;;
   python)
     setup

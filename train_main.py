@@ -7,37 +7,46 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe
 from input_pipeline.errors import printable
 from input_pipeline.sources import check_place
-from resnet import command, recipe
+from resnet import command
 from resnet.train.configuration import flatten, validate
 from resnet.train.workdir import check_workdir
 
-FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file(
-    "config", None, "The recipe, such as configs/demo.py; configs/default.py explains every key."
-)
-flags.DEFINE_string("coordinator", "", "One of several processes: HOST:PORT of process 0. SLURM and others need none.")
-flags.DEFINE_integer("num_processes", 0, "One of several processes: how many there are.")
-flags.DEFINE_integer("process_id", -1, "One of several processes: which one this is, from 0.")
-flags.DEFINE_string("workdir", None, "The run's folder; the same command on the same folder goes on where it stopped.")
+
+def make_flags(arguments: list[str]) -> flags.FlagValues:
+    """The command's flags, in a set of their own."""
+    values = flags.FlagValues()
+    recipe.define(values, arguments, "The recipe, such as configs/demo.py; configs/default.py explains every key.")
+    flags.DEFINE_string(
+        "workdir", None, "The run's folder; the same command goes on where it stopped.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "coordinator", "", "One of several processes: HOST:PORT of process 0. SLURM and others need none.",
+        flag_values=values,
+    )  # fmt: skip
+    flags.DEFINE_integer("num_processes", 0, "One of several processes: how many there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "One of several processes: which one this is, from 0.", flag_values=values)
+    return values
 
 
 def main() -> int:
-    recipe.parse(FLAGS, sys.argv, __doc__ or "", known=(key for key, _ in flatten(default_config())))
-    config, workdir = FLAGS.config, Path(FLAGS.workdir)
+    values = make_flags(sys.argv)
+    recipe.parse(values, sys.argv, __doc__ or "", known=(key for key, _ in flatten(default_config())))
+    given = values.flag_values_dict()
+    config, workdir = given["config"], Path(given["workdir"])
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
     check_place(config.data.source, config.data.dir)
-    from resnet.train import hosts
+    from resnet.train import hosts, peers
     from resnet.train.loop import train
 
-    hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
-    with hosts.together():
+    hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
+    with peers.together():
         code = train(config, workdir)
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():

@@ -38,7 +38,9 @@ def model() -> ConfigDict:
     # None: as many as the data has classes. A number that disagrees with the data is an error.
     c.num_classes = placeholder(int)
     c.stem = placeholder(str)
+    c.stem_norm = placeholder(bool)
     c.stride_place = placeholder(str)
+    c.stride_block = placeholder(str)
     c.shortcut = placeholder(str)
     c.shortcut_transform = placeholder(str)
     c.shortcut_scale = placeholder(float)
@@ -49,8 +51,10 @@ def model() -> ConfigDict:
     c.norm_groups = placeholder(int)
     c.norm_momentum = placeholder(float)
     c.norm_epsilon = placeholder(float)
+    c.ghost_batch_size = placeholder(int)
     c.activation = placeholder(str)
     c.conv_bias = placeholder(bool)
+    c.bias_without_norm = placeholder(bool)
     c.squeeze_excitation = placeholder(int)
     c.zero_init_last_gamma = placeholder(bool)
     c.stochastic_depth = placeholder(float)
@@ -204,10 +208,22 @@ def run() -> ConfigDict:
     c.seed = 0
     # Activations and convolutions: float32 or bfloat16. Parameters, statistics, logits and loss are float32.
     c.dtype = "float32"
+    # What the backward pass computes again in place of keeping it, where memory is short: none, the inside of each
+    # block, or of each stage. The figures stay; docs/many-hosts.md has what it costs and saves.
+    c.remat = "none"
+    # Steps that one call of the device does at most, for networks whose step is shorter than the call. A call ends
+    # where a training line, an evaluation, a checkpoint or a stage is due: what is done and written is the same. Its
+    # batches lie on the device together, signals are heeded after it. On a CPU, which is slower inside loops, always 1.
+    c.steps_per_call = 1
     # Epochs between evaluations on the validation split; a fraction is fine.
     c.eval_every = 1.0
     # Steps between training lines in metrics.jsonl.
     c.log_every = 50
+    # Besides metrics.jsonl and TensorBoard: ('wandb',), ('mlflow',) or both (`./run.sh setup writers`). Offline unless
+    # their own variables say otherwise; see docs/seeing.md.
+    c.writers = ()
+    # Steps that JAX' profiler traces into RUN/tensorboard, such as 100:105 for the five after step 100. '': none.
+    c.profile = ""
     # Epochs between checkpoints; one is written after each evaluation as well, and at the end.
     c.checkpoint_every = 1.0
     # Newest checkpoints kept beside the best one.
@@ -220,7 +236,7 @@ def run() -> ConfigDict:
     # fsdp=-1 (parameters, optimizer state and averages divided over fsdp). The figures do not depend on it.
     c.mesh = "data=-1"
     # Runs of several processes: seconds without a finished step, evaluation batch or save after which a process says so
-    # and ends, instead of waiting for a stuck peer for ever; 0: never.
+    # and ends, instead of waiting for a stuck peer for ever (six times that where something may be compiled); 0: never.
     c.hang_timeout = 300.0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10

@@ -15,6 +15,8 @@ import numpy as np
 from input_pipeline.contract import Contract, normalise
 from input_pipeline.errors import InputError, printable
 
+# Of the streams of randomness that a step draws from its key, augmentation's.
+AUGMENT = 0
 FLIPS = ("none", "horizontal", "vertical", "both")
 # Each kind's place among a row's draws. One call for all of them: every further one costs XLA on CPU 0.5 s to compile.
 _HORIZONTAL, _VERTICAL, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)

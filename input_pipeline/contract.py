@@ -106,6 +106,14 @@ def normalise(images: jax.Array | np.ndarray, contract: Contract) -> jax.Array:
     if pixels.shape[-1:] != (3,):
         raise ValueError(f"images must end in 3 channels, not shape {pixels.shape}")
     if contract.channel_order == "bgr":
-        pixels = pixels[..., ::-1]
+        pixels = jnp.flip(pixels, -1)
     mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
     return (pixels * np.float32(contract.scale) - mean) / std
+
+
+def pictures(inputs: jax.Array | np.ndarray, contract: Contract) -> np.ndarray:
+    """What `normalise` made of pixels, back: float[..., 3] -> uint8[..., 3], RGB, clipped to 0..255."""
+    mean, std = np.asarray(contract.mean, np.float32), np.asarray(contract.std, np.float32)
+    scaled = np.asarray(inputs, np.float32) * std + mean
+    pixels = np.clip(np.round(scaled / contract.scale), 0, 255).astype(np.uint8)
+    return pixels[..., ::-1] if contract.channel_order == "bgr" else pixels

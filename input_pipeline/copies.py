@@ -69,7 +69,11 @@ def identical(gallery: Gallery, *, unreadable_too: bool = False) -> list[list[in
 
 def blank(gallery: Gallery) -> np.ndarray:
     """Which readable pictures are all one grey, or nearly: bool[N]."""
-    spread = gallery.grey.reshape(len(gallery.looks), SIDE * SIDE).std(1)
+    spread = np.zeros(len(gallery.looks), np.float32)
+    # In parts: numpy turns what it takes the deviation of into floats, eight times the pictures' bytes.
+    for start in range(0, len(spread), _BATCH):
+        part = gallery.grey[start : start + _BATCH]
+        spread[start : start + _BATCH] = part.reshape(len(part), SIDE * SIDE).std(1, dtype=np.float32)
     return np.asarray(gallery.readable & (spread < MIN_SPREAD))
 
 
@@ -80,13 +84,9 @@ def perceptual_hash(grey: np.ndarray) -> np.ndarray:
     """
     points = np.arange(SIDE, dtype=np.float32) + 0.5
     waves = np.cos(np.pi / SIDE * np.arange(_BELOW, dtype=np.float32)[:, None] * points)
-    hashes = np.zeros(len(grey), np.uint64)
-    for start in range(0, len(grey), _BATCH):
-        part = waves @ grey[start : start + _BATCH].astype(np.float32) @ waves.T
-        low = part.reshape(len(part), _BELOW * _BELOW)[:, 1:]
-        bits = np.packbits(low > np.median(low, 1, keepdims=True), axis=1, bitorder="little")
-        hashes[start : start + _BATCH] = np.ascontiguousarray(bits).view("<u8")[:, 0]
-    return hashes
+    low = (waves @ grey.astype(np.float32) @ waves.T).reshape(len(grey), _BELOW * _BELOW)[:, 1:]
+    bits = np.packbits(low > np.median(low, 1, keepdims=True), axis=1, bitorder="little")
+    return np.ascontiguousarray(bits).view("<u8")[:, 0].astype(np.uint64)
 
 
 def near_pairs(
@@ -97,7 +97,9 @@ def near_pairs(
     progress: called with the number of rows just compared with all those behind them.
     """
     index = np.asarray(rows, np.int64)
-    hashes = perceptual_hash(gallery.grey[index])
+    hashes = np.zeros(len(index), np.uint64)
+    for start in range(0, len(index), _BATCH):
+        hashes[start : start + _BATCH] = perceptual_hash(gallery.grey[index[start : start + _BATCH]])
     shorter = np.array([min(gallery.looks[row].height, gallery.looks[row].width) for row in index], np.int32)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     proposed = kept = 0

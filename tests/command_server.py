@@ -30,6 +30,7 @@ def become(request: dict[str, Any]) -> None:
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.update(request["environment"])
+    os.chdir(request["directory"])
     # As in a terminal's foreground: shells have what they start in the background ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.resetwarnings()

@@ -54,23 +54,27 @@ class Running:
         return Result(code, self.out.read_text(), self.err.read_text())
 
 
-def start(*arguments: object, environment: dict[str, str] | None = None) -> Running:
-    """Start `train_main.py ARGS` or `resnet.study.evaluate ARGS`, forked where the slow imports are done already."""
+def start(*arguments: object, environment: dict[str, str] | None = None, directory: Path = ROOT) -> Running:
+    """Start `train_main.py ARGS` or `resnet.study.evaluate ARGS`, forked where the slow imports are done already.
+
+    directory: where it runs; the project's modules are those of this checkout wherever that is.
+    """
     folder = Path(_server()[1])
     number = next(_numbers)
     out, err = folder / f"{number}.out", folder / f"{number}.err"
     request = {
         "arguments": [str(argument) for argument in arguments],
         "environment": environment or {},
+        "directory": str(directory),
         "out": str(out),
         "err": str(err),
     }
     return Running(_ask(request), out, err)
 
 
-def run(*arguments: object, environment: dict[str, str] | None = None) -> Result:
+def run(*arguments: object, environment: dict[str, str] | None = None, directory: Path = ROOT) -> Result:
     """`start` and wait."""
-    return start(*arguments, environment=environment).wait()
+    return start(*arguments, environment=environment, directory=directory).wait()
 
 
 def run_fresh(*arguments: object, environment: dict[str, str] | None = None) -> Result:

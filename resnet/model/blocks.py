@@ -22,19 +22,22 @@ class Block(nn.Module):
     stride: int
     # 0 for the network's first block, 1 for its last: stochastic depth grows with it.
     depth_share: float
-    # The network's very first block finds its input activated by the stem (He et al. 2016, appendix).
+    # The network's very first block finds its input activated by the stem (He et al. 2016, appendix) if it has a norm.
     first: bool
     dtype: Any
     backend: Convolution
     # Norms that keep to their running statistics in training too.
     frozen: frozenset[str] = frozenset()
+    # Norms that stand in the convolution before them already, as its scaled kernel and its bias (resnet/model/folding).
+    folded: frozenset[str] = frozenset()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         spec = self.spec
         activation = ACTIVATIONS[spec.activation]
         out_channels = spec.width * 2**self.stage * spec.expansion
-        changes_shape = self.stride != 1 or x.shape[-1] != out_channels
+        changes_channels = x.shape[-1] != out_channels
+        changes_shape = self.stride != 1 or changes_channels
         activated = self._activate_input(x, train)
         branch = self._branch(activated, train)
         if spec.squeeze_excitation:
@@ -46,9 +49,10 @@ class Block(nn.Module):
             branch = BranchScale(name="branch_scale")(branch)
         if spec.shortcut == "none":
             return activation(branch)
-        # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix).
-        entry = activated if changes_shape and spec.preactivated else x
-        shortcut = self._shortcut(entry, out_channels, changes_shape, train)
+        # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix); what
+        # only leaves pixels out (stride_block='last') takes the input as it is, as the identity would.
+        entry = activated if spec.preactivated and changes_shape and self._adapts(changes_channels) else x
+        shortcut = self._shortcut(entry, out_channels, changes_channels, train)
         branch, shortcut = self._transform(branch, shortcut, x, out_channels, changes_shape, train)
         if train and spec.stochastic_depth > 0:
             branch = self._drop_branch(branch)
@@ -64,11 +68,17 @@ class Block(nn.Module):
         return "bn3" if self.spec.block == "bottleneck" else "bn2"
 
     def _norm(self, x: jax.Array, name: str, train: bool, zero_scale: bool = False) -> jax.Array:
+        if name in self.folded:
+            return x
         train = train and name not in self.frozen
         return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
 
+    def _bias_for(self, name: str | None) -> bool | None:
+        """`convolution`'s bias where the norm `name` is behind it: what the spec says, unless it is folded."""
+        return True if name in self.folded else None
+
     def _activate_input(self, x: jax.Array, train: bool) -> jax.Array:
-        if not self.spec.preactivated or self.first:
+        if not self.spec.preactivated or (self.first and self.spec.stem_norm):
             return x
         if self.spec.order == "full_preactivation":
             x = self._norm(x, "bn1", train)
@@ -89,22 +99,20 @@ class Block(nn.Module):
             layers = [(planes, 3, self.stride, 1), (planes, 3, 1, 1)]
         for number, (features, kernel, stride, groups) in enumerate(layers, start=1):
             last = number == len(layers)
+            name = norm_behind(spec, number, last)
             layer = convolution(
                 spec,
                 features,
                 kernel,
                 stride=stride,
                 groups=groups,
+                normed=not last or spec.order != "full_preactivation",
+                bias=self._bias_for(name),
                 name=f"conv{number}",
                 dtype=self.dtype,
                 backend=self.backend,
             )
             x = layer(x)
-            # A norm sits behind this convolution; in full pre-activation it is the next one's, hence its number.
-            if spec.order == "full_preactivation":
-                name = None if last else f"bn{number + 1}"
-            else:
-                name = None if last and spec.order == "bn_after_addition" else f"bn{number}"
             if name:
                 zero = last and spec.zero_init_last_gamma
                 x = self._norm(x, name, train, zero_scale=zero)
@@ -112,21 +120,31 @@ class Block(nn.Module):
                 x = ACTIVATIONS[spec.activation](x)
         return x
 
-    def _shortcut(self, x: jax.Array, out_channels: int, changes_shape: bool, train: bool) -> jax.Array:
+    def _adapts(self, changes_channels: bool) -> bool:
+        """Whether the shortcut does more than to leave pixels out: it projects, or pads channels."""
+        return changes_channels or self.spec.shortcut == "C" or self.spec.shortcut_transform == "conv1x1"
+
+    def _shortcut(self, x: jax.Array, out_channels: int, changes_channels: bool, train: bool) -> jax.Array:
         """Options A to D of He et al. 2015, Section 4.1, and He, T. et al. 2019, Figure 2c."""
-        spec = self.spec
-        if spec.shortcut == "A" and changes_shape:
+        spec, stride = self.spec, self.stride
+        if spec.shortcut == "A" and (changes_channels or stride > 1):
             # Option A: subsample, then zero channels behind; no parameters.
-            x = x[:, :: self.stride, :: self.stride, :]
+            x = subsample(x, stride)
             return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
-        everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
-        if not (changes_shape or everywhere):
-            return x
-        stride = self.stride
         if spec.shortcut == "D" and stride > 1:
             x, stride = average_pool(x, stride), 1
+        if not self._adapts(changes_channels):
+            return subsample(x, stride)
         layer = convolution(
-            spec, out_channels, 1, stride=stride, name="downsample_conv", dtype=self.dtype, backend=self.backend
+            spec,
+            out_channels,
+            1,
+            stride=stride,
+            normed=not spec.preactivated,
+            bias=self._bias_for("downsample_bn"),
+            name="downsample_conv",
+            dtype=self.dtype,
+            backend=self.backend,
         )
         x = layer(x)
         if spec.preactivated:
@@ -167,10 +185,24 @@ class Block(nn.Module):
         return jnp.where(kept, branch / keep, 0).astype(branch.dtype)
 
 
+def norm_behind(spec: ResNetSpec, number: int, last: bool) -> str | None:
+    """The norm directly behind a branch's convolution `number`, counted from 1; None behind which there is none."""
+    if spec.order == "full_preactivation":
+        # It is the next convolution's, hence its number; behind the last comes the addition.
+        return None if last else f"bn{number + 1}"
+    return None if last and spec.order == "bn_after_addition" else f"bn{number}"
+
+
 def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
     """Root-mean-square of the branch over that of the shortcut: how much a block adds to what passes it."""
     square = lambda x: jnp.mean(jnp.square(x.astype(jnp.float32)))  # noqa: E731
     return jnp.sqrt(square(branch) / jnp.maximum(square(shortcut), 1e-12))
+
+
+def subsample(x: jax.Array, stride: int) -> jax.Array:
+    """Every stride-th row and column of float[B, H, W, C]."""
+    # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
+    return jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -1,6 +1,6 @@
 """The network: stem, stages of blocks, head -> logits, and named features on request."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -10,8 +10,12 @@ import jax.numpy as jnp
 
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
+from resnet.model.errors import SpecError
 from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
-from resnet.model.spec import ResNetSpec
+from resnet.model.spec import ResNetSpec, block_stride
+
+# What is computed again on the way back, in place of being kept: nothing, the inside of each block, of each stage.
+REMAT = ("none", "block", "stage")
 
 
 class ResNet(nn.Module):
@@ -28,6 +32,11 @@ class ResNet(nn.Module):
     # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
     # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
     frozen: frozenset[str] = frozenset()
+    # Norms that stand in the convolution before them already; only resnet/model/folding names any.
+    folded: frozenset[str] = frozenset()
+    # One of REMAT (Chen et al. 2016, arXiv 1604.06174): in training, of a block or a stage its input alone is kept for
+    # the gradient. Variables, random draws and figures are the same.
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -44,9 +53,13 @@ class ResNet(nn.Module):
         C]). jax.jit hands a dict back with its keys sorted; the order is that inside.
         offsets: arrays of the features' shapes and dtypes, each added to the feature of its name on its way through the
         network ('pooled' takes none). The gradient by an offset of zeros is that by the feature.
-        Raises SpecError when the images are smaller than the network's total stride.
+        Raises SpecError when the images are smaller than the network's total stride, or for an unknown `remat`.
         """
+        if train and self.folded:
+            raise ValueError("a network with folded norms has no batch statistics to train with; it only evaluates")
         spec = self.spec
+        if self.remat not in REMAT:
+            raise SpecError(f"remat={self.remat!r} is not one of {', '.join(REMAT)}")
         spec.check_image_size(min(images.shape[1:3]))
         features: dict[str, jax.Array] = {}
 
@@ -55,23 +68,10 @@ class ResNet(nn.Module):
             return x
 
         x = named("stem", self._stem(images.astype(self.dtype), train))
-        number_of_blocks, block_number = sum(spec.stage_sizes), 0
-        for stage, blocks in enumerate(spec.stage_sizes):
-            for index in range(blocks):
-                name = f"layer{stage + 1}_{index}"
-                block = Block(
-                    spec=spec,
-                    stage=stage,
-                    stride=2 if stage > 0 and index == 0 else 1,
-                    depth_share=block_number / max(number_of_blocks - 1, 1),
-                    first=block_number == 0,
-                    dtype=self.dtype,
-                    backend=self.backend,
-                    frozen=within(name, self.frozen),
-                    name=name,
-                )
-                x = named(name, block(x, train=train and name not in self.frozen))
-                block_number += 1
+        for stage in range(len(spec.stage_sizes)):
+            blocks = lambda network, x, stage=stage: network._stage(x, stage, train, offsets)  # noqa: E731
+            x, inside = self._remembered("stage", blocks, x, train)
+            features |= inside
             x = named(f"layer{stage + 1}", x)
         logits = self._head(x, train, features)
         return (logits, features) if return_features else logits
@@ -87,16 +87,65 @@ class ResNet(nn.Module):
             layers = [(spec.width, 7, 2)]
         for number, (features, kernel, stride) in enumerate(layers, start=1):
             suffix = str(number) if len(layers) == 1 else f"1_{number}"
+            bare = number == len(layers) and not spec.stem_norm
             layer = convolution(
-                spec, features, kernel, stride=stride, name=f"conv{suffix}", dtype=self.dtype, backend=self.backend
+                spec,
+                features,
+                kernel,
+                stride=stride,
+                normed=not bare,
+                bias=True if f"bn{suffix}" in self.folded else None,
+                name=f"conv{suffix}",
+                dtype=self.dtype,
+                backend=self.backend,
             )
-            x = self._norm(layer(x), f"bn{suffix}", train)
-            x = activation(x)
+            x = layer(x)
+            if not bare:
+                x = activation(self._norm(x, f"bn{suffix}", train))
         if spec.stem == "cifar":
             return x
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        if spec.stem_norm:
+            return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        return nn.max_pool(padded, (3, 3), strides=(2, 2))
+
+    def _stage(
+        self, x: jax.Array, stage: int, train: bool, offsets: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The blocks of a stage, and what each gives, by name."""
+        features: dict[str, jax.Array] = {}
+        for index in range(self.spec.stage_sizes[stage]):
+            name = f"layer{stage + 1}_{index}"
+            block = lambda network, x, index=index: network._block(x, stage, index, train)  # noqa: E731
+            x = self._remembered("block", block, x, train)
+            features[name] = x = x + offsets[name] if name in offsets else x
+        return x, features
+
+    def _block(self, x: jax.Array, stage: int, index: int, train: bool) -> jax.Array:
+        name, sizes = f"layer{stage + 1}_{index}", self.spec.stage_sizes
+        number = sum(sizes[:stage]) + index
+        block = Block(
+            spec=self.spec,
+            stage=stage,
+            stride=block_stride(self.spec, stage, index),
+            depth_share=number / max(sum(sizes) - 1, 1),
+            first=number == 0,
+            dtype=self.dtype,
+            backend=self.backend,
+            frozen=within(name, self.frozen),
+            folded=within(name, self.folded),
+            name=name,
+        )
+        return block(x, train=train and name not in self.frozen)
+
+    def _remembered(self, unit: str, function: Callable[..., Any], x: jax.Array, train: bool) -> Any:
+        """function(network, x); with `remat` of this unit, in training, only x is kept for its gradient."""
+        return (nn.remat(function) if train and self.remat == unit else function)(self, x)
 
     def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        if name in self.folded:
+            return x
         return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
 
     def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:

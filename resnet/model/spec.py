@@ -10,6 +10,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "block": ("basic", "bottleneck"),
     "stem": ("imagenet", "cifar", "deep"),
     "stride_place": ("3x3", "first_1x1"),
+    "stride_block": ("first", "last"),
     "shortcut": ("none", "A", "B", "C", "D"),
     "shortcut_transform": ("identity", "scale", "exclusive_gate", "shortcut_gate", "conv1x1", "dropout"),
     "order": (
@@ -51,8 +52,15 @@ class ResNetSpec:
     num_classes: int = 1000
     # imagenet: 7×7 stride 2, 3×3 max-pool stride 2. cifar: 3×3 stride 1, no pool. deep: three 3×3 (He, T. et al. 2019).
     stem: str = "imagenet"
+    # Norm and activation behind the stem's last convolution. Without them (Keras' V2) the first block starts with its
+    # own, as every other does, and the stem's max-pool counts what lies outside as zero.
+    stem_norm: bool = True
     # Where a bottleneck strides: in the first 1×1 (v1, as published) or in the 3×3 (v1.5, as torchvision).
     stride_place: str = "3x3"
+    # Which block halves the map between two stages: the first of the later one (as published), or the last of the
+    # earlier one (TF-slim, Keras' V2). There the channels stay, and no option needs a projection: A and B leave pixels
+    # out, D averages them; C projects everywhere.
+    stride_block: str = "first"
     # Section 3.3 and 4.1: none (plain net), A (zero-padded identity), B (projection where shapes change),
     # C (projection everywhere), D (average-pool, then projection; He, T. et al. 2019).
     shortcut: str = "B"
@@ -75,9 +83,14 @@ class ResNetSpec:
     norm_momentum: float = 0.9
     # Added to the variance; Keras' applications use 1.001e-5.
     norm_epsilon: float = 1e-5
+    # Images over which batch norm takes its statistics in training: groups of so many consecutive rows of the batch,
+    # whatever the hardware ("ghost batches", Hoffer et al. 2017, arXiv 1705.08741, Algorithm 1). 0: the whole batch.
+    ghost_batch_size: int = 0
     activation: str = "relu"
     # Biases in the convolutions, as Keras' applications have (a BN behind them makes them redundant).
     conv_bias: bool = False
+    # Biases in those convolutions alone that no norm follows (Keras' V2): a branch's last, projections, a bare stem's.
+    bias_without_norm: bool = False
     # Channel reduction of squeeze-and-excitation at the end of each branch (Hu et al. 2018: 16); 0 for none.
     squeeze_excitation: int = 0
     # Start with the last norm's scale of each branch at zero: each block begins as its shortcut (Goyal et al. 2017).
@@ -127,10 +140,10 @@ def check_values(spec: ResNetSpec) -> None:
     for field in ("width", "base_width", "groups", "in_channels", "num_classes", "norm_groups"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 1:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
-    for field in ("squeeze_excitation", "head_hidden"):
+    for field in ("squeeze_excitation", "head_hidden", "ghost_batch_size"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 0:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number, 0 for none")
-    for field in ("conv_bias", "zero_init_last_gamma"):
+    for field in ("conv_bias", "bias_without_norm", "stem_norm", "zero_init_last_gamma"):
         if type(getattr(spec, field)) is not bool:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be True or False")
     shares = ("stochastic_depth", "dropout", "shortcut_dropout", "norm_momentum")
@@ -178,6 +191,24 @@ def check_combinations(spec: ResNetSpec) -> None:
             "norm 'batch' or 'group'",
         ),
         (
+            spec.bias_without_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
+            "bias_without_norm is for the convolutions that order='full_preactivation' leaves without a norm; with "
+            "another order all have one, with norm='none' all have biases",
+        ),
+        (
+            spec.bias_without_norm and spec.conv_bias,
+            "conv_bias=True gives biases to all convolutions, those of bias_without_norm too; take one of the two",
+        ),
+        (
+            not spec.stem_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
+            "stem_norm=False leaves norm and activation to the first block, which has them at its start only with "
+            "order='full_preactivation' and norm 'batch' or 'group'",
+        ),
+        (
+            spec.stride_block == "last" and len(spec.stage_sizes) == 1,
+            "stride_block='last' says where a stage hands over to the next; stage_sizes has one stage alone",
+        ),
+        (
             spec.norm == "none" and spec.order == "bn_after_addition",
             "order='bn_after_addition' needs a norm; norm='none' has none",
         ),
@@ -209,3 +240,10 @@ def block_width(spec: ResNetSpec, stage: int) -> int:
     if spec.block == "basic":
         return planes
     return planes * spec.base_width // 64 * spec.groups
+
+
+def block_stride(spec: ResNetSpec, stage: int, index: int) -> int:
+    """Stride of block `index` of stage `stage` (both from 0): 2 where one stage's map becomes the next one's."""
+    if spec.stride_block == "first":
+        return 2 if stage > 0 and index == 0 else 1
+    return 2 if stage < len(spec.stage_sizes) - 1 and index == spec.stage_sizes[stage] - 1 else 1

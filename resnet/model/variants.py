@@ -95,10 +95,12 @@ def basic(*stage_sizes: int, **fields: object) -> ResNetSpec:
 
 
 # Order of norm, activation and addition that He et al. 2016 end with; stride and projections as in v1.5, which is what
-# timm builds. Keras' V2 is another network: it strides in the last block of a stage and has biases.
+# timm builds.
 V2 = {"order": "full_preactivation"}
 # v1 as Keras has it: the first 1×1 strides, convolutions have biases, BN adds 1.001e-5.
 KERAS_V1 = {"stride_place": "first_1x1", "conv_bias": True, "norm_epsilon": 1.001e-5}
+# V2 as Keras has it, after TF-slim: a stage's last block strides, the stem is a convolution and no more.
+KERAS_V2 = {**V2, "stride_block": "last", "stem_norm": False, "bias_without_norm": True, "norm_epsilon": 1.001e-5}
 V1 = {"stride_place": "first_1x1"}
 
 
@@ -117,10 +119,10 @@ def closed(
     return Variant(spec, parameters, source, multiply_adds, CLOSED_FORM, figures=figures)
 
 
-def keras(spec: ResNetSpec, parameters: int, total: int, multiply_adds: int) -> Variant:
+def keras(spec: ResNetSpec, parameters: int, total: int, multiply_adds: int, source: str = CLOSED_FORM) -> Variant:
     """Keras prints trainable parameters and, as 'total', these with BN's statistics."""
     figure = Figure("parameters and statistics", str(total), "", KERAS, slack=0)
-    return Variant(spec, parameters, KERAS, multiply_adds, CLOSED_FORM, figures=(figure,))
+    return Variant(spec, parameters, KERAS, multiply_adds, source, figures=(figure,))
 
 
 def cifar(depth: int, parameters: int, multiply_adds: int, table6: str, shortcut: str = "A") -> Variant:
@@ -159,6 +161,13 @@ VARIANTS: dict[str, Variant] = {
     "resnet50_keras": keras(bottleneck(3, 4, 6, 3, **KERAS_V1), 25_583_592, 25_636_712, 3_857_973_248),
     "resnet101_keras": keras(bottleneck(3, 4, 23, 3, **KERAS_V1), 44_601_832, 44_707_176, 7_570_194_432),
     "resnet152_keras": keras(bottleneck(3, 8, 36, 3, **KERAS_V1), 60_268_520, 60_419_944, 11_282_415_616),
+    "resnet50_v2_keras": keras(bottleneck(3, 4, 6, 3, **KERAS_V2), 25_568_360, 25_613_800, 3_482_255_360, KERAS),
+    "resnet101_v2_keras": keras(
+        bottleneck(3, 4, 23, 3, **KERAS_V2), 44_577_896, 44_675_560, 7_194_476_544, source=KERAS
+    ),
+    "resnet152_v2_keras": keras(
+        bottleneck(3, 8, 36, 3, **KERAS_V2), 60_236_904, 60_380_648, 10_906_697_728, source=KERAS
+    ),
     "wide_resnet50_2": torchvision(
         bottleneck(3, 4, 6, 3, base_width=128), 68_883_240, 11_398_021_120, *printed("11.40")
     ),

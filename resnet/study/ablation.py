@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
-from resnet import command, recipe
+from resnet import command
 from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
 from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
 from resnet.train.configuration import flatten
@@ -37,7 +38,7 @@ TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
 
 def main() -> int:
     begun = time.monotonic()
-    values = make_flags()
+    values = make_flags(sys.argv)
     known = [key for key, _ in flatten(default_config())]
     recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
     given = values.flag_values_dict()
@@ -70,12 +71,10 @@ def main() -> int:
     return 1 if not stopped and any(record.status == FAILED for record in records.values()) else 0
 
 
-def make_flags() -> flags.FlagValues:
-    """The command's flags, in a set of their own: train_main.py defines flags of the same names."""
+def make_flags(arguments: list[str]) -> flags.FlagValues:
+    """The command's flags, in a set of their own."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "The recipe, such as configs/ablations/cifar_small.py.", flag_values=values
-    )
+    recipe.define(values, arguments, "The recipe, such as configs/ablations/cifar_small.py.")
     flags.DEFINE_string(
         "workdir", None, "The ablation's folder; the same command goes on where it stopped.", flag_values=values
     )
@@ -145,7 +144,9 @@ def open_data(config: ConfigDict) -> ResidentData:
         return read_arrays(Path(data.dir), data.image_size)
     from resnet.train.loop import open_data as open_source
 
-    crop = make_crop(config, contract_by_name(data.contract), None, "none")
+    # As in make_plan: a run from scratch, which all of these are, takes torch's where the recipe leaves it open.
+    contract = contract_by_name("torch" if data.contract == "auto" else data.contract)
+    crop = make_crop(config, contract, None, "none")
     return decode_source(open_source(config), crop, threads=data.threads or None)
 
 

@@ -1,5 +1,6 @@
 """What a residual network does inside: how much each block adds to what passes it, and how gradients fare by depth."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,10 @@ def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], di
 
     branch_to_shortcut: block -> root mean square of its branch over that of its shortcut, as they are added
     (resnet.model.blocks.norm_ratio); empty for a plain net. gradient_norm: stem, block or head -> L2 norm of the
-    gradient of the mean cross-entropy by all its parameters. Batch statistics are the batch's, as in training; no
-    augmentation, no smoothing.
+    gradient of the mean cross-entropy by all its parameters. Batch statistics are the whole batch's, whatever groups it
+    is trained in; no augmentation, no smoothing.
     """
-    network: ResNet = plan.network
+    network: ResNet = plan.network.clone(spec=dataclasses.replace(plan.network.spec, ghost_batch_size=0), remat="none")
 
     def diagnosis(variables: Variables, batch: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:
         images = prepare(batch["image"], plan.contract)

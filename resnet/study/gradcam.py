@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,6 +21,7 @@ from PIL import Image
 from input_pipeline.augment import prepare
 from input_pipeline.contract import Contract
 from input_pipeline.errors import InputError, printable
+from input_pipeline.seen import labelled, letters, magnification, shortened
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.study.inference import Model, padded
@@ -139,11 +140,21 @@ def overlay_name(path: Path) -> str:
     return f"{re.sub(r'[^A-Za-z0-9_-]+', '_', path.stem)[:80]}-{place}.png"
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write uint8[H, W, 3] as a PNG beside its place and rename it, so that no reader ever sees half of it."""
+def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
+    """Write a picture, or uint8[H, W, 3], as a PNG beside its place and rename it: no reader ever sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(picture).save(part, "PNG")
+        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        image.save(part, "PNG", optimize=True)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_sheet(path: Path, images: np.ndarray, overlays: np.ndarray, lines: Sequence[Sequence[str]]) -> None:
+    """Pictures uint8[N, S, S, 3], each beside its overlay and above its lines of text, as one PNG of 256 colours."""
+    pairs = np.concatenate([images, overlays], axis=2)
+    most = letters(pairs.shape[2] * magnification(pairs))
+    page = labelled(pairs, [[shortened(line, most) for line in own] for own in lines])
+    reduced = Image.fromarray(page).quantize(256, dither=Image.Dither.FLOYDSTEINBERG)
+    write_picture(path, reduced)

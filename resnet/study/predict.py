@@ -1,6 +1,6 @@
 """What a trained network sees in pictures: the most probable classes of each image.
 
-python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json] [--gradcam=DIR]
+python -m resnet.study.predict --checkpoint=DIR IMAGE_OR_FOLDER... [--top=5] [--json] [--gradcam=DIR|FILE.png]
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Images decoded and kept at a time: a folder of any size fits.
 GROUP = 256
+# On one sheet with their overlays.
+SHEET = 64
 
 
 def main() -> int:
@@ -37,7 +39,9 @@ def main() -> int:
     parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument(
-        "--gradcam", metavar="DIR", help="write a PNG an image there: what speaks for its most probable class"
+        "--gradcam",
+        metavar="DIR|FILE.png",
+        help="what speaks for each image's most probable class: a PNG an image into a folder, or all on one sheet",
     )
     arguments = parser.parse_args()
     if arguments.top < 1:
@@ -47,7 +51,7 @@ def main() -> int:
         raise InputError(
             f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir or a step's folder"
         )
-    overlays = overlay_folder(arguments.gradcam) if arguments.gradcam is not None else None
+    overlays = overlay_place(arguments.gradcam, len(paths)) if arguments.gradcam is not None else None
     # Here, not above: it takes seconds to import, and a slip in the flags is told at once.
     from resnet.study.inference import load_model
 
@@ -69,13 +73,24 @@ def main() -> int:
     return 0
 
 
-def overlay_folder(name: str) -> Path:
-    """The folder --gradcam names, made if missing. Raises InputError where it cannot be."""
+def overlay_place(name: str, count: int) -> Path:
+    """What --gradcam names for `count` images: a sheet's file, or a folder, which is made. Raises InputError."""
+    if is_sheet(Path(name)):
+        if not Path(name).parent.is_dir():
+            raise InputError(f"--gradcam={printable(name)}: name a file in a folder that exists")
+        if count > SHEET:
+            raise InputError(f"--gradcam={printable(name)}: a sheet holds {SHEET} images; name a folder for {count:,}")
+        return Path(name)
     try:
         Path(name).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--gradcam={printable(name)}: cannot be made a folder ({error.strerror})") from error
     return Path(name)
+
+
+def is_sheet(place: Path) -> bool:
+    """Whether --gradcam means one picture of all, not a folder."""
+    return place.suffix.lower() == ".png" and not place.is_dir()
 
 
 def image_files(names: list[str]) -> Iterator[Path]:
@@ -99,7 +114,8 @@ def image_files(names: list[str]) -> Iterator[Path]:
 def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = None) -> Iterator[dict[str, Any]]:
     """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first.
 
-    With a folder for `overlays` the Grad-CAM overlay of each image is written there, and 'gradcam' is its path.
+    With a place for `overlays` (`overlay_place`) the Grad-CAM overlay of each image is written there, and 'gradcam' is
+    its path.
     """
     names = model.meta.class_names
     with tqdm(total=len(paths), unit="image", leave=False, disable=None if len(paths) > GROUP else True) as bar:
@@ -122,11 +138,15 @@ def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = N
 def write_overlays(
     model: Model, paths: list[Path], images: np.ndarray, classes: np.ndarray, folder: Path
 ) -> list[Path]:
-    """Write one Grad-CAM overlay an image and class into `folder`; the files, in order."""
+    """Write the Grad-CAM overlay of each image and class into `folder`, or all on that sheet; the files, in order."""
     # Here, not above: it imports jax and matplotlib.
-    from resnet.study.gradcam import heat_maps, overlay, overlay_name, write_picture
+    from resnet.study.gradcam import heat_maps, overlay, overlay_name, write_picture, write_sheet
 
     pictures = overlay(images, heat_maps(model, images, classes))
+    if is_sheet(folder):
+        names = [[model.meta.class_names[index], path.name] for index, path in zip(classes, paths, strict=True)]
+        write_sheet(folder, images, pictures, names)
+        return [folder] * len(paths)
     files = [folder / overlay_name(path) for path in paths]
     for file, picture in zip(files, pictures, strict=True):
         write_picture(file, picture)

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from input_pipeline.sources import Source, open_source
+from input_pipeline.sources import Source
 from resnet.model.network import initialise
 from resnet.train import parallel
 from resnet.train.plan import Plan
@@ -16,24 +16,6 @@ from resnet.train.provenance import provenance
 from resnet.train.state import TrainState, Variables, create_state
 from resnet.train.steps import sum_names
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, write_json
-
-
-def open_data(config: ConfigDict) -> Source:
-    """The dataset that config.data names, looked over once."""
-    data = config.data
-    return open_source(
-        data.source,
-        data.dir,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        per_class=data.per_class,
-        split_seed=data.split_seed,
-        on_error=data.on_error,
-        exclude=tuple(data.exclude),
-        doctor=data.doctor,
-        drop_leaks=data.drop_leaks,
-        keep_copies_together=data.keep_copies_together,
-    )
 
 
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:

@@ -1,15 +1,18 @@
 """What a configuration says, checked: types, ranges that span several keys, keys that nothing would read."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
+from input_pipeline.recipe import flatten
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
+from resnet.train.profiling import read_span
 from resnet.train.transfer import MODES, NORM_MODES, head_units, read_transfer
 
 Flat = dict[str, Any]
@@ -50,6 +53,12 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
     "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
+    "model.ghost_batch_size": (
+        lambda c: (
+            c["model.norm"] == "batch" and c["transfer.mode"] != "probe" and c["transfer.bn"] in ("auto", "train")
+        ),
+        "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train",
+    ),
     "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
@@ -62,6 +71,9 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     ),
     "transfer.unfreeze": (lambda c: c["transfer.mode"] == "finetune", "transfer.mode='finetune'"),
     "transfer.views": (lambda c: c["transfer.mode"] == "probe", "transfer.mode='probe'"),
+    # A probe does many steps in one call.
+    "run.profile": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "run.steps_per_call": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     # A head learns on features: two images, once mixed, have none.
     "data.mixup": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.cutmix": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
@@ -71,6 +83,7 @@ EXAMPLES = {
     "data.exclude": ("name",),
     "transfer.unfreeze": ("layer4@2",),
     "transfer.lr_multipliers": ("^fc=10",),
+    "run.writers": ("wandb", "mlflow"),
 }
 TEXTS = tuple(EXAMPLES)
 # Read only where training images are varied: by a probe of a single view they are not.
@@ -111,6 +124,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "run.steps": (0, MOST_STEPS),
     "run.seed": (0, (1 << 32) - 1),
     "run.log_every": (1, 1 << 40),
+    "run.steps_per_call": (1, 1 << 12),
     "run.keep": (1, 1000),
     "run.early_stopping": (0, 1 << 20),
     "run.max_bad_steps": (0, 1 << 20),
@@ -119,7 +133,16 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
 # the number of devices changes).
-FREE = ("run.mesh", "run.hang_timeout", "run.debug", "data.threads")
+FREE = (
+    "run.mesh",
+    "run.remat",
+    "run.steps_per_call",
+    "run.hang_timeout",
+    "run.debug",
+    "run.profile",
+    "run.writers",
+    "data.threads",
+)
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
@@ -130,24 +153,16 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),
-    # optimizer.OPTIMIZERS and schedules.SCHEDULES, written out: their files import jax, and a slip is told before that.
+    # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
+    # told before that.
     "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
     "optim.schedule": ("constant", "step", "cosine", "polynomial"),
     "transfer.mode": MODES,
     "transfer.bn": NORM_MODES,
     "run.dtype": ("float32", "bfloat16"),
+    "run.remat": ("none", "block", "stage"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
-
-
-def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('data.batch_size', 64) for every leaf of a nested configuration."""
-    for key in sorted(config.keys()):
-        value = config[key]
-        if isinstance(value, ConfigDict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def validate(config: ConfigDict) -> None:
@@ -179,8 +194,17 @@ def validate(config: ConfigDict) -> None:
             f"config.data.batch_size={given['data.batch_size']}"
         )
     read_transfer(config)
+    read_span(given["run.profile"])
+    check_writers(given["run.writers"])
     # An impossible network is told before the data are looked over, whatever the number of their classes.
-    make_spec(config, given["model.num_classes"] or 2)
+    spec = make_spec(config, given["model.num_classes"] or 2)
+    group, rows = spec.ghost_batch_size or 1, given["data.batch_size"] // given["optim.accumulation"]
+    if rows % group:
+        raise InputError(
+            f"config.model.ghost_batch_size={group} does not divide the {rows} images that are normalised at a time "
+            f"(config.data.batch_size={given['data.batch_size']} in config.optim.accumulation="
+            f"{given['optim.accumulation']} parts)"
+        )
 
 
 def check_type(key: str, value: Any, default: Any) -> None:
@@ -234,6 +258,22 @@ def check_read(given: Flat, default: Flat) -> None:
                     f"config.{key}={given[key]!r} would be read by nothing: a probe of one view sees images as "
                     "evaluation does; set config.transfer.views above 1"
                 )
+
+
+def check_writers(names: tuple[str, ...]) -> None:
+    """Raise InputError for a writer of config.run.writers that is not known, named twice or not installed."""
+    known = EXAMPLES["run.writers"]
+    for name in names:
+        if name not in known or list(names).count(name) > 1:
+            raise InputError(
+                f"config.run.writers={tuple(names)!r}: choose of {', '.join(known)}, each once, and write "
+                '"--config.run.writers=(…)", such as '
+                f"{known!r}"
+            )
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"config.run.writers: {name} is not installed; ./run.sh setup writers installs requirements-writers.txt"
+            )
 
 
 def check_validation(config: ConfigDict) -> None:

@@ -20,12 +20,13 @@ from resnet.train import hosts
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.progress import EpochBar
 from resnet.train.state import TrainState, Variables
-from resnet.train.steps import Batch, Recipe, loss_sum
+from resnet.train.steps import Batch, Recipe, loss_sum, split_parts
 from resnet.train.workdir import write_json
 
 if TYPE_CHECKING:
     from resnet.train.loop import Run
     from resnet.train.plan import Plan
+    from resnet.train.stepping import Stepping
 
 FILE = "diverged.json"
 
@@ -71,7 +72,10 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     a value may be NaN here and was not there, or the other way round.
     """
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-    parts, batch_stats, total, weight = recipe.accumulation, state.batch_stats, None, 0.0
+    # Layers inside what is computed again could not be looked at.
+    network = network.clone(remat="none")
+    parts, total, weight = recipe.accumulation, None, 0.0
+    cut = split_parts(batch, parts, network.spec)
     names: list[str] = []
     readings: list[Reading] = []
 
@@ -84,13 +88,13 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
         loss = lambda p: loss_sum(network, recipe, p, batch_stats, part, key)  # noqa: E731
         (value, (weight, new_stats, _)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         seen = [describe(output) for _, output in outputs], describe(value), jax.tree.map(describe, gradient)
-        return seen, jax.tree.map(describe, new_stats), new_stats, gradient, weight
+        return seen, jax.tree.map(describe, new_stats), gradient, weight
 
     for number in range(parts):
-        # As steps.accumulate cuts a batch and draws its parts' keys.
-        part = {name: rows[number::parts] for name, rows in batch.items()}
+        part = {name: rows[number] for name, rows in cut.items()}
+        # As steps.accumulate draws its parts' keys.
         part_key = key if parts == 1 else jax.random.fold_in(key, number)
-        seen, stats_seen, batch_stats, gradient, part_weight = look(state.params, batch_stats, part, part_key)
+        seen, stats_seen, gradient, part_weight = look(state.params, state.batch_stats, part, part_key)
         total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
         weight = weight + part_weight
         if not any(reading.bad for reading in readings):
@@ -151,7 +155,7 @@ def check_debug(plan: Plan, workdir: Path, *, begun: bool) -> None:
         raise InputError("config.run.debug=True replays a run of one process, and no probe; leave the key away")
 
 
-def diverged(run: Run, last: int, state: TrainState) -> Diverged:
+def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
     """The error that ends a run whose steps up to `last` (counted from 1) were non-finite, max_bad_steps in a row.
 
     None of them changed a parameter, so the first is done again from `state` as it was then; steps that were under way

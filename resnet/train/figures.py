@@ -63,13 +63,24 @@ def write_confusion(path: str | os.PathLike[str], confusion: Any, class_names: S
     classes the counts stand in the cells, beyond that the colours go by the root of the share; up to 60 all names stand
     at the axes, beyond that class numbers. Raises ValueError if the matrix is not square or the names do not fit it.
     """
+    _save(_confusion(confusion, class_names, dpi=150), Path(path))
+
+
+def confusion_pixels(confusion: Any, class_names: Sequence[str]) -> np.ndarray:
+    """`write_confusion`'s picture, smaller, as uint8[H, W, 3]."""
+    canvas = FigureCanvasAgg(_confusion(confusion, class_names, dpi=80))
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())[..., :3]
+
+
+def _confusion(confusion: Any, class_names: Sequence[str], dpi: int) -> Figure:
     counts = np.asarray(confusion, dtype=np.int64)
     num_classes = len(class_names)
     if counts.shape != (num_classes, num_classes):
         raise ValueError(f"a confusion matrix of shape {counts.shape} for {num_classes} class names")
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(14.0, max(4.8, 2.6 + 0.42 * num_classes))
-    figure = Figure(figsize=(side + 1.0, side), dpi=150, layout="constrained")
+    figure = Figure(figsize=(side + 1.0, side), dpi=dpi, layout="constrained")
     axes = figure.subplots()
     # Where no counts are written, the root brings out the confusions, each a few per cent at most.
     norm = PowerNorm(1.0 if num_classes <= _ANNOTATED_CLASSES else 0.5, vmin=0.0, vmax=1.0)
@@ -90,7 +101,7 @@ def write_confusion(path: str | os.PathLike[str], confusion: Any, class_names: S
     bar.ax.tick_params(colors=_INK, labelsize=8)
     bar.set_label("Share of the true class", color=_INK)
     bar.outline.set_visible(False)
-    _save(figure, Path(path))
+    return figure
 
 
 def _best(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:

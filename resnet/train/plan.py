@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from input_pipeline.augment import Augmentation
+from input_pipeline import configured
+from input_pipeline.configured import make_augmentation
 from input_pipeline.contract import Contract, contract_by_name
 from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
@@ -18,6 +19,7 @@ from resnet.train.configuration import MOST_STEPS, check_validation, make_spec
 from resnet.train.freezing import Stage, make_stages
 from resnet.train.optimizer import OptimizerSettings
 from resnet.train.pretrained import Pretrained, load_pretrained
+from resnet.train.profiling import check_span
 from resnet.train.schedules import ScheduleSettings, make_schedule
 from resnet.train.steps import Recipe, balanced_weights
 from resnet.train.transfer import Transfer, read_transfer
@@ -75,8 +77,9 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         raise InputError(
             f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
         )
+    check_span(config.run.profile, total_steps)
     transfer = read_transfer(config)
-    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype))
+    network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
     if stages[-1].start >= total_steps:
@@ -115,19 +118,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
 def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:
     """The crop of config.data, of the given kind. How evaluation resizes is the weights', or the contract's, to say,
     unless the key does."""
-    data = config.data
-    shorter = data.resize_shorter
-    if shorter == -1:
-        shorter = pretrained.resize_shorter if pretrained else contract.resize_shorter
-    return Crop(
-        kind=kind,
-        image_size=data.image_size,
-        scale=tuple(data.crop_scale),
-        ratio=tuple(data.crop_ratio),
-        padding=data.crop_padding,
-        resize_shorter=shorter,
-        interpolation=contract.interpolation,
-    )
+    shorter = pretrained.resize_shorter if pretrained else contract.resize_shorter
+    return configured.make_crop(config, contract, kind, shorter)
 
 
 def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recipe:
@@ -136,21 +128,10 @@ def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recip
     weights: tuple[float, ...] = ()
     if data.class_weights == "balanced":
         weights = balanced_weights(source.splits["train"].labels, len(source.class_names))
-    augmentation = Augmentation(
-        flip=data.flip,
-        brightness=data.brightness,
-        contrast=data.contrast,
-        saturation=data.saturation,
-        hue=data.hue,
-        erasing=data.erasing,
-        mixup=data.mixup,
-        cutmix=data.cutmix,
-        label_smoothing=optim.label_smoothing,
-    )
     return Recipe(
         seed=config.run.seed,
         contract=contract,
-        augmentation=augmentation,
+        augmentation=make_augmentation(config),
         class_weights=weights,
         accumulation=optim.accumulation,
         ema=optim.ema,

@@ -16,7 +16,7 @@ from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load
 from resnet.train.freezing import is_head
 from resnet.train.state import Variables
-from resnet.weights import convert, names, zoo
+from resnet.weights import convert, zoo
 from resnet.weights.recognise import describe, name_of
 
 # Fields of a spec that may differ between the weights and the run: the head, and what acts in training only.
@@ -29,6 +29,7 @@ FREE = (
     "zero_init_last_gamma",
     "gate_bias",
     "norm_momentum",
+    "ghost_batch_size",
 )
 # What makes two contracts different inputs; the crop and its interpolation always are the weights'.
 NUMBERS = ("mean", "std", "scale", "channel_order")
@@ -111,7 +112,7 @@ def read(source: str) -> tuple[Variables, Meta, tuple[str, ...]]:
     except InputError as error:
         raise InputError(str(error).replace("--source=", "config.transfer.weights=")) from error
     # torch's shapes fit both places of the stride; who names the network v1 knows what the file is.
-    free = ("stride_place",) if known is None and converted.recognised.dialect is not names.KERAS else ()
+    free = ("stride_place",) if known is None and converted.recognised.dialect.torch_layout else ()
     return flat_map(converted.variables), converted.meta, free
 
 

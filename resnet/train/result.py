@@ -76,7 +76,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     Interrupted when a signal arrives; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
-    from resnet.train.figures import write_confusion
+    from resnet.train.figures import confusion_pixels, write_confusion
     from resnet.train.writers import read_metrics
 
     if "test" not in run.source.splits:
@@ -105,5 +105,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
         write_predictions(run.workdir, rows)
         if not told:
             run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
-        write_confusion(run.workdir / "confusion.png", predictions.summary["confusion"], run.source.class_names)
+        confusion, names = predictions.summary["confusion"], run.source.class_names
+        run.writer.show(step, "test/confusion", confusion_pixels(confusion, names))
+        write_confusion(run.workdir / "confusion.png", confusion, names)
     return outcome

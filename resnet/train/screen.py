@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
+from resnet.model.counting import count
 from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan
 from resnet.train.pretrained import Pretrained
@@ -25,7 +26,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px, "
         f"feed {plan.feed}",
-        f"Network   {config.model.name}: {parameters:,} parameters",
+        f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
         f"Device    {device}, {config.run.dtype}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
@@ -42,6 +43,11 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
         lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def multiply_adds(plan: Plan, image_size: int) -> str:
+    """Of the forward pass of one image, counted from the traced program."""
+    return f"{count(plan.network.spec, image_size).multiply_adds:,} multiply-adds an image"
 
 
 def advice(config: ConfigDict, plan: Plan) -> list[str]:

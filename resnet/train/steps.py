@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from input_pipeline.augment import Augmentation, augment, prepare
+from input_pipeline.augment import AUGMENT, Augmentation, augment, prepare
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
+from resnet.model.spec import ResNetSpec
 from resnet.train.freezing import Names, merge, moving_statistics, partition
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.optimizer import ema_update
@@ -21,8 +22,8 @@ Batch = dict[str, jax.Array]
 # (network, recipe, params, batch_stats, batch, key) -> (sum of losses, (weight, new statistics, metric sums)).
 LossSum = Callable[..., tuple[jax.Array, tuple[jax.Array, Variables, dict[str, jax.Array]]]]
 Pulse = dict[str, jax.Array]
-# Streams of randomness that one step draws from its key.
-AUGMENT, DROPOUT = 0, 1
+# Beside AUGMENT the stream of randomness that a step draws from its key.
+DROPOUT = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,10 @@ def make_train_step(
     asked. Randomness is a function of (seed, step, row).
     A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, statistics,
     optimizer and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
-    With accumulation the parts run one after the other: their gradients add up to the whole batch's exactly, their
-    batch statistics are each part's own and move the running statistics once per part.
+    With accumulation the parts (see `split_parts`) run one after the other. Batch statistics are each part's own, or
+    those of the groups in it; the running statistics move once a step, by the mean of what the parts would move them.
+    Groups of spec.ghost_batch_size images are the same in any number of parts: gradient and running statistics are then
+    those of the whole batch, but for the order of sums and for what is drawn at random, part by part.
     learning: the names of the parameters that learn (None: all); `optimizer` and its state are of these alone, and the
     others, with the statistics of `network.frozen`, leave the step bit for bit as they came. loss: default `loss_sum`.
     """
@@ -152,31 +155,46 @@ def accumulate(
     """
     parts = recipe.accumulation
     learnt, resting = partition(state.params, learning)
+    # A mean of equal numbers is not always the same number in floating point: what is frozen is left out.
+    moving = moving_statistics(state.batch_stats, network.frozen)
     of_params = loss or loss_sum
 
-    def part_gradient(batch_stats: Variables, part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
-        total = lambda p: of_params(network, recipe, merge(p, resting), batch_stats, part, part_key)  # noqa: E731
+    def part_gradient(part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
+        total = lambda p: of_params(network, recipe, merge(p, resting), state.batch_stats, part, part_key)  # noqa: E731
         gradient, (weight, new_stats, sums) = jax.grad(total, has_aux=True)(learnt)
-        return gradient, weight, new_stats, sums
+        return gradient, weight, partition(new_stats, moving)[0], sums
 
     if parts == 1:
-        gradient, weight, batch_stats, sums = part_gradient(state.batch_stats, batch, key)
+        gradient, weight, moved, sums = part_gradient(batch, key)
     else:
-        # Part i holds rows i, i + parts, …: rows stay on the device that has them when the batch is sharded.
-        split = lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0)  # noqa: E731
-        first = jax.tree.map(lambda x: x[::parts], batch)
-        shapes = jax.eval_shape(part_gradient, state.batch_stats, first, key)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[1], shapes[3]))
+        cut = split_parts(batch, parts, network.spec)
+        shapes = jax.eval_shape(part_gradient, jax.tree.map(lambda x: x[0], cut), key)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def add_part(carry: Any, numbered: Any) -> tuple[Any, None]:
-            batch_stats, totals = carry
+        def add_part(totals: Any, numbered: Any) -> tuple[Any, None]:
             number, part = numbered
-            gradient, weight, batch_stats, sums = part_gradient(batch_stats, part, jax.random.fold_in(key, number))
-            return (batch_stats, jax.tree.map(jnp.add, totals, (gradient, weight, sums))), None
+            return jax.tree.map(jnp.add, totals, part_gradient(part, jax.random.fold_in(key, number))), None
 
-        numbered = (jnp.arange(parts), jax.tree.map(split, batch))
-        (batch_stats, (gradient, weight, sums)), _ = jax.lax.scan(add_part, (state.batch_stats, zeros), numbered)
+        (gradient, weight, moved, sums), _ = jax.lax.scan(add_part, zeros, (jnp.arange(parts), cut))
+        moved = jax.tree.map(lambda total: total / parts, moved)
+    batch_stats = merge(moved, partition(state.batch_stats, moving)[1])
     return jax.tree.map(lambda g: g / weight, gradient), batch_stats, sums
+
+
+def split_parts(batch: Batch, parts: int, spec: ResNetSpec) -> Batch:
+    """A batch as the parts that accumulation takes one after the other: arrays [parts, B / parts, …].
+
+    The batch is dealt out to the parts in turn, row by row or, with `spec.ghost_batch_size`, group by group, so that
+    groups stay whole. Dealt out, each device keeps the rows that it has while every part has some on every device: as
+    long as B is a multiple of devices × parts × group. Elsewhere rows travel, and the figures are the same.
+    """
+    group = spec.ghost_batch_size or 1
+
+    def deal(rows: jax.Array) -> jax.Array:
+        dealt = rows.reshape(rows.shape[0] // (parts * group), parts, group, *rows.shape[1:])
+        return jnp.moveaxis(dealt, 1, 0).reshape(parts, rows.shape[0] // parts, *rows.shape[1:])
+
+    return jax.tree.map(deal, batch)
 
 
 def loss_sum(

@@ -4,16 +4,25 @@ tensorboardX' SummaryWriter writes in a thread of its own, which dies unheard on
 back by more than 24 days (its wait then overflows); ten events later the run hangs on the queue that nobody empties.
 """
 
+import io
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from PIL import Image
+from tensorboardX.proto.api_pb2 import STATUS_SUCCESS
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboardX.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 FLUSH_SECONDS = 30.0
+# The names that TensorBoard's hparams plugin looks for (tensorboard/plugins/hparams/metadata.py).
+HPARAMS, SESSION_START, SESSION_END = "hparams", "_hparams_/session_start_info", "_hparams_/session_end_info"
 
 
 class EventFile:
@@ -41,9 +50,45 @@ class EventFile:
             self._records.flush()
             self._flushed = time.monotonic()
 
+    def write_image(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """A picture, uint8[H, W, 3], as a PNG; on the disk when this returns."""
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        height, width = pixels.shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=buffer.getvalue())
+        summary = Summary(value=[Summary.Value(tag=name, image=image)])
+        self._add(Event(wall_time=time.time(), step=step, summary=summary))
+        self._records.flush()
+
+    def write_hparams(self, values: Mapping[str, Any]) -> None:
+        """The run's settings, flat, for the table of the hparams plugin; None (as the network has it) is left out.
+
+        There is no summary of the experiment beside them: without one the plugin works out columns and types from all
+        runs that it shows, and which keys differ; with one it takes that of any run for all.
+        """
+        start = SessionStartInfo(start_time_secs=time.time())
+        for name, value in values.items():
+            if isinstance(value, bool):
+                start.hparams[name].bool_value = value
+            elif isinstance(value, int | float):
+                start.hparams[name].number_value = value
+            elif value is not None:
+                start.hparams[name].string_value = str(value)
+        self._add_hparams(SESSION_START, HParamsPluginData(session_start_info=start))
+
+    def write_end(self) -> None:
+        """For the hparams plugin: the run is done."""
+        end = SessionEndInfo(status=STATUS_SUCCESS, end_time_secs=time.time())
+        self._add_hparams(SESSION_END, HParamsPluginData(session_end_info=end))
+
     def close(self) -> None:
         """Write what is left; nothing may be written afterwards."""
         self._records.close()
+
+    def _add_hparams(self, name: str, content: HParamsPluginData) -> None:
+        data = SummaryMetadata.PluginData(plugin_name=HPARAMS, content=content.SerializeToString())
+        value = Summary.Value(tag=name, metadata=SummaryMetadata(plugin_data=data))
+        self._add(Event(wall_time=time.time(), summary=Summary(value=[value])))
 
     def _add(self, event: Event) -> None:
         self._records.write(event.SerializeToString())

@@ -106,9 +106,18 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 def check_room(workdir: Path, needed: int) -> None:
     """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
-    free = shutil.disk_usage(first_standing(workdir)).free
-    if free < needed:
+    usage = shutil.disk_usage(first_standing(workdir))
+    # Some file systems (of a network, in user space) do not tell their size and say 0.
+    if usage.total and usage.free < needed:
         raise InputError(
-            f"{printable(str(workdir))}: checkpoints need {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB "
-            "free; make room, lower --config.run.keep or give another --workdir"
+            f"{printable(str(workdir))}: checkpoints need {amount(needed)}, the disk has {amount(usage.free)} free; "
+            "make room, lower --config.run.keep or give another --workdir"
         )
+
+
+def amount(count: int) -> str:
+    """Bytes in words: '205 MB', '3.1 GB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"

@@ -1,7 +1,8 @@
 """What a run writes down: metrics.jsonl and TensorBoard events, with no step logged twice however the run was resumed.
 
 metrics.jsonl has one JSON object a line: {"step": int, "epoch": float, "kind": "train" | "val" | "test", ...values}.
-It is strict JSON: NaN and infinities are written as null (TensorBoard gets them as they are).
+It is strict JSON: NaN and infinities are written as null (TensorBoard gets them as they are). The trackers of
+config.run.writers get the same numbers (resnet/train/trackers.py).
 """
 
 import contextlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from input_pipeline.errors import InputError, printable
 from resnet.train.tensorboard_events import EventFile
+from resnet.train.trackers import Trackers
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -27,19 +29,27 @@ _RESERVED = frozenset({"step", "epoch", "kind"})
 class MetricsWriter:
     """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard; one process per run holds one. A context manager."""
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int = 0) -> None:
+    def __init__(
+        self, workdir: str | os.PathLike[str], resume_step: int = 0, config: Mapping[str, Any] | None = None
+    ) -> None:
         """Open the files of a run that goes on after `resume_step` (steps done; 0 for a new run).
 
         What an earlier process logged beyond `resume_step`, and a last line it left half-written, is dropped: those
-        steps will be done again. Raises InputError for a metrics.jsonl that is damaged elsewhere.
+        steps will be done again. config: the run's, flat, for TensorBoard's table of hparams and for the trackers that
+        'run.writers' in it names. Raises InputError for a metrics.jsonl that is damaged elsewhere, and for a tracker
+        that cannot be opened.
         """
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         if path.exists():
             _drop_after(path, resume_step)
+        self._trackers = Trackers((config or {}).get("run.writers", ()), folder, config or {})
         self._file = path.open("a", encoding="utf-8")
+        self._trackers.catch_up(record for record, _ in _records(path))
         self._events = EventFile(folder / TENSORBOARD_FOLDER, purge_step=resume_step + 1)
+        if config:
+            self._events.write_hparams(config)
 
     def write(self, step: int, epoch: float, kind: str, values: Mapping[str, Any]) -> None:
         """Log `values` (numbers, scalar arrays, None, strings, or lists and dicts of such) under `kind`, one of KINDS.
@@ -59,14 +69,26 @@ class MetricsWriter:
         self._events.write(
             int(step), {f"{kind}/{name}": value for name, value in plain.items() if isinstance(value, int | float)}
         )
+        self._trackers.write(int(step), float(epoch), kind, plain)
+
+    def show(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """A picture, uint8[H, W, 3], for TensorBoard."""
+        self._events.write_image(step, name, pixels)
 
     def sync(self) -> None:
         """Push metrics.jsonl to the disk: no checkpoint may outlive the lines of its steps in a power cut."""
         os.fsync(self._file.fileno())
 
+    def finish(self) -> None:
+        """Close everything, and tell TensorBoard and the trackers that the run is done."""
+        self._events.write_end()
+        self._trackers.close(finished=True)
+        self.close()
+
     def close(self) -> None:
-        """Flush and close both files. Calling it again does nothing."""
+        """Flush and close everything. Calling it again does nothing."""
         if not self._file.closed:
+            self._trackers.close(finished=False)
             self._file.close()
             self._events.close()
 
@@ -87,8 +109,14 @@ class SilentWriter:
     def write(self, step: int, epoch: float, kind: str, values: Mapping[str, Any]) -> None:
         """Log nothing."""
 
+    def show(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Show nothing."""
+
     def sync(self) -> None:
         """There is nothing to push to the disk."""
+
+    def finish(self) -> None:
+        """There is nothing to close."""
 
     def __enter__(self) -> Self:
         return self

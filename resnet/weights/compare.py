@@ -11,6 +11,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.model.network import ResNet
+from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load
 from resnet.train.state import Variables
 from resnet.weights import formats, zoo
@@ -142,22 +144,40 @@ def keras_features(path: Path, meta: Meta, images: np.ndarray) -> Features:
     """The same of keras.applications' own network with the file loaded by Keras itself."""
     if importlib.util.find_spec("keras") is None:
         raise InputError("comparing a Keras file needs keras, which is not installed: pip install keras")
-    import keras
-
-    builders = {50: keras.applications.ResNet50, 101: keras.applications.ResNet101, 152: keras.applications.ResNet152}
-    depth = 3 * sum(meta.spec.stage_sizes) + 2
-    if depth not in builders:
-        raise fault(path, f"keras.applications has no ResNet of {depth} layers to compare with")
     has_head = meta.progress.get("head") != "none"
-    top = {"classes": meta.spec.num_classes, "classifier_activation": None} if has_head else {}
-    network = builders[depth](weights=None, include_top=has_head, input_shape=images.shape[1:], **top)
+    network = keras_network(meta.spec, images.shape[1:], has_head=has_head)
+    if network is None:
+        raise fault(path, f"keras.applications has no {keras_name(meta.spec)} to compare with")
     try:
         network.load_weights(path)
     except (ValueError, OSError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise fault(path, f"Keras cannot load it into its ResNet{depth} ({printable(reason[:160])})") from error
+        raise fault(
+            path, f"Keras cannot load it into its {keras_name(meta.spec)} ({printable(reason[:160])})"
+        ) from error
+    return keras_outputs(network, meta.spec, images, has_head=has_head)
+
+
+def keras_name(spec: ResNetSpec) -> str:
+    """What keras.applications calls a network of this depth."""
+    return f"ResNet{3 * sum(spec.stage_sizes) + 2}{'V2' if spec.preactivated else ''}"
+
+
+def keras_network(spec: ResNetSpec, image_shape: tuple[int, ...], *, has_head: bool) -> Any:
+    """keras.applications' network of this depth with fresh weights; a head gives logits. None where it has none."""
+    import keras
+
+    builder = getattr(keras.applications, keras_name(spec), None)
+    top = {"classes": spec.num_classes, "classifier_activation": None} if has_head else {}
+    return builder and builder(weights=None, include_top=has_head, input_shape=image_shape, **top)
+
+
+def keras_outputs(network: Any, spec: ResNetSpec, images: np.ndarray, *, has_head: bool) -> Features:
+    """'stem', 'layer1_0', … and, with a head, 'pooled' and 'logits' of a network of keras.applications; NHWC."""
+    import keras
+
     outputs = {"stem": "pool1_pool"}
-    for stage, blocks in enumerate(meta.spec.stage_sizes, start=1):
+    for stage, blocks in enumerate(spec.stage_sizes, start=1):
         outputs |= {f"layer{stage}_{index}": f"conv{stage + 1}_block{index + 1}_out" for index in range(blocks)}
     if has_head:
         outputs |= {"pooled": "avg_pool", "logits": "predictions"}

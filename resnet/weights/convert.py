@@ -123,8 +123,8 @@ def adapt_input(variables: Variables, spec: ResNetSpec, in_channels: int) -> Res
 
 
 def implied_contract(recognised: Recognised) -> Contract:
-    """The preprocessing that weights in this dialect were trained with: Keras' v1 caffe's, all of torch's its own."""
-    return CONTRACTS["caffe" if recognised.dialect is names.KERAS else "torch"]
+    """The preprocessing that weights in this dialect were trained with: Keras' V1 caffe's, its V2 tf's, torch's own."""
+    return CONTRACTS[{names.KERAS.name: "caffe", names.KERAS_V2.name: "tf"}.get(recognised.dialect.name, "torch")]
 
 
 def class_names(spec: ResNetSpec, has_head: bool, class_file: str) -> tuple[str, ...]:

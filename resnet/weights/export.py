@@ -32,11 +32,12 @@ TORCH_FIELDS: dict[str, tuple[object, ...]] = {
     "shortcut": ("A", "B", "D"),
     "shortcut_transform": ("identity",),
     "stride_place": ("3x3",),
+    "stride_block": ("first",),
     "norm_epsilon": (1e-5,),
     "conv_bias": (False,),
     "head_hidden": (0,),
 }
-# Field -> what Keras' ResNet50, 101 and 152 have. Where ours has no biases, zeros are written.
+# Field -> what Keras' ResNet50, 101 and 152 have, and their V2. Where ours has no biases, zeros are written.
 KERAS_FIELDS: dict[str, tuple[object, ...]] = {
     "block": ("bottleneck",),
     "order": ("original",),
@@ -46,11 +47,21 @@ KERAS_FIELDS: dict[str, tuple[object, ...]] = {
     "shortcut": ("B",),
     "shortcut_transform": ("identity",),
     "stride_place": ("first_1x1",),
+    "stride_block": ("first",),
     "norm_epsilon": (KERAS_EPSILON,),
     "groups": (1,),
     "base_width": (64,),
     "squeeze_excitation": (0,),
     "head_hidden": (0,),
+}
+# Keras' own V2 has at least two blocks in a stage; a single one would project and stride at once, which fits as well.
+KERAS_V2_FIELDS: dict[str, tuple[object, ...]] = {
+    **KERAS_FIELDS,
+    "order": ("full_preactivation",),
+    "stem_norm": (False,),
+    "stride_place": ("3x3",),
+    "stride_block": ("last",),
+    "conv_bias": (False,),
 }
 
 
@@ -79,13 +90,15 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     variables, meta = load(checkpoint)
     has_head = meta.progress.get("head") != "none"
     if form == "keras":
-        require(meta.spec, KERAS_FIELDS, "Keras' ResNets")
+        v2 = meta.spec.preactivated
+        require(meta.spec, KERAS_V2_FIELDS if v2 else KERAS_FIELDS, "Keras' V2 ResNets" if v2 else "Keras' ResNets")
         if not out.name.endswith((".h5", ".hdf5")):
             raise InputError(
                 f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
             )
-        tensors = mapping.from_variables(variables, meta.spec, names.KERAS, has_head=has_head)
-        tensors = keras_writing.with_biases(tensors)
+        dialect = names.KERAS_V2 if v2 else names.KERAS
+        tensors = mapping.from_variables(variables, meta.spec, dialect, has_head=has_head)
+        tensors = keras_writing.with_biases(tensors, v2=v2)
         layers = keras_writing.layer_order(meta.spec, has_head=has_head)
         numbered = out.name.endswith(".weights.h5")
         write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))

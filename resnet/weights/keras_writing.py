@@ -14,13 +14,19 @@ def layer_order(spec: ResNetSpec, *, has_head: bool) -> list[str]:
 
     Keras sorts layers by depth, so a projection stands beside the last convolution of its branch, before it.
     """
-    layers = ["conv1_conv", "conv1_bn"]
+    v2 = spec.preactivated
+    layers = ["conv1_conv"] if v2 else ["conv1_conv", "conv1_bn"]
     for stage, blocks in enumerate(spec.stage_sizes, start=2):
         for number in range(1, blocks + 1):
-            block = f"conv{stage}_block{number}"
-            layers += [f"{block}_{part}" for part in ("1_conv", "1_bn", "2_conv", "2_bn")]
-            shortcut = ("0_conv", "3_conv", "0_bn", "3_bn") if number == 1 else ("3_conv", "3_bn")
-            layers += [f"{block}_{part}" for part in shortcut]
+            parts = ["preact_bn"] if v2 else []
+            parts += ["1_conv", "1_bn", "2_conv", "2_bn"]
+            if number == 1:
+                parts += ["0_conv", "3_conv"] if v2 else ["0_conv", "3_conv", "0_bn", "3_bn"]
+            else:
+                parts += ["3_conv"] if v2 else ["3_conv", "3_bn"]
+            layers += [f"conv{stage}_block{number}_{part}" for part in parts]
+    if v2:
+        layers.append("post_bn")
     return [*layers, "predictions"] if has_head else layers
 
 
@@ -31,12 +37,21 @@ def kind_of(layer: str) -> str:
     return "conv2d" if layer.endswith("_conv") else "batch_normalization"
 
 
-def with_biases(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors with a zero bias for each convolution that has none: Keras' have one, and zero changes nothing."""
+def leaves_of(layer: str, tensors: dict[str, np.ndarray]) -> list[str]:
+    """The variables that a layer has, in Keras' order."""
+    return [leaf for leaf in VARIABLES[kind_of(layer)] if f"{layer}/{leaf}" in tensors]
+
+
+def with_biases(tensors: dict[str, np.ndarray], *, v2: bool) -> dict[str, np.ndarray]:
+    """The tensors with a zero bias, which changes nothing, for each convolution that has none where Keras' has one.
+
+    In V1 all have, in V2 those without a norm behind them.
+    """
     completed = dict(tensors)
     for name, kernel in tensors.items():
         layer, leaf = name.split("/")
-        if leaf == "kernel" and f"{layer}/bias" not in tensors:
+        biased = not v2 or not layer.endswith(("_1_conv", "_2_conv"))
+        if biased and leaf == "kernel" and f"{layer}/bias" not in tensors:
             completed[f"{layer}/bias"] = np.zeros(kernel.shape[-1], np.float32)
     return completed
 
@@ -56,7 +71,7 @@ def write_named(file: Any, tensors: dict[str, np.ndarray], layers: list[str]) ->
     file.attrs["layer_names"] = [layer.encode() for layer in layers]
     for layer in layers:
         group = file.create_group(layer)
-        leaves = VARIABLES[kind_of(layer)]
+        leaves = leaves_of(layer, tensors)
         group.attrs["weight_names"] = [f"{layer}/{leaf}:0".encode() for leaf in leaves]
         for leaf in leaves:
             group.create_dataset(f"{layer}/{leaf}:0", data=tensors[f"{layer}/{leaf}"])
@@ -69,5 +84,5 @@ def write_numbered(file: Any, tensors: dict[str, np.ndarray], layers: list[str])
         number = counts[kind] = counts.get(kind, -1) + 1
         group = file.create_group(f"layers/{kind}_{number}/vars" if number else f"layers/{kind}/vars")
         group.attrs["name"] = layer
-        for place, leaf in enumerate(VARIABLES[kind]):
+        for place, leaf in enumerate(leaves_of(layer, tensors)):
             group.create_dataset(str(place), data=tensors[f"{layer}/{leaf}"])

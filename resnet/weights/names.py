@@ -96,6 +96,20 @@ KERAS = Dialect(
     torch_layout=False,
 )
 
+# Keras' V2: the norm in front of a block has a name of its own, the others are numbered after the convolution before.
+KERAS_V2 = dataclasses.replace(
+    KERAS,
+    name="keras V2",
+    whole={"conv1": "conv1_conv", "bn_last": "post_bn", "fc": "predictions"},
+    block={
+        **{f"conv{number}": f"{number}_conv" for number in (1, 2, 3)},
+        "bn1": "preact_bn",
+        "bn2": "1_bn",
+        "bn3": "2_bn",
+        "downsample_conv": "0_conv",
+    },
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Entry:

@@ -20,9 +20,12 @@ SHAPED = (
     "base_width",
     "groups",
     "stem",
+    "stem_norm",
+    "stride_block",
     "shortcut",
     "squeeze_excitation",
     "conv_bias",
+    "bias_without_norm",
     "order",
     "norm",
 )
@@ -58,7 +61,7 @@ class Shapes:
 
 def recognise(shapes: Mapping[str, tuple[int, ...]], source: str, *, keras: bool) -> Recognised:
     """The network that tensors of these names and shapes make. Raises InputError where they make none."""
-    dialect = find_dialect(shapes, source, keras)
+    dialect = find_dialect(shapes, keras)
     ours = Shapes(shapes, dialect)
     stages = count_blocks(ours)
     stem, second = ("conv1", "kernel"), ("layer1_0", "conv2", "kernel")
@@ -77,7 +80,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], source: str, *, keras: bool
         )
     head = ours.of("fc", "kernel")
     try:
-        spec = describe_network(ours, stages, ours.of(*stem) or (), ours.of(*second) or (), keras)
+        spec = describe_network(ours, stages, ours.of(*stem) or (), ours.of(*second) or ())
         if head:
             spec = dataclasses.replace(spec, num_classes=head[-1])
     except (SpecError, ZeroDivisionError) as error:
@@ -97,24 +100,23 @@ def count_blocks(ours: Shapes) -> tuple[int, ...]:
     return tuple(stages)
 
 
-def find_dialect(shapes: Mapping[str, tuple[int, ...]], source: str, keras: bool) -> Dialect:
+def find_dialect(shapes: Mapping[str, tuple[int, ...]], keras: bool) -> Dialect:
     if keras:
-        if any(name.startswith(("post_bn/", "conv2_block1_preact_bn/")) for name in shapes):
-            raise fault(
-                source,
-                "is a ResNet V2 of Keras, which this project has no network for: it strides in the "
-                "last block of a stage and has no norm behind its stem; take Keras' ResNet50, 101 or 152",
-            )
-        return names.KERAS
+        v2 = any(name.startswith("post_bn/") or "_preact_bn/" in name for name in shapes)
+        return names.KERAS_V2 if v2 else names.KERAS
     if "linear.weight" in shapes or any(".shortcut.0." in name for name in shapes):
         return names.CIFAR
     return names.TORCH_D if any(name.endswith("downsample.2.weight") for name in shapes) else names.TORCH
 
 
 def describe_network(
-    ours: Shapes, stages: tuple[int, ...], stem: tuple[int, ...], second: tuple[int, ...], keras: bool
+    ours: Shapes, stages: tuple[int, ...], stem: tuple[int, ...], second: tuple[int, ...]
 ) -> ResNetSpec:
-    """The spec but for the head. Strides leave no trace in shapes: Keras strides in the first 1×1, torch in the 3×3."""
+    """The spec but for the head.
+
+    Strides leave no trace in shapes: torch strides in the first block's 3×3, Keras in its first 1×1 (V1) or in the 3×3
+    of the last block of a stage (V2).
+    """
     blocks = [f"layer{stage}_{index}" for stage, number in enumerate(stages, start=1) for index in range(number)]
     bottleneck = any(ours.of(block, "conv3", "kernel") for block in blocks)
     deep = ours.of("conv1_1", "kernel") is not None
@@ -123,6 +125,7 @@ def describe_network(
     squeeze = ours.of("layer1_0", "se", "fc1", "bias")
     channels = width * (4 if bottleneck else 1)
     kernel = stem[0]
+    v1, v2 = ours.dialect is names.KERAS, ours.dialect is names.KERAS_V2
     return ResNetSpec(
         block="bottleneck" if bottleneck else "basic",
         stage_sizes=stages,
@@ -134,9 +137,13 @@ def describe_network(
         stem="deep" if deep else ("imagenet" if kernel == 7 else "cifar"),
         shortcut=find_shortcut(ours, stages),
         squeeze_excitation=channels // squeeze[-1] if squeeze else 0,
-        stride_place="first_1x1" if keras else "3x3",
-        conv_bias=ours.of("conv1", "bias") is not None,
-        norm_epsilon=KERAS_EPSILON if keras else 1e-5,
+        stem_norm=not v2,
+        stride_place="first_1x1" if v1 else "3x3",
+        stride_block="last" if v2 else "first",
+        order="full_preactivation" if v2 else "original",
+        conv_bias=not v2 and ours.of("conv1", "bias") is not None,
+        bias_without_norm=v2,
+        norm_epsilon=KERAS_EPSILON if v1 or v2 else 1e-5,
         num_classes=1,
     )
 
@@ -161,7 +168,7 @@ def hold_against(recognised: Recognised, model: str, source: str) -> ResNetSpec:
     found = name_of(spec) or describe(spec)
     agrees = all(getattr(spec, field) == getattr(asked, field) for field in SHAPED)
     # torch's shapes fit both places of the stride; who asks for v1 by name knows what the file is.
-    if agrees and recognised.dialect is not names.KERAS:
+    if agrees and recognised.dialect.torch_layout:
         return dataclasses.replace(spec, stride_place=asked.stride_place)
     if not agrees or spec.stride_place != asked.stride_place:
         advice = f"give --model={name_of(spec)}" if name_of(spec) else "leave --model away"
@@ -181,7 +188,16 @@ def describe(spec: ResNetSpec) -> str:
     """A network without a name in words, such as 'a bottleneck ResNet (3, 4, 6, 3), width 64'."""
     extras = [
         f"{field} {getattr(spec, field)}"
-        for field in ("width", "base_width", "groups", "stem", "shortcut", "squeeze_excitation")
+        for field in (
+            "width",
+            "base_width",
+            "groups",
+            "stem",
+            "shortcut",
+            "squeeze_excitation",
+            "order",
+            "stride_block",
+        )
         if getattr(spec, field) != getattr(ResNetSpec(), field)
     ]
     return ", ".join([f"a {spec.block} ResNet {spec.stage_sizes}", *extras])

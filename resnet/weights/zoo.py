@@ -74,13 +74,13 @@ def timm(depth: int, recipe: str, digest: str, top1: float) -> Entry:
     )
 
 
-def keras(depth: int, digest: str, top1: float) -> Entry:
+def keras(depth: int, digest: str, top1: float, *, version: int = 1) -> Entry:
+    v2, contract = ("v2", "tf") if version == 2 else ("", "caffe")
     folder = "https://storage.googleapis.com/tensorflow/keras-applications/resnet"
-    address = f"{folder}/resnet{depth}_weights_tf_dim_ordering_tf_kernels.h5"
-    model = f"resnet{depth}_keras"
-    return Entry(
-        f"keras:resnet{depth}", address, f"md5:{digest}", model, CONTRACTS["caffe"], 224, top1, "Keras' documentation"
-    )
+    address = f"{folder}/resnet{depth}{v2}_weights_tf_dim_ordering_tf_kernels.h5"
+    model = f"resnet{depth}_{v2}_keras" if v2 else f"resnet{depth}_keras"
+    name = f"keras:resnet{depth}{v2}"
+    return Entry(name, address, f"md5:{digest}", model, CONTRACTS[contract], 224, top1, "Keras' documentation")
 
 
 ENTRIES: dict[str, Entry] = {
@@ -107,6 +107,9 @@ ENTRIES: dict[str, Entry] = {
         keras(50, "2cb95161c43110f7111970584f804107", 74.9),
         keras(101, "f1aeb4b969a6efcfb50fad2f0c20cfc5", 76.4),
         keras(152, "100835be76be38e30d865e96f2aaae62", 76.6),
+        keras(50, "3ef43a0b657b3be2300d5770ece849e0", 76.0, version=2),
+        keras(101, "6343647c601c52e1368623803854d971", 77.2, version=2),
+        keras(152, "a49b44d1979771252814e80f8ec446f9", 78.0, version=2),
     )
 }
 

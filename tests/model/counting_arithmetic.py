@@ -10,9 +10,9 @@ class Ledger:
         self.spec, self.parameters, self.statistics, self.multiply_adds = spec, 0, 0, 0
 
     def conv(
-        self, size: int, kernel: int, sources: int, targets: int, stride: int = 1, groups: int = 1, bias=None
+        self, size: int, kernel: int, sources: int, targets: int, stride: int = 1, groups: int = 1, bias=False
     ) -> int:
-        biased = (self.spec.conv_bias or self.spec.norm == "none") if bias is None else bias
+        biased = bias or self.spec.conv_bias or self.spec.norm == "none"
         size = (size + 2 * (kernel // 2) - kernel) // stride + 1
         weights = kernel * kernel * (sources // groups) * targets
         self.parameters += weights + targets * biased
@@ -37,8 +37,12 @@ def arithmetic(spec: ResNetSpec, size: int) -> list[Ledger]:
         "cifar": [(3, spec.in_channels, full, 1)],
         "deep": [(3, spec.in_channels, half, 2), (3, half, half, 1), (3, half, full, 1)],
     }
-    for kernel, sources, targets, stride in stems[spec.stem]:
+    for kernel, sources, targets, stride in stems[spec.stem][:-1]:
         size = rows[0].conv(size, kernel, sources, targets, stride)
+        rows[0].norm(targets)
+    kernel, sources, targets, stride = stems[spec.stem][-1]
+    size = rows[0].conv(size, kernel, sources, targets, stride, bias=spec.bias_without_norm and not spec.stem_norm)
+    if spec.stem_norm:
         rows[0].norm(targets)
     if spec.stem != "cifar":
         size = (size + 2 - 3) // 2 + 1
@@ -46,8 +50,11 @@ def arithmetic(spec: ResNetSpec, size: int) -> list[Ledger]:
     for stage, blocks in enumerate(spec.stage_sizes):
         rows.append(Ledger(spec))
         for index in range(blocks):
-            stride = 2 if stage > 0 and index == 0 else 1
-            size, channels = block(rows[-1], size, channels, stage, stride, first=stage == index == 0)
+            halves = index == 0 and stage > 0
+            if spec.stride_block == "last":
+                halves = index == blocks - 1 and stage < len(spec.stage_sizes) - 1
+            first = stage == index == 0 and spec.stem_norm
+            size, channels = block(rows[-1], size, channels, stage, 2 if halves else 1, first=first)
     rows.append(Ledger(spec))
     if spec.order == "full_preactivation":
         rows[-1].norm(channels)
@@ -72,9 +79,12 @@ def block(row: Ledger, size: int, channels: int, stage: int, stride: int, first:
     if spec.order == "full_preactivation" and not first:
         row.norm(channels)
     after = size
-    for kernel, sources, targets, step, groups in layers:
+    for kernel, sources, targets, step, groups in layers[:-1]:
         after = row.conv(after, kernel, sources, targets, step, groups)
         row.norm(targets)
+    kernel, sources, targets, step, groups = layers[-1]
+    after = row.conv(after, kernel, sources, targets, step, groups, bias=spec.bias_without_norm)
+    row.norm(targets)
     if spec.order == "full_preactivation":
         # The last convolution has no norm behind it. (After an addition it has one, as wide.)
         row.parameters -= 2 * out * (spec.norm != "none")
@@ -85,9 +95,10 @@ def block(row: Ledger, size: int, channels: int, stage: int, stride: int, first:
         row.dense(squeezed, out)
     row.parameters += spec.norm == "none"
     everywhere = spec.shortcut == "C" or spec.shortcut_transform == "conv1x1"
+    # A block that strides and keeps its channels leaves pixels out; option A does no more anywhere.
     padded = spec.shortcut == "A" and not keeps_shape
-    if spec.shortcut != "none" and not padded and (everywhere or not keeps_shape):
-        row.conv(after, 1, channels, out)
+    if spec.shortcut != "none" and not padded and (everywhere or channels != out):
+        row.conv(after, 1, channels, out, bias=spec.bias_without_norm)
         if spec.order not in ("relu_only_preactivation", "full_preactivation"):
             row.norm(out)
     if keeps_shape and spec.shortcut_transform in ("exclusive_gate", "shortcut_gate"):

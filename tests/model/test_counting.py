@@ -31,6 +31,7 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
         "in_channels": draw(st.integers(1, 4)),
         "num_classes": draw(st.integers(1, 11)),
         "stem": draw(st.sampled_from(("imagenet", "cifar", "deep"))),
+        "stride_block": draw(st.sampled_from(("first", "last"))),
         "shortcut": draw(st.sampled_from(("none", "A", "B", "C", "D"))),
         "norm": draw(st.sampled_from(("batch", "batch", "group", "none"))),
         "norm_groups": draw(st.sampled_from((1, 2, 4))),
@@ -44,6 +45,9 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
         fields["stride_place"] = draw(st.sampled_from(("3x3", "first_1x1")))
     if fields["shortcut"] != "none":
         fields["order"] = draw(st.sampled_from(network_orders()))
+        if fields["order"] == "full_preactivation" and fields["norm"] != "none":
+            fields["stem_norm"] = draw(st.booleans())
+            fields["bias_without_norm"] = draw(st.booleans()) and not fields["conv_bias"]
         transforms = ("identity", "scale", "exclusive_gate", "shortcut_gate", "conv1x1", "dropout")
         fields["shortcut_transform"] = draw(st.sampled_from(transforms))
     try:

@@ -45,6 +45,14 @@ def imagenet(spec: ResNetSpec, **changes) -> ResNetSpec:
         pytest.param(imagenet(BOTTLENECK, stride_place="first_1x1"), 38, id="bottleneck-imagenet-B-v1"),
         pytest.param(dataclasses.replace(BOTTLENECK, shortcut="A"), 13, id="bottleneck-cifar-A-v1.5"),
         *(
+            pytest.param(
+                dataclasses.replace(spec, stage_sizes=(2, 1), stride_block="last", order=order),
+                11,
+                id=f"{spec.block}-{order}-stride-last",
+            )
+            for spec, order in ((BASIC, "original"), (BOTTLENECK, "full_preactivation"))
+        ),
+        *(
             pytest.param(dataclasses.replace(spec, order=order), 9, id=f"{spec.block}-{order}")
             for spec, order in (
                 (BASIC, "bn_after_addition"),

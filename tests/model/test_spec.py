@@ -46,6 +46,15 @@ def tiny(**changes) -> ResNetSpec:
         ),
         ({"block": "bottleneck", "base_width": 4}, "base_width=4 leaves the 3x3 of width=8 without channels"),
         ({"stem": "deep", "width": 1}, "width=1 has no half"),
+        ({"bias_without_norm": True}, "with another order all have one"),
+        (
+            {"bias_without_norm": True, "order": "full_preactivation", "norm": "none"},
+            "with norm='none' all have biases",
+        ),
+        ({"bias_without_norm": True, "order": "full_preactivation", "conv_bias": True}, "take one of the two"),
+        ({"stem_norm": False}, "stem_norm=False leaves norm and activation to the first block"),
+        ({"stem_norm": False, "order": "relu_only_preactivation"}, "stem_norm=False leaves"),
+        ({"stride_block": "last", "stage_sizes": (2,)}, "one stage alone"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, reason):
@@ -67,6 +76,7 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"num_classes": True}, "num_classes"),
         ({"in_channels": -3}, "in_channels"),
         ({"norm_groups": 0}, "norm_groups"),
+        ({"ghost_batch_size": -1}, "ghost_batch_size"),
         ({"squeeze_excitation": -1}, "squeeze_excitation"),
         ({"head_hidden": -1}, "head_hidden"),
         ({"head_hidden": 8.0}, "head_hidden"),
@@ -80,12 +90,28 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"shortcut_scale": float("inf")}, "shortcut_scale"),
         ({"gate_bias": None}, "gate_bias"),
         ({"conv_bias": "yes"}, "conv_bias"),
+        ({"bias_without_norm": 1}, "bias_without_norm"),
+        ({"stem_norm": None}, "stem_norm"),
         ({"zero_init_last_gamma": 1}, "zero_init_last_gamma"),
     ],
 )
 def test_a_value_out_of_its_range_is_refused_by_name(changes, named):
     with pytest.raises(SpecError, match=f"^{named}="):
         tiny(**changes)
+
+
+def likely(choices: dict[str, object]) -> dict[str, object]:
+    """The draw without what would be refused nearly every time; those refusals have their own tests."""
+    changes: dict[str, object] = {}
+    if choices["block"] == "basic":
+        changes |= {"groups": 1, "base_width": 64, "stride_place": "3x3"}
+    if choices["order"] != "full_preactivation" or choices["norm"] == "none":
+        changes |= {"bias_without_norm": False, "stem_norm": True}
+    if choices["bias_without_norm"]:
+        changes |= {"conv_bias": False}
+    if choices["stage_sizes"] == (1,):
+        changes |= {"stride_block": "first"}
+    return choices | changes
 
 
 SPECS = st.fixed_dictionaries(
@@ -98,6 +124,8 @@ SPECS = st.fixed_dictionaries(
         "norm_groups": st.sampled_from([1, 2, 4]),
         "num_classes": st.sampled_from([1, 5]),
         "conv_bias": st.booleans(),
+        "bias_without_norm": st.sampled_from([False, False, True]),
+        "stem_norm": st.sampled_from([True, True, False]),
         "squeeze_excitation": st.sampled_from([0, 4]),
         "zero_init_last_gamma": st.sampled_from([False, False, True]),
         "stochastic_depth": st.sampled_from([0.0, 0.0, 0.5]),
@@ -105,7 +133,7 @@ SPECS = st.fixed_dictionaries(
         "half": st.booleans(),
         "odd": st.integers(0, 3),
     }
-)
+).map(likely)
 
 
 @settings(max_examples=25, deadline=None)
@@ -113,9 +141,6 @@ SPECS = st.fixed_dictionaries(
 def test_a_spec_is_refused_or_builds(choices):
     dtype = jnp.bfloat16 if choices.pop("half") else jnp.float32
     odd = choices.pop("odd")
-    if choices["block"] == "basic":
-        # These would be refused every time; the refusal has its own test.
-        choices |= {"groups": 1, "base_width": 64, "stride_place": "3x3"}
     try:
         spec = ResNetSpec(**choices)
     except SpecError as error:
@@ -210,8 +235,8 @@ def test_images_smaller_than_the_total_stride_are_refused(changes, least):
 
 
 def test_the_last_map_is_the_image_over_the_total_stride():
-    for stem in CHOICES["stem"]:
-        spec = tiny(stem=stem, stage_sizes=(1, 1, 1))
+    for stem, stride_block in itertools.product(CHOICES["stem"], CHOICES["stride_block"]):
+        spec = tiny(stem=stem, stage_sizes=(1, 2, 1), stride_block=stride_block)
 
         def last(key, spec=spec):
             images = jnp.zeros((1, 64, 33, 3))

@@ -22,6 +22,10 @@ PUBLISHED = {
     "resnet50_v1": 25_557_032,
     "resnet101_v1": 44_549_160,
     "resnet152_v1": 60_192_808,
+    # Keras' totals 25,613,800, 44,675,560 and 60,380,648 less BN's statistics.
+    "resnet50_v2_keras": 25_568_360,
+    "resnet101_v2_keras": 44_577_896,
+    "resnet152_v2_keras": 60_236_904,
     "cifar_resnet20": 269_722,
     "cifar_resnet32": 464_154,
     "cifar_resnet44": 658_586,

@@ -47,7 +47,11 @@ class Block(nn.Module):
                 setattr(self, f"bn{number}", nn.BatchNorm2d(channels))
         self.preactivated = self.order in ("relu_only_preactivation", "full_preactivation")
         self.downsample: nn.Module | None = None
-        if stride != 1 or inputs != outputs:
+        # A block that strides and keeps its channels (stride_block 'last') only leaves pixels out, of its raw input.
+        self.projects = inputs != outputs
+        if stride != 1 and not self.projects:
+            self.downsample = Subsample(stride, 0)
+        elif self.projects:
             projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             if spec.shortcut == "A":
                 self.downsample = Subsample(stride, outputs - inputs)
@@ -68,7 +72,7 @@ class Block(nn.Module):
             h = self.layer("conv", number, h)
             h = relu(self.layer("bn", number + 1 if self.order == "full_preactivation" else number, h))
         h = self.layer("conv", last, h)
-        shortcut = x if self.downsample is None else self.downsample(entry if self.preactivated else x)
+        shortcut = x if self.downsample is None else self.downsample(entry if self.projects else x)
         if self.order == "original":  # Figure 4 (a)
             return relu(self.layer("bn", last, h) + shortcut)
         if self.order == "bn_after_addition":  # (b)
@@ -97,7 +101,10 @@ class Twin(nn.Module):
             planes = spec.width * 2**stage
             modules = []
             for index in range(blocks):
-                stride = 2 if stage > 0 and index == 0 else 1
+                if spec.stride_block == "last":
+                    stride = 2 if index == blocks - 1 and stage < len(spec.stage_sizes) - 1 else 1
+                else:
+                    stride = 2 if stage > 0 and index == 0 else 1
                 modules.append(Block(spec, channels, planes, stride, stage == index == 0))
                 channels = planes * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*modules))

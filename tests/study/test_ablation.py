@@ -251,4 +251,4 @@ def test_without_tensorflow_and_tensorboard_arrays_suffice(file, tmp_path):
 
 def test_the_flags_do_not_clash_with_those_of_training():
     importlib.import_module("train_main")
-    assert set(ablation.make_flags()) >= {"config", "workdir", "only", "max_seconds", "together"}
+    assert set(ablation.make_flags([])) >= {"config", "workdir", "only", "max_seconds", "together"}

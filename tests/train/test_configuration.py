@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from configs import default
 from input_pipeline.errors import InputError
 from resnet.model.errors import SpecError
+from resnet.model.network import REMAT
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
 from resnet.train.configuration import (
@@ -79,6 +80,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.shortcut_dropout": (0.3, {"model.shortcut_transform": "dropout"}, {}),
     "model.norm_groups": (8, {"model.norm": "group"}, {}),
     "model.norm_momentum": (0.99, {}, {"model.norm": "group"}),
+    "model.ghost_batch_size": (8, {}, {**FINETUNE, "transfer.bn": "frozen"}),
     "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
     "model.conv_bias": (True, {}, {"model.norm": "none"}),
     "model.zero_init_last_gamma": (True, {}, FINETUNE),
@@ -87,6 +89,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "transfer.bn": ("frozen", FINETUNE, {**FINETUNE, "model.norm": "group"}),
     "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
+    "run.steps_per_call": (4, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
 }
@@ -234,6 +237,12 @@ def test_accumulation_must_divide_the_batch():
     assert "does not divide config.data.batch_size=64" in refusal({"optim.accumulation": 3})
 
 
+def test_groups_of_a_norm_must_divide_what_is_normalised_at_a_time():
+    validate(config_with({"model.ghost_batch_size": 16, "optim.accumulation": 4}))
+    message = refusal({"model.ghost_batch_size": 32, "optim.accumulation": 4})
+    assert message.startswith("config.model.ghost_batch_size=32 does not divide the 16 images")
+
+
 # Field -> a value other than resnet18's, with what else it takes to make sense.
 FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "block": ("bottleneck", {}),
@@ -242,7 +251,9 @@ FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "base_width": (128, {"block": "bottleneck"}),
     "groups": (2, {"block": "bottleneck"}),
     "stem": ("cifar", {}),
+    "stem_norm": (False, {"order": "full_preactivation"}),
     "stride_place": ("first_1x1", {"block": "bottleneck"}),
+    "stride_block": ("last", {}),
     "shortcut": ("A", {}),
     "shortcut_transform": ("scale", {}),
     "shortcut_scale": (0.25, {"shortcut_transform": "scale"}),
@@ -253,8 +264,10 @@ FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "norm_groups": (8, {"norm": "group"}),
     "norm_momentum": (0.99, {}),
     "norm_epsilon": (1e-3, {}),
+    "ghost_batch_size": (16, {}),
     "activation": ("gelu", {}),
     "conv_bias": (True, {}),
+    "bias_without_norm": (True, {"order": "full_preactivation"}),
     "squeeze_excitation": (16, {}),
     "zero_init_last_gamma": (True, {}),
     "stochastic_depth": (0.1, {}),
@@ -322,6 +335,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_def
 def test_the_choices_written_out_are_those_of_their_files():
     assert CHOICES["optim.name"] == OPTIMIZERS
     assert CHOICES["optim.schedule"] == SCHEDULES
+    assert CHOICES["run.remat"] == REMAT
 
 
 def test_an_impossible_network_is_refused_before_the_data_are_known():

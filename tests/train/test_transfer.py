@@ -93,7 +93,10 @@ def test_another_contract_is_refused_naming_both(name, data, weights):
         planned(config)
 
 
-def test_the_backbone_is_taken_and_the_head_replaced(data, weights, tmp_path, capsys):
+def test_the_backbone_is_taken_and_the_head_replaced(data, weights):
+    told = planned(finetune(data, weights)).pretrained
+    assert told.head == "its head (7 outputs) replaced by one of 5"
+    assert told.head in told.describe()
     start, stored = start_of(finetune(data, weights)), by_name(jax.device_get(load(weights)[0]))
     for name, value in start.items():
         if "/fc/" in name:
@@ -133,7 +136,7 @@ def test_what_acts_in_training_alone_may_differ(data, weights):
     config.model.stochastic_depth = 0.2
     config.model.dropout = 0.5
     config.model.norm_momentum = 0.99
-    assert {"stochastic_depth", "dropout", "norm_momentum"} < set(FREE)
+    assert {"stochastic_depth", "dropout", "norm_momentum", "ghost_batch_size"} < set(FREE)
     assert planned(config).network.spec.dropout == 0.5
 
 

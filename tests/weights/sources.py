@@ -20,6 +20,17 @@ TINY_KERAS = ResNetSpec(
     stage_sizes=(2, 1), width=8, num_classes=5, stride_place="first_1x1", conv_bias=True, norm_epsilon=KERAS_EPSILON
 )
 
+TINY_KERAS_V2 = ResNetSpec(
+    stage_sizes=(2, 2),
+    width=8,
+    num_classes=5,
+    order="full_preactivation",
+    stem_norm=False,
+    stride_block="last",
+    bias_without_norm=True,
+    norm_epsilon=KERAS_EPSILON,
+)
+
 
 def twin(block: str = "basic", stage_sizes: tuple[int, ...] = (1, 1), **options: object) -> TorchResNet:
     """torchvision's definition, small, with random weights and statistics; in evaluation mode."""
@@ -49,10 +60,11 @@ def torch_state(spec: ResNetSpec, dialect: names.Dialect = names.TORCH) -> dict[
     return {name: torch.from_numpy(array) for name, array in tensors.items()}
 
 
-def save_keras(path: Path, spec: ResNetSpec = TINY_KERAS) -> Path:
+def save_keras(path: Path, spec: ResNetSpec = TINY_KERAS, *, has_head: bool = True) -> Path:
     """An HDF5 file in Keras' names; numbered where `path` ends in .weights.h5."""
-    tensors = mapping.from_variables(random_variables(spec), spec, names.KERAS, has_head=True)
-    layers = keras_writing.layer_order(spec, has_head=True)
+    dialect = names.KERAS_V2 if spec.preactivated else names.KERAS
+    tensors = mapping.from_variables(random_variables(spec), spec, dialect, has_head=has_head)
+    layers = keras_writing.layer_order(spec, has_head=has_head)
     keras_writing.write(path, tensors, layers, numbered=path.name.endswith(".weights.h5"))
     return path
 

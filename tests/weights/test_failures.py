@@ -22,7 +22,7 @@ from resnet.weights.convert import main
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files here")
 
-from tests.weights.sources import KINDS, save_keras, save_kind, twin  # noqa: E402
+from tests.weights.sources import KINDS, TINY_KERAS_V2, save_keras, save_kind, twin, with_fields  # noqa: E402
 
 
 class Hostile:
@@ -214,10 +214,19 @@ def test_hdf5_that_leads_elsewhere_or_lies(tmp_path: Path, monkeypatch: pytest.M
     assert words in refusal(monkeypatch, source)
 
 
-def test_keras_v2_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with h5py.File(tmp_path / "w.h5", "w") as file:
-        file["conv2_block1_preact_bn/gamma"] = np.ones(64, np.float32)
-    assert "ResNet V2 of Keras" in refusal(monkeypatch, tmp_path / "w.h5")
+@pytest.mark.parametrize("missing", ["conv3_block2_preact_bn/gamma", "post_bn/moving_mean", "conv2_block1_3_conv/bias"])
+def test_a_tensor_that_keras_v2_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    source = save_keras(tmp_path / "w.h5", TINY_KERAS_V2)
+    with h5py.File(source, "a") as file:
+        layer = missing.split("/")[0]
+        del file[f"{layer}/{missing}:0"]
+    assert f"tensor {missing} is missing" in refusal(monkeypatch, source)
+
+
+def test_keras_v1_and_v2_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = save_keras(tmp_path / "w.h5", with_fields(TINY_KERAS_V2, width=64, stage_sizes=(3, 4, 6, 3)))
+    message = refusal(monkeypatch, source, "--model=resnet50_keras")
+    assert "holds resnet50_v2_keras, not --model=resnet50_keras; give --model=resnet50_v2_keras" in message
 
 
 def test_model_that_the_file_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

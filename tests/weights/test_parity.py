@@ -1,5 +1,6 @@
 """Converted weights compute what they computed in the framework that they come from."""
 
+import functools
 import importlib.util
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from input_pipeline.contract import CONTRACTS, normalise
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.weights import names
@@ -94,31 +96,69 @@ def test_names_the_first_layer_that_differs(tmp_path: Path) -> None:
     assert first_difference(errors, TOLERANCE) == "layer1_1"
 
 
-@pytest.mark.skipif(importlib.util.find_spec("keras") is None, reason="keras is not installed; it is the peer here")
-def test_agrees_with_keras_applications_both_ways(tmp_path: Path) -> None:
+def test_same_padding_is_caught_in_the_first_layer_that_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Keras and flax pad by default: less in front at stride 2, with the same shapes everywhere."""
+
+    def same_padding(x: jax.Array, kernel: jax.Array, strides: tuple, padding: object, **options: object) -> jax.Array:
+        return jax.lax.conv_general_dilated(x, kernel, strides, "SAME", **options)
+
+    source = save_twin(tmp_path, block="basic", stage_sizes=(1, 1), stem="cifar")
+    assert first_difference(compare(str(source), images=random_images(32)), TOLERANCE) is None
+    monkeypatch.setattr("resnet.weights.compare.ResNet", functools.partial(ResNet, backend=same_padding))
+    errors = compare(str(source), images=random_images(32))
+    assert first_difference(errors, TOLERANCE) == "layer2_0"
+    assert errors["layer2_0"] > 0.1
+
+
+KERAS = pytest.mark.skipif(
+    importlib.util.find_spec("keras") is None, reason="keras is not installed; it is the peer here"
+)
+
+
+@KERAS
+@pytest.mark.parametrize(("module", "contract"), [("resnet", "caffe"), ("resnet_v2", "tf")])
+def test_contracts_are_keras_own_preprocessing(module: str, contract: str) -> None:
+    """Red, green and blue differ, so that means of the other order would be seen."""
+    import keras
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3)).astype(np.uint8)
+    theirs = getattr(keras.applications, module).preprocess_input(pixels.astype(np.float32))
+    ours = np.asarray(normalise(pixels, CONTRACTS[contract]))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+    assert np.abs(ours - np.asarray(normalise(pixels[..., ::-1], CONTRACTS[contract]))).max() > 0.1
+
+
+@KERAS
+@pytest.mark.parametrize(
+    ("builder", "model", "contract"),
+    [("ResNet50", "resnet50_keras", "caffe"), ("ResNet50V2", "resnet50_v2_keras", "tf")],
+)
+def test_agrees_with_keras_applications_both_ways(tmp_path: Path, builder: str, model: str, contract: str) -> None:
     import keras
 
     from resnet.weights.export import export
 
     keras.utils.set_random_seed(0)
-    network = keras.applications.ResNet50(weights=None, classes=7, classifier_activation=None, input_shape=(64, 64, 3))
+    build = getattr(keras.applications, builder)
+    network = build(weights=None, classes=7, classifier_activation=None, input_shape=(64, 64, 3))
     generator = np.random.default_rng(0)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             gamma, *rest = (generator.uniform(0.5, 1.5, w.shape) for w in layer.weights)
             layer.set_weights([gamma, rest[0] - 1, rest[1] - 1, rest[2]])
         elif layer.weights:
-            layer.set_weights([layer.weights[0].numpy(), generator.uniform(-0.1, 0.1, layer.weights[1].shape)])
+            kernel, *bias = layer.weights
+            layer.set_weights([kernel.numpy(), *(generator.uniform(-0.1, 0.1, array.shape) for array in bias)])
     source = tmp_path / "network.h5"
     network.save_weights(tmp_path / "network.weights.h5")
     network.save(tmp_path / "network.keras")
     network.save(source)
-    errors = compare(str(source), "resnet50_keras", images=random_images(64))
+    errors = compare(str(source), model, images=random_images(64))
     assert len(errors) == 19
     assert first_difference(errors, TOLERANCE) is None, errors
 
     converted = convert(str(source))
-    assert converted.meta.contract.name == "caffe"
+    assert converted.meta.contract.name == contract
     for other in ("network.weights.h5", "network.keras"):
         jax.tree.map(np.testing.assert_array_equal, convert(str(tmp_path / other)).variables, converted.variables)
 

@@ -8,17 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline.contract import CONTRACTS
 from input_pipeline.errors import InputError
+from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import load
-from resnet.weights import mapping, names, shortcut_padding
-from resnet.weights.convert import convert
+from resnet.weights import formats, mapping, names, shortcut_padding
+from resnet.weights.convert import convert, summary
 from resnet.weights.export import export
 from tests.networks import random_variables
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes and reads the files here")
 
-from tests.weights.sources import TINY_BASIC, TINY_KERAS, save_checkpoint, save_keras, twin, with_fields  # noqa: E402
+from tests.weights.sources import (  # noqa: E402
+    TINY_BASIC,
+    TINY_KERAS,
+    TINY_KERAS_V2,
+    save_checkpoint,
+    save_keras,
+    twin,
+    with_fields,
+)
 
 OPTION_A = with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 2, 1))
 OPTION_D = ResNetSpec(stage_sizes=(1, 1), width=16, stem="deep", shortcut="D", squeeze_excitation=16, num_classes=5)
@@ -32,8 +42,10 @@ OPTION_D = ResNetSpec(stage_sizes=(1, 1), width=16, stem="deep", shortcut="D", s
         (OPTION_D, "torchvision", "w.pth"),
         (TINY_KERAS, "keras", "w.h5"),
         (TINY_KERAS, "keras", "w.weights.h5"),
+        (TINY_KERAS_V2, "keras", "w.h5"),
+        (TINY_KERAS_V2, "keras", "w.weights.h5"),
     ],
-    ids=["B", "A", "D", "h5", "weights.h5"],
+    ids=["B", "A", "D", "h5", "weights.h5", "V2-h5", "V2-weights.h5"],
 )
 def test_out_and_in_again_is_bit_identical(tmp_path: Path, spec: ResNetSpec, form: str, name: str) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", spec)
@@ -51,11 +63,17 @@ def test_exported_weights_load_strictly_in_torch(tmp_path: Path) -> None:
     network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
 
 
-def test_torch_in_out_is_bit_identical(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("container", "prefix"), [("", ""), ("state_dict", "module."), ("model", "_orig_mod.module."), ("net", "model.")]
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
+def test_torch_in_out_is_bit_identical(tmp_path: Path, container: str, prefix: str, zipped: bool) -> None:
     from resnet.train.checkpoints import save_converted
 
     state = twin().state_dict()
-    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, tmp_path / "in.pth")
+    named: dict = {f"{prefix}{name}": tensor for name, tensor in state.items()}
+    content = {container: named, "epoch": 3} if container else named
+    torch.save(content, tmp_path / "in.pth", _use_new_zipfile_serialization=zipped)
     converted = convert(str(tmp_path / "in.pth"))
     save_converted(tmp_path / "checkpoint", converted.variables, converted.meta)
     export(tmp_path / "checkpoint", "torchvision", tmp_path / "out.pth")
@@ -77,11 +95,58 @@ def test_weights_without_a_head_stay_without(tmp_path: Path) -> None:
     assert set(torch.load(tmp_path / "out.pth", weights_only=True)) == set(state)
 
 
+@pytest.mark.parametrize("spec", [TINY_KERAS, TINY_KERAS_V2], ids=["V1", "V2"])
+@pytest.mark.parametrize("name", ["in.h5", "in.weights.h5"])
+def test_keras_files_without_top_stay_without(tmp_path: Path, spec: ResNetSpec, name: str) -> None:
+    from resnet.train.checkpoints import save_converted
+
+    converted = convert(str(save_keras(tmp_path / name, spec, has_head=False)))
+    assert converted.meta.class_names == ("(no head)",)
+    assert converted.meta.spec == with_fields(spec, num_classes=1)
+    assert "The file has no head" in summary(converted, "out")
+    wanted = random_variables(spec)
+    del wanted["params"]["fc"]
+    del converted.variables["params"]["fc"]
+    jax.tree.map(np.testing.assert_array_equal, converted.variables, wanted)
+    back = convert(str(save_keras(tmp_path / name, spec, has_head=False)))
+    save_converted(tmp_path / "checkpoint", back.variables, back.meta)
+    export(tmp_path / "checkpoint", "keras", tmp_path / f"out-{name}")
+    assert formats.read(tmp_path / f"out-{name}").tensors.keys() == back.file.tensors.keys()
+
+
+@pytest.mark.parametrize(("spec", "contract"), [(TINY_KERAS, "caffe"), (TINY_KERAS_V2, "tf"), (TINY_BASIC, "torch")])
+def test_the_contract_is_that_of_the_weights_authors(tmp_path: Path, spec: ResNetSpec, contract: str) -> None:
+    if contract == "torch":
+        source = tmp_path / "in.pth"
+        torch.save(twin().state_dict(), source)
+    else:
+        source = save_keras(tmp_path / "in.h5", spec)
+    assert convert(str(source)).meta.contract == CONTRACTS[contract]
+
+
+@pytest.mark.parametrize("channels", [1, 6])
+def test_a_stem_for_other_channels_answers_as_before(tmp_path: Path, channels: int) -> None:
+    """A grey image in one channel, or in twice three, gives the logits that it gave in three equal ones."""
+    torch.save(twin().state_dict(), tmp_path / "in.pth")
+    plain, adapted = (convert(str(tmp_path / "in.pth"), in_channels=number) for number in (0, channels))
+    assert adapted.meta.spec.in_channels == channels
+    assert f"The network takes {channels} channels" in summary(adapted, "out")
+    grey = np.random.default_rng(0).normal(size=(2, 33, 33, 1)).astype(np.float32)
+    backend = jax.lax.conv_general_dilated
+    logits = [
+        jax.jit(ResNet(made.meta.spec, backend=backend).apply)(made.variables, np.repeat(grey, count, axis=-1))
+        for made, count in ((plain, 3), (adapted, channels))
+    ]
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("fields", "form", "word"),
     [
         ({"order": "full_preactivation"}, "torchvision", "order="),
         ({"norm_epsilon": 1e-3}, "torchvision", "norm_epsilon="),
+        ({"stride_block": "last"}, "torchvision", "stride_block="),
+        ({"block": "bottleneck", "order": "full_preactivation"}, "keras", "stride_block='first' where Keras' V2"),
         ({}, "keras", "block="),
     ],
 )

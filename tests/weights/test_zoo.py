@@ -121,8 +121,30 @@ def test_table_is_sound() -> None:
         assert known.model in VARIANTS
         assert known.address.startswith("https://")
         assert len(digest) == {"sha256": 8, "md5": 32}[algorithm]
+        # A transposed figure would be seen: published accuracies of ResNets on ImageNet.
+        assert 69 < known.top1 < 83
         # torchvision and timm publish the hash as part of the name.
         assert algorithm == "md5" or digest in known.file_name
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "contract", "resize", "interpolation"),
+    [
+        ("torchvision:resnet50_v1", "resnet50", "torch", 256 / 224, "bilinear"),
+        # A resize or interpolation other than the authors' costs up to a point.
+        ("torchvision:resnet50_v2", "resnet50", "torch", 232 / 224, "bilinear"),
+        ("timm:resnet50.a1_in1k", "resnet50", "torch", 1 / 0.95, "bicubic"),
+        ("keras:resnet50", "resnet50_keras", "caffe", 256 / 224, "bilinear"),
+        ("keras:resnet50v2", "resnet50_v2_keras", "tf", 256 / 224, "bilinear"),
+    ],
+)
+def test_preprocessing_is_part_of_the_name(
+    name: str, model: str, contract: str, resize: float, interpolation: str
+) -> None:
+    known = zoo.find(name)
+    assert known is not None
+    assert (known.model, known.contract.name, known.image_size) == (model, contract, 224)
+    assert (known.contract.resize_shorter, known.contract.interpolation) == (resize, interpolation)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

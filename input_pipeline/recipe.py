@@ -2,13 +2,19 @@
 
 import difflib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import InputError, printable
+
+
+def define(values: flags.FlagValues, arguments: list[str], help: str) -> None:
+    """Define 'config': a recipe, and with it --config.KEY for its keys, in whatever order `arguments` has them."""
+    config_flags.DEFINE_config_file("config", None, help, flag_values=values, sys_argv=recipe_first(arguments))
 
 
 def parse(
@@ -18,15 +24,16 @@ def parse(
     *,
     known: Iterable[str],
     also: Callable[[str], bool] = lambda key: False,
+    required: Iterable[str] = ("config", "workdir"),
 ) -> None:
-    """Read the flags into `values`, which define 'config' and 'workdir'; --help prints and leaves.
+    """Read the flags into `values`, which define those of `required`, 'config' among them; --help prints and leaves.
 
     known: the keys that --config.KEY may name; also: whether it may name another.
     Raises InputError for an unknown flag or key, a bad value, a missing flag or a broken recipe.
     """
     if any(argument in ("-h", "--help", "-help") for argument in arguments[1:]):
         print(description)
-        print(values.main_module_help() or values.get_help())
+        print(values.get_help())
         print("\nAny key of the configuration can be set: --config.optim.lr=0.1. configs/default.py explains them all.")
         sys.exit(0)
     check_keys(arguments, list(known), also)
@@ -37,7 +44,7 @@ def parse(
             f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
         )
     try:
-        rest = values(arguments)
+        rest = values(recipe_first(arguments))
     except flags.Error as error:
         raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
     except Exception as error:  # Any: the recipe is the user's own code.
@@ -48,9 +55,19 @@ def parse(
         raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
     if len(rest) > 1:
         raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
-    for name in ("config", "workdir"):
+    for name in required:
         if not values[name].value:
             raise InputError(f"--{name} is missing; see --help")
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """('data.batch_size', 64) for every leaf of a nested configuration."""
+    for key in sorted(config.keys()):
+        value = config[key]
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def check_keys(arguments: list[str], known: list[str], also: Callable[[str], bool]) -> None:
@@ -72,6 +89,17 @@ def recipe_file(arguments: list[str]) -> str:
         if name in ("--config", "-config"):
             return value if equals else following
     return ""
+
+
+def recipe_first(arguments: list[str]) -> list[str]:
+    """The arguments with the recipe in front: config_flags can set no key before it knows whose."""
+    rest = arguments[1:]
+    for place, argument in enumerate(rest):
+        name, equals, _ = argument.partition("=")
+        if name in ("--config", "-config"):
+            end = place + (1 if equals else 2)
+            return [*arguments[:1], *rest[place:end], *rest[:place], *rest[end:]]
+    return arguments
 
 
 def first_line(error: BaseException) -> str:

@@ -1,0 +1,50 @@
+"""What config.data says, put together: the dataset, the crops, the augmentation. Training and the preview share it."""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from input_pipeline.augment import Augmentation
+from input_pipeline.contract import Contract
+from input_pipeline.crops import Crop
+from input_pipeline.sources import Source, open_source
+
+
+def open_data(config: ConfigDict) -> Source:
+    """The dataset that config.data names, looked over once."""
+    data = config.data
+    return open_source(
+        data.source,
+        data.dir,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        per_class=data.per_class,
+        split_seed=data.split_seed,
+        on_error=data.on_error,
+        exclude=tuple(data.exclude),
+        doctor=data.doctor,
+        drop_leaks=data.drop_leaks,
+        keep_copies_together=data.keep_copies_together,
+    )
+
+
+def make_crop(config: ConfigDict, contract: Contract, kind: str, resize_shorter: float) -> Crop:
+    """The crop of config.data, of the given kind. resize_shorter: for evaluation, where the key leaves it open (-1)."""
+    data = config.data
+    return Crop(
+        kind=kind,
+        image_size=data.image_size,
+        scale=tuple(data.crop_scale),
+        ratio=tuple(data.crop_ratio),
+        padding=data.crop_padding,
+        resize_shorter=resize_shorter if data.resize_shorter == -1 else data.resize_shorter,
+        interpolation=contract.interpolation,
+    )
+
+
+def make_augmentation(config: ConfigDict) -> Augmentation:
+    """What happens to training images behind the crop. Raises InputError for a value outside its range."""
+    data = config.data
+    # By name, so that a new kind is a field there and a key in configs/default.py; smoothing belongs to the loss.
+    kinds = {field.name: data[field.name] for field in dataclasses.fields(Augmentation) if field.name in data}
+    return Augmentation(**kinds, label_smoothing=config.optim.label_smoothing)
