@@ -1,11 +1,14 @@
-"""How a run's training images reach the devices: streamed (decoded on the host, every time) or resident (decoded once).
+"""How a run's training images reach the devices: streamed (decoded on the host every time) or resident (decoded once).
 
-Both show the same examples in the same order, cut at the same places. A resident batch is a few numbers per image: which
+Both show the same examples in the same order, cut at the same places. A resident batch is a few numbers an image: which
 one and where to cut; the pixels are on the devices already, and the compiled step cuts them.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,32 +34,32 @@ AUTO_BYTES = 2 * 1024**3
 Kept = dict[str, jax.Array]
 
 
-def choose_feed(asked: str, split: Split, crop: Crop, *, processes: int, epochs: float) -> str:
-    """'stream' or 'resident' for what config.data.feed says.
+def choose_feed(
+    asked: str, split: Split, order: Order, crop: Crop, *, processes: int, epochs: float
+) -> Resident | None:
+    """What config.data.feed comes to: a resident feed, or None for the stream.
 
     auto: resident where one process trains for more than one epoch on images that take at most AUTO_BYTES decoded, all
     at their own size. Raises InputError where 'resident' is asked for and cannot be.
     """
-    if asked == "resident":
-        if processes > 1:
-            raise InputError("config.data.feed='resident' keeps all images with one process; take stream for several")
-        if not fits(split, crop, MOST_BYTES, reduce=True):
-            raise InputError(
-                f"config.data.feed='resident': {len(split):,} images at {crop.image_size} px take more than "
-                f"{MOST_BYTES / 1e9:.1f} GB decoded; take stream"
-            )
-        return asked
-    if asked == "auto" and processes == 1 and epochs > 1 and fits(split, crop, AUTO_BYTES, reduce=False):
-        return "resident"
-    return "stream"
-
-
-def fits(split: Split, crop: Crop, most_bytes: int, *, reduce: bool) -> bool:
-    """Whether the decoded split takes at most `most_bytes`; `reduce`: large images may be kept smaller."""
-    if crop.kind != "random_resized":
-        return len(split) * crop.image_size**2 * 3 <= most_bytes
-    layout = lay_out(split.sizes, crop.image_size, most_bytes)
-    return layout is not None and (reduce or layout.reduced == 0)
+    if asked == "stream" or (asked == "auto" and (processes > 1 or epochs <= 1)):
+        return None
+    if processes > 1:
+        raise InputError("config.data.feed='resident' keeps all images with one process; take stream for several")
+    most_bytes = MOST_BYTES if asked == "resident" else AUTO_BYTES
+    layout = lay_out(split.sizes, crop.image_size, most_bytes) if crop.kind == "random_resized" else None
+    if crop.kind == "random_resized":
+        fits = layout is not None and (asked == "resident" or layout.reduced == 0)
+    else:
+        fits = len(split) * crop.image_size**2 * 3 <= most_bytes
+    if fits:
+        return Resident(split, order, crop, layout)
+    if asked == "auto":
+        return None
+    raise InputError(
+        f"config.data.feed='resident': {len(split):,} images for {crop.image_size} px take more than "
+        f"{MOST_BYTES / 1e9:.1f} GB decoded; take stream"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Resident:
         return {"index": index.astype(np.int32), "mask": np.ones(len(index), np.float32), "box": placed}
 
     def whole(self, kept: Kept, rows: Batch) -> Batch:
-        """Inside jit: the batch as the stream would have sent it, with 'image' uint8[B, S, S, 3] and 'label' int32[B]."""
+        """Inside jit: the batch as the stream would have sent it, 'image' uint8[B, S, S, 3] and 'label' int32[B] in."""
         index, box = rows["index"], rows["box"]
         if self.layout is None:
             padding = self.crop.padding if self.crop.kind == "pad" else 0
@@ -106,6 +109,10 @@ class Resident:
             image = cut_boxes(kept["images"], index, turned, box, self.crop.image_size, self.crop.interpolation)
         rest = {name: values for name, values in rows.items() if name != "box"}
         return {**rest, "image": image, "label": kept["labels"][index]}
+
+    def step_on_rows(self, step: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch, Kept], Any]:
+        """`step` (state, batch) made (state, rows, kept)."""
+        return lambda state, rows, kept: step(state, self.whole(kept, rows))
 
 
 def reading_until(stop: Callable[[], bool], read: Callable[[int], bytes]) -> Callable[[int], bytes]:
