@@ -142,6 +142,8 @@ class Run(Stepping):
 
     def prepare(self, step: int, state: TrainState) -> TrainState:
         """What comes before the first step. Raises Interrupted when a signal arrives; nothing was saved then."""
+        if step < self.plan.total_steps:
+            self.load(stop=lambda: self.interruption.requested)
         if step > 0 or self.plan.transfer.norms != "recalibrate":
             return state
         train, stop = self.source.splits["train"], lambda: self.interruption.requested
