@@ -29,20 +29,24 @@ from resnet.train.evaluation import Interrupted
 from resnet.train.steps import Batch
 
 # Decoded bytes up to which 'auto' keeps a set on the devices: a number of its own, not what a device has free, so that
-# the same configuration feeds the same pixels everywhere.
+# the same configuration feeds the same pixels on every device of a kind.
 AUTO_BYTES = 2 * 1024**3
 Kept = dict[str, jax.Array]
 
 
 def choose_feed(
-    asked: str, split: Split, order: Order, crop: Crop, *, processes: int, epochs: float
+    asked: str, split: Split, order: Order, crop: Crop, *, processes: int, epochs: float, platform: str
 ) -> Resident | None:
     """What config.data.feed comes to: a resident feed, or None for the stream.
 
     auto: resident where one process trains for more than one epoch on images that take at most AUTO_BYTES decoded, all
-    at their own size. Raises InputError where 'resident' is asked for and cannot be.
+    at their own size; random_resized crops on a CPU are streamed. platform: 'cpu', 'gpu', ….
+    Raises InputError where 'resident' is asked for and cannot be.
     """
-    if asked == "stream" or (asked == "auto" and (processes > 1 or epochs <= 1)):
+    # Two cores cut 212 random-resized crops of 224 px a second by matrix products, and stream more than 1,000
+    # (benchmarks/feed.py): where the device is the host, there is nothing to be relieved of.
+    slow = platform == "cpu" and crop.kind == "random_resized"
+    if asked == "stream" or (asked == "auto" and (processes > 1 or epochs <= 1 or slow)):
         return None
     if processes > 1:
         raise InputError("config.data.feed='resident' keeps all images with one process; take stream for several")

@@ -120,6 +120,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
             make_crop(config, contract, pretrained, config.data.crop),
             processes=jax.process_count(),
             epochs=total_steps / steps_per_epoch,
+            platform=jax.default_backend(),
         ),
     )
 

@@ -26,16 +26,21 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-def choice(asked="auto", crop="random_resized", processes=1, epochs=2.0):
+def choice(asked="auto", crop="random_resized", processes=1, epochs=2.0, platform="gpu"):
     split = split_of(noise(*SIZES))
-    return choose_feed(asked, split, Order(len(split), 4), Crop(crop, 16), processes=processes, epochs=epochs)
+    return choose_feed(
+        asked, split, Order(len(split), 4), Crop(crop, 16), processes=processes, epochs=epochs, platform=platform
+    )
 
 
 @pytest.mark.parametrize("kind", ["random_resized", "pad", "none"])
 def test_batches_hold_what_the_streamed_ones_hold(kind):
     split = split_of(noise(*SIZES), [1, 1, 1, 6, 3, 8])
     order, crop = Order(len(split), 4, seed=5), Crop(kind, 16, padding=2)
-    resident, mesh = choose_feed("resident", split, order, crop, processes=1, epochs=1.0), parallel.make_mesh()
+    resident, mesh = (
+        choose_feed("resident", split, order, crop, processes=1, epochs=1.0, platform="cpu"),
+        parallel.make_mesh(),
+    )
     kept = resident.load("f", mesh)
     whole = jax.jit(resident.whole)
     for step, streamed in enumerate(train_batches(split, order, crop, num_steps=5, threads=1)):
@@ -54,6 +59,8 @@ def test_auto_keeps_what_fits_where_it_is_shown_again(monkeypatch):
     assert choice(epochs=1.0) is None
     assert choice(processes=2) is None
     assert choice("stream") is None
+    assert choice(platform="cpu") is None
+    assert choice(platform="cpu", crop="pad").layout is None
     monkeypatch.setattr(feeding, "AUTO_BYTES", 10_000)
     # As they are they do not fit, and only who asks for it gets reduced images.
     assert choice() is None
@@ -99,7 +106,9 @@ def test_the_two_feeds_train_alike(tmp_path):
 
 def test_a_signal_while_images_are_decoded_ends_the_run(tmp_path):
     split = split_of(noise(*SIZES))
-    resident = choose_feed("resident", split, Order(6, 4), Crop("random_resized", 16), processes=1, epochs=1.0)
+    resident = choose_feed(
+        "resident", split, Order(6, 4), Crop("random_resized", 16), processes=1, epochs=1.0, platform="cpu"
+    )
     with pytest.raises(Interrupted):
         resident.load("f", parallel.make_mesh(), stop=lambda: True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
