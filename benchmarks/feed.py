@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batches", type=int, default=20, help="of each feed in a round")
     parser.add_argument("--model", default="resnet18")
-    parser.add_argument("--train_steps", type=int, default=4, help="in a round, behind three that are not counted; 0: none")
+    parser.add_argument(
+        "--train_steps", type=int, default=4, help="in a round, behind three that are not counted; 0: none"
+    )
     parser.add_argument("--peers", default=",".join(MAKERS))
     parser.add_argument("--out", default="")
     arguments = parser.parse_args()
