@@ -98,9 +98,11 @@ class Stepping:
         self.profiler.after(step, state)
         self.wait.count(dispatch.steps * self.plan.batch_size)
         self.pulses.append((pulse, dispatch))
-        if len(self.pulses) > CALLS_IN_FLIGHT:
+        # A line waits for all steps before it in any case, and none may go unseen behind the last.
+        line = step % self.plan.log_every == 0 or step == self.plan.total_steps
+        while len(self.pulses) > (0 if line else CALLS_IN_FLIGHT):
             self.heed(*self.pulses.popleft(), step, state)
-        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
+        if line:
             state = self.log(step, state)
         return step, state
 
