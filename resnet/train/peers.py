@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import jax
 
 from input_pipeline.errors import InputError
-from resnet.recipe import first_line
+from input_pipeline.recipe import first_line
 
 Result = TypeVar("Result")
 # A run that lost a peer or hung: EX_TEMPFAIL of sysexits.h, "try again", which batch systems can be told to requeue on.
