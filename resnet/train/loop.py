@@ -35,7 +35,7 @@ from resnet.train.result import test_run
 from resnet.train.shown_inputs import first_shown
 from resnet.train.state import TrainState
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums
-from resnet.train.workdir import check_room, check_workdir, claimed
+from resnet.train.workdir import check_room, check_workdir, claimed, room_told
 from resnet.train.writers import TENSORBOARD_FOLDER, MetricsWriter, SilentWriter
 
 # Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
@@ -71,7 +71,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             start_directory(workdir, flat, source, plan.pretrained)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
-        return run.go(state)
+        with room_told(workdir, state_bytes):
+            return run.go(state)
 
 
 def kind_of_run(plan: Plan) -> type["Run"]:
