@@ -14,6 +14,7 @@ from input_pipeline.errors import InputError
 from resnet.train.loop import train
 from resnet.train.profiling import read_span
 from resnet.train.writers import read_metrics
+from tests.hparams_table import hparams_table
 from tests.tiny import tiny_config, tiny_data
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -59,8 +60,7 @@ def test_every_scalar_and_picture_is_read_back(runs):
 
 def test_runs_sort_by_their_settings_in_the_hparams_table(runs):
     """Through the plugin's own handler, as its page asks."""
-    context, groups = hparams_of(runs)
-    experiment = context.experiment
+    experiment, groups = hparams_table(runs, "optim.lr")
     infos = {info.name: info for info in experiment.hparam_infos}
     assert infos["optim.lr"].differs
     assert not infos["optim.momentum"].differs
@@ -71,36 +71,6 @@ def test_runs_sort_by_their_settings_in_the_hparams_table(runs):
         (test,) = (line for line in read_metrics(runs / session.name.split("/")[0]) if line["kind"] == "test")
         assert metrics["test/top1"] == pytest.approx(test["top1"])
         assert session.status == 1  # success
-
-
-class Asked:
-    """What the handler gave."""
-
-    def __init__(self, experiment) -> None:
-        self.experiment = experiment
-
-
-def hparams_of(folder: Path):
-    from tensorboard import context as request_context
-    from tensorboard.backend.event_processing import data_provider, plugin_event_multiplexer
-    from tensorboard.plugins import base_plugin
-    from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
-
-    multiplexer = plugin_event_multiplexer.EventMultiplexer()
-    multiplexer.AddRunsFromDirectory(str(folder))
-    multiplexer.Reload()
-    provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder))
-    context = backend_context.Context(base_plugin.TBContext(data_provider=provider))
-    request = request_context.RequestContext()
-    found = context.experiment_from_metadata(
-        request, "", True, context.hparams_metadata(request, ""), context.hparams_from_data_provider(request, "", 0)
-    )
-    asked = api_pb2.ListSessionGroupsRequest(
-        start_index=0, slice_size=10, allowed_statuses=[0, 1, 2, 3],
-        col_params=[api_pb2.ColParams(hparam="optim.lr", order=api_pb2.ORDER_DESC)],
-    )  # fmt: skip
-    answer = list_session_groups.Handler(request, context, "", asked).run()
-    return Asked(found), list(answer.session_groups)
 
 
 def test_the_trace_is_of_the_steps_asked_for_and_lies_where_the_plugin_looks(runs):
