@@ -142,9 +142,15 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     kind = (
         f"cpu{os.cpu_count()}" if device.platform == "cpu" else re.sub(r"[^a-z0-9]+", "_", device.device_kind.lower())
     )
-    record = {**vars(arguments), "device": kind, "date": str(datetime.date.today()), "jax": jax.__version__}
+    how = {"device": kind, "date": str(datetime.date.today()), "jax": jax.__version__, "rounds": arguments.rounds}
+    rows = [{**row, "batch_size": arguments.batch_size, **how} for row in rows]
+    file = RESULTS / f"step_costs_{kind}.json"
+    # What an earlier call measured of another network stays.
+    measured = {row["network"] for row in rows}
+    before = json.loads(file.read_text()) if file.exists() else []
+    rows = [row for row in before if row["network"] not in measured] + rows
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"step_costs_{kind}.json").write_text(json.dumps({**record, "rows": rows}, indent=1) + "\n")
+    file.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def data() -> ConfigDict:
     c.batch_size = 64
     # Images per evaluation step; 0: as batch_size.
     c.eval_batch_size = 0
-    # How images reach the device. stream: decoded and cropped by tf.data on the host, uint8 across. auto: stream.
+    # How training images reach the device. stream: decoded and cropped by tf.data on the host at every step. resident:
+    # decoded once, kept on disk (under $XDG_CACHE_HOME) and on the device, cropped there; up to 8 GiB, one process.
+    # Same examples, order and crops; pixels differ by a level in places. auto: resident up to 2 GiB, but stream for
+    # random_resized crops on a CPU, which decodes faster than it cuts.
     c.feed = "auto"
     # Training crop: random_resized (Szegedy et al. 2015), pad (zero-padded, then cropped: CIFAR), none (as evaluation).
     c.crop = "random_resized"

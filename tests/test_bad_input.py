@@ -238,7 +238,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(place, tmp_path):
     result = train_on_a_small_disk(script, place, tmp_path)
     assert "left with 2\n" in result.out
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert re.search(r"\(No space left on device: one takes [\d.]+ [kM]B, the disk has [\d.]+ [kM]?B free\)", line)
+    assert re.search(r"No space left on device: a checkpoint takes [\d.]+ kB, the disk has [\d.]+ kB free", line)
     # Room was made, and the same command brought the run to its end, with every step once.
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]

@@ -171,7 +171,7 @@ class Checkpoints:
             why = reason(error)
             if why == os.strerror(errno.ENOSPC) and self._bytes:
                 free = shutil.disk_usage(self._root).free
-                why += f": one takes {amount(self._bytes)}, the disk has {amount(free)} free"
+                why += f": a checkpoint takes {amount(self._bytes)}, the disk has {amount(free)} free"
             raise InputError(
                 f"{printable(str(self._root))}: a checkpoint could not be written ({why}); mend "
                 "that, and the same command goes on from the last whole one"

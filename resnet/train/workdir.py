@@ -1,6 +1,7 @@
 """A run's directory: claimed by one process, fixed to one configuration, written so that nothing is ever half there."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -113,6 +114,24 @@ def check_room(workdir: Path, needed: int) -> None:
             f"{printable(str(workdir))}: checkpoints need {amount(needed)}, the disk has {amount(usage.free)} free; "
             "make room, lower --config.run.keep or give another --workdir"
         )
+
+
+@contextlib.contextmanager
+def room_told(workdir: Path, needed: int) -> Iterator[None]:
+    """Turn the OSError of a disk that fills up into an InputError that says how much room one checkpoint needs.
+
+    needed: bytes of one. Any file may be the one that finds the disk full: a line of metrics, TensorBoard's, a picture.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(workdir).free
+        raise InputError(
+            f"{printable(str(workdir))}: {error.strerror}: a checkpoint takes {amount(needed)}, the disk has "
+            f"{amount(free)} free; make room, and the same command goes on from the last whole one"
+        ) from error
 
 
 def amount(count: int) -> str:

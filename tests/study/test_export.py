@@ -160,6 +160,17 @@ DESIGNS = {
         "raw",
     ),
     "norm after addition, gates": ({"order": "bn_after_addition", "shortcut_transform": "exclusive_gate"}, 9, "raw"),
+    "bare stem, stride in the last block": (
+        {
+            "order": "full_preactivation",
+            "stem": "imagenet",
+            "stem_norm": False,
+            "stride_block": "last",
+            "bias_without_norm": True,
+        },
+        33,
+        "tf",
+    ),
     "bottlenecks in groups, v1": ({"block": "bottleneck", "groups": 2, "stride_place": "first_1x1"}, 10, "raw"),
 }
 
