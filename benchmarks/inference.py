@@ -160,9 +160,9 @@ def fold_torch(module: Any) -> None:
 
     pairs = [("0", "1")] if isinstance(module, torch.nn.Sequential) else [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
     for convolution, norm in pairs:
-        found = [getattr(module, name, None) for name in (convolution, norm)]
+        found: list[Any] = [getattr(module, name, None) for name in (convolution, norm)]
         if isinstance(found[0], torch.nn.Conv2d) and isinstance(found[1], torch.nn.BatchNorm2d):
-            setattr(module, convolution, fuse_conv_bn_eval(*found))
+            setattr(module, convolution, fuse_conv_bn_eval(found[0], found[1]))
             setattr(module, norm, torch.nn.Identity())
     for child in module.children():
         fold_torch(child)
