@@ -222,7 +222,8 @@ class Lifeline:
     def _aborted(self, number: int) -> None:
         reason = "JAX' runtime ended this process, as it says above"
         if self.rank != 0 and not reachable():
-            reason = f"process 0, which all others talk to, is gone (killed, or its machine; this one is at {self.trouble or place()})"
+            where = self.trouble or place()
+            reason = f"process 0, which all others talk to, is gone (killed, or its machine; this one is at {where})"
         end(Verdict(self.rank, f"{reason}; {ADVICE}", LOST_PEER))
 
 

@@ -66,9 +66,10 @@ class Stepping:
     def begin(self, stage: Stage) -> None:
         """Take the train step of `stage`; compiled at its first call."""
         self.stage = stage
-        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        streamed = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        step: Callable[..., Any] = streamed
         if (resident := self.plan.resident) is not None:
-            step = resident.step_on_rows(step)
+            step = resident.step_on_rows(streamed)
         self.train_step = parallel.compile_train_step(step, self.mesh)
         self.train_steps = parallel.compile_train_step(step, self.mesh, repeat)
 
