@@ -42,11 +42,11 @@ def main() -> int:
     validate(config)
     check_workdir(workdir, dict(flatten(config)))
     check_place(config.data.source, config.data.dir)
-    from resnet.train import hosts
+    from resnet.train import hosts, peers
     from resnet.train.loop import train
 
     hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
-    with hosts.together():
+    with peers.together():
         code = train(config, workdir)
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():

@@ -1,197 +1,41 @@
-"""How long a training takes on 1 to 1,024 devices: a model of data parallelism, held against published runs.
+"""How long a training takes on 1 to 1,024 devices: speed, time, bytes to read and price, from one device's speed.
 
-    python -m benchmarks.plan --images_per_second=2790 --batch_per_device=256 [--network_bandwidth=50] [--json]
-    python -m benchmarks.plan --check
+    python -m benchmarks.plan --images_per_second=2790 --batch_per_device=256 [--model=resnet50] [--price_per_hour=2.5]
+    python -m benchmarks.plan --results=benchmarks/results/gpu_DEVICE.json      # speed and batch as measured there
+    python -m benchmarks.plan --check                                           # the model beside published runs
 
-The single-device speed must be a measured one. A step of N devices takes
-
-    step = batch / images_per_second + exposed,   exposed = max(0, all_reduce - overlap · backward) + last bucket
-
-with backward = 2/3 of the step (twice the forward's arithmetic). Gradients are first summed over the devices of a node,
-then over the nodes, then spread again. A ring over n members sends 2 (n-1)/n of the bytes in 2 (n-1) messages
-(Patarasuk and Yuan 2009); a pair of trees sends 2 of the bytes in 2 log2 n messages (Sanders et al. 2009). The faster
-one is taken unless --algorithm says which. BN's small messages count as latency alone. What the model leaves out:
-stragglers, input, checkpoints, evaluation, congestion. So it says what the network allows at best.
+The single-device speed must be a measured one. The gradients are those of the real network, whose parameters and BN
+layers are counted. The model, and what it leaves out: benchmarks/cluster_model.py.
 """
 
 import argparse
 import dataclasses
 import json
 import math
+from pathlib import Path
+from typing import Any
 
-IMAGENET_IMAGES = 1_281_167
-RESNET50_PARAMETERS = 25_557_032
-# Sum and sum of squares over each of ResNet-50's 53 BN layers, forward and backward, under sync-BN.
-BN_MESSAGES = 4 * 53
-BACKWARD_SHARE = 2 / 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Cluster:
-    """The hardware. Bandwidths in 1e9 bytes per second and direction, latencies in 1e-6 seconds.
-
-    link_bandwidth: of one device within its node. network_bandwidth: of one node to the others, over all its cards.
-    """
-
-    devices_per_node: int = 8
-    link_bandwidth: float = 300.0
-    network_bandwidth: float = 50.0
-    link_latency: float = 3.0
-    network_latency: float = 10.0
+from benchmarks.cluster_model import IMAGENET_IMAGES, Cluster, Job, plan, published_runs
+from input_pipeline.errors import InputError, printable
+from resnet import command
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """The training. images_per_second: measured on one device at batch_per_device.
-
-    gradient_bytes: of one parameter's gradient on the wire. overlap: share of the backward pass during which gradients
-    can travel. buckets: messages that a gradient is cut into; the last can only start when the backward pass is over.
-    sync_bn: whether BN statistics are summed over all devices too.
-    """
-
-    images_per_second: float
-    batch_per_device: int
-    parameters: int = RESNET50_PARAMETERS
-    gradient_bytes: float = 4.0
-    overlap: float = 0.9
-    buckets: int = 10
-    sync_bn: bool = True
-    algorithm: str = "best"
-
-
-def ring(members: int, size: float, bandwidth: float, latency: float) -> float:
-    """Seconds of an all-reduce of `size` bytes over a ring; bandwidth in bytes per second, latency in seconds."""
-    if members == 1:
-        return 0.0
-    return 2 * (members - 1) / members * size / bandwidth + 2 * (members - 1) * latency
-
-
-def tree(members: int, size: float, bandwidth: float, latency: float) -> float:
-    """The same over two trees that each carry half (each node is a leaf in one of them)."""
-    if members == 1:
-        return 0.0
-    return 2 * size / bandwidth + 2 * math.log2(members) * latency
-
-
-def all_reduce(devices: int, size: float, cluster: Cluster, algorithm: str) -> float:
-    """Seconds to sum `size` bytes over `devices`: within each node, then between nodes."""
-    ways = {"ring": [ring], "tree": [tree], "best": [ring, tree]}[algorithm]
-    local = min(devices, cluster.devices_per_node)
-    nodes = math.ceil(devices / cluster.devices_per_node)
-    fastest = lambda members, gbps, us: min(way(members, size, gbps * 1e9, us * 1e-6) for way in ways)  # noqa: E731
-    within = fastest(local, cluster.link_bandwidth, cluster.link_latency)
-    return within + fastest(nodes, cluster.network_bandwidth, cluster.network_latency)
-
-
-def step_seconds(devices: int, job: Job, cluster: Cluster) -> float:
-    """Seconds of one train step."""
-    alone = job.batch_per_device / job.images_per_second
-    if devices == 1:
-        return alone
-    size = job.parameters * job.gradient_bytes
-    gradients = all_reduce(devices, size, cluster, job.algorithm)
-    last = all_reduce(devices, size / job.buckets, cluster, job.algorithm)
-    hidden = job.overlap * BACKWARD_SHARE * alone
-    statistics = BN_MESSAGES * all_reduce(devices, 0.0, cluster, job.algorithm) if job.sync_bn else 0.0
-    return alone + max(last, gradients - hidden) + statistics
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """The plan for one number of devices. input_gigabytes: read per second by each node. price: of the training."""
-
-    devices: int
-    global_batch: int
-    step_milliseconds: float
-    images_per_second: float
-    efficiency: float
-    epoch_seconds: float
-    training_hours: float
-    input_gigabytes: float
-    price: float | None
-
-
-def plan(
-    devices: int,
-    job: Job,
-    cluster: Cluster,
-    *,
-    epochs: float = 90.0,
-    images: int = IMAGENET_IMAGES,
-    image_bytes: float = 110_000.0,
-    price_per_hour: float | None = None,
-) -> Row:
-    """Speed, time and input for `devices` devices; image_bytes: of an average file; price_per_hour: of one device."""
-    seconds = step_seconds(devices, job, cluster)
-    rate = devices * job.batch_per_device / seconds
-    hours = epochs * images / rate / 3600
-    nodes = math.ceil(devices / cluster.devices_per_node)
-    return Row(
-        devices=devices,
-        global_batch=devices * job.batch_per_device,
-        step_milliseconds=1e3 * seconds,
-        images_per_second=rate,
-        efficiency=rate / (devices * job.images_per_second),
-        epoch_seconds=images / rate,
-        training_hours=hours,
-        input_gigabytes=rate / nodes * image_bytes / 1e9,
-        price=None if price_per_hour is None else hours * devices * price_per_hour,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Published:
-    """A published run: what it reports, and what the model says of it."""
-
-    name: str
-    quantity: str
-    published: float
-    predicted: float
-
-    @property
-    def error(self) -> float:
-        """Predicted over published, less 1."""
-        return self.predicted / self.published - 1
-
-
-def published_runs() -> list[Published]:
-    """The model beside what others report; sources in the names.
-
-    Goyal et al. 2017: 8 P100 to a server, 50 Gbit/s Ethernet, batch 32 a device, BN per device, about 90 % efficiency
-    from 8 to 256 devices, 90 epochs in one hour on 256: from the hour, 125 images/s a device there, hence 139 at 8.
-    Latencies and the bandwidth within a server are our guesses for that hardware; they move the result by under 1 %.
-    """
-    servers = Cluster(8, link_bandwidth=20.0, network_bandwidth=6.25, link_latency=10.0, network_latency=50.0)
-    goyal = Job(images_per_second=139.0, batch_per_device=32, sync_bn=False)
-    small, large = plan(8, goyal, servers), plan(256, goyal, servers)
-    mlperf = plan(8, Job(7162.0, 408, gradient_bytes=2.0, sync_bn=False), Cluster(), epochs=36.0)
-    return [
-        Published(
-            "Goyal et al. 2017, 8 to 256 P100",
-            "efficiency",
-            0.90,
-            large.images_per_second / small.images_per_second / 32,
-        ),
-        Published("Goyal et al. 2017, 256 P100, 90 epochs", "hours", 1.0, large.training_hours),
-        # The speed is that of eight together: no communication is left to predict, the time is.
-        Published("MLPerf v4.0, 8 H100, 36 epochs", "minutes", 13.3, 60 * mlperf.training_hours),
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images_per_second", type=float, help="of one device, measured (benchmarks/step.py, gpu.py)")
-    parser.add_argument("--batch_per_device", type=int, default=256)
-    parser.add_argument("--parameters", type=int, default=RESNET50_PARAMETERS)
+def main() -> int:
+    parser = command.Parser(__doc__)
+    parser.add_argument("--images_per_second", type=float, help="of one device, measured")
+    parser.add_argument("--batch_per_device", type=int, help="at which it was measured (default: 256)")
+    parser.add_argument("--results", help="take both from a file of benchmarks.step, .gpu or .scaling")
+    parser.add_argument("--model", default="resnet50", help="whose parameters and BN layers are counted")
     parser.add_argument("--gradient_bytes", type=float, default=4.0, help="of one parameter's gradient (default: 4)")
     parser.add_argument("--overlap", type=float, default=0.9, help="share of the backward pass that hides messages")
+    parser.add_argument("--buckets", type=int, default=10, help="messages that the gradient is cut into")
     parser.add_argument("--algorithm", choices=("best", "ring", "tree"), default="best")
     parser.add_argument("--local_bn", action="store_true", help="BN statistics per device: no messages for them")
     for field in dataclasses.fields(Cluster):
         parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
     parser.add_argument("--epochs", type=float, default=90.0)
     parser.add_argument("--images", type=int, default=IMAGENET_IMAGES)
-    parser.add_argument("--image_bytes", type=float, default=110_000.0)
+    parser.add_argument("--image_bytes", type=float, default=110_000.0, help="of an average file")
     parser.add_argument("--price_per_hour", type=float, help="of one device")
     parser.add_argument("--devices", type=int, nargs="+", default=[2**power for power in range(11)])
     parser.add_argument("--check", action="store_true", help="the model beside published runs, and no plan")
@@ -199,15 +43,78 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.check:
         report_check(arguments.json)
-        return
-    if not arguments.images_per_second or arguments.images_per_second <= 0:
-        parser.error("--images_per_second: give the measured speed of one device")
-    if min(arguments.devices) < 1 or arguments.batch_per_device < 1:
-        parser.error("--devices and --batch_per_device must be at least 1")
+        return 0
+    if arguments.results:
+        arguments.images_per_second, arguments.batch_per_device = measured(Path(arguments.results))
+    arguments.batch_per_device = 256 if arguments.batch_per_device is None else arguments.batch_per_device
+    if arguments.images_per_second is None:
+        raise InputError("give the measured speed of one device: --images_per_second or --results")
+    check_ranges(vars(arguments))
     report_plan(arguments)
+    return 0
+
+
+def check_ranges(given: dict[str, Any]) -> None:
+    """Raise InputError that names the first number that cannot be."""
+    positive = ("images_per_second", "gradient_bytes", "link_bandwidth", "network_bandwidth", "epochs", "image_bytes")
+    counts = ("batch_per_device", "buckets", "devices_per_node", "images")
+    for name in (*positive, *counts):
+        if not 0 < given[name] < math.inf:
+            raise InputError(f"--{name}={given[name]} must be above 0")
+    for name in ("link_latency", "network_latency", "price_per_hour"):
+        if given[name] is not None and not 0 <= given[name] < math.inf:
+            raise InputError(f"--{name}={given[name]} must be at least 0")
+    if not 0 <= given["overlap"] <= 1:
+        raise InputError(f"--overlap={given['overlap']} must be from 0 to 1")
+    if min(given["devices"]) < 1:
+        raise InputError(f"--devices={min(given['devices'])} must be at least 1")
+
+
+def measured(file: Path) -> tuple[float, int]:
+    """(images per second, batch) of our train step on one device, from a file of benchmarks.step, .gpu or .scaling.
+
+    Raises InputError for a file that holds no such figure.
+    """
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if record.get("benchmark") == "step":
+            return float(record["images_per_second"]["ours"]["train"]), int(record["batch_size"])
+        rows = record["rows"]
+        if record.get("benchmark") == "scaling":
+            row = next(row for row in rows if row["devices"] == 1)
+            return float(row["images_per_second"]), int(row["global_batch"])
+        # Of several batches the fastest.
+        ours = [row for row in rows if row["part"] == "ours" and "images_per_second" in row]
+        row = max(ours, key=lambda row: row["images_per_second"])
+        return float(row["images_per_second"]), int(row["batch_size"])
+    except OSError as error:
+        raise InputError(f"--results={printable(str(file))}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise InputError(
+            f"--results={printable(str(file))} holds no train step of ours on one device; give a file that "
+            "benchmarks.step, benchmarks.gpu or benchmarks.scaling wrote"
+        ) from error
+
+
+def network_sizes(model: str) -> tuple[int, int, int]:
+    """(parameters, layers of BN, their channels in all) of a named network. Raises SpecError for an unknown name."""
+    import jax
+
+    from resnet.model.network import ResNet, initialise
+    from resnet.model.variants import variant
+
+    network = ResNet(variant(model).spec)
+    size = network.spec.total_stride
+    shapes = jax.eval_shape(lambda key: initialise(network, key, size), jax.random.key(0))
+    means = [
+        leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes["batch_stats"]) if "mean" in str(path[-1])
+    ]
+    count = lambda leaves: sum(math.prod(leaf.shape) for leaf in leaves)  # noqa: E731
+    return count(jax.tree.leaves(shapes["params"])), len(means), count(means)
 
 
 def report_check(as_json: bool) -> None:
+    """Print the model beside published runs."""
     runs = published_runs()
     if as_json:
         print(json.dumps([{**dataclasses.asdict(run), "error": run.error} for run in runs]))
@@ -218,14 +125,19 @@ def report_check(as_json: bool) -> None:
 
 
 def report_plan(arguments: argparse.Namespace) -> None:
+    """Print the plan for each number of devices."""
     given = vars(arguments)
     cluster = Cluster(**{field.name: given[field.name] for field in dataclasses.fields(Cluster)})
+    parameters, norms, channels = network_sizes(arguments.model)
     job = Job(
         images_per_second=arguments.images_per_second,
         batch_per_device=arguments.batch_per_device,
-        parameters=arguments.parameters,
+        parameters=parameters,
         gradient_bytes=arguments.gradient_bytes,
         overlap=arguments.overlap,
+        buckets=arguments.buckets,
+        norms=norms,
+        channels=channels,
         sync_bn=not arguments.local_bn,
         algorithm=arguments.algorithm,
     )
@@ -234,16 +146,22 @@ def report_plan(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows]))
         return
-    print("| devices | global batch | step ms | images/s | efficiency | s/epoch | hours | GB/s read per node | price |")
-    print("| --- " * 9 + "|")
+    print(
+        f"{arguments.model}: {parameters:,} parameters, {parameters * job.gradient_bytes / 1e6:,.1f} MB of gradients, "
+        f"{norms} BN layers; {job.images_per_second:,.1f} images/s on one device at batch {job.batch_per_device}\n"
+    )
+    priced = arguments.price_per_hour is not None
+    names = ["devices", "global batch", "step ms", "images/s", "efficiency", "s/epoch"]
+    names += [f"hours for {arguments.epochs:g} epochs", "GB/s read per node"]
+    names += ["price of an epoch", "price in all"] if priced else []
+    print(f"| {' | '.join(names)} |\n" + "| --- " * len(names) + "|")
     for row in rows:
-        price = "" if row.price is None else f"{row.price:,.0f}"
-        print(
-            f"| {row.devices:,} | {row.global_batch:,} | {row.step_milliseconds:.1f} | {row.images_per_second:,.0f} | "
-            f"{row.efficiency:.1%} | {row.epoch_seconds:,.1f} | {row.training_hours:,.2f} | "
-            f"{row.input_gigabytes:.2f} | {price} |"
-        )
+        cells = [f"{row.devices:,}", f"{row.global_batch:,}", f"{row.step_milliseconds:,.1f}"]
+        cells += [f"{row.images_per_second:,.0f}", f"{row.efficiency:.1%}", f"{row.epoch_seconds:,.1f}"]
+        cells += [f"{row.training_hours:,.2f}", f"{row.input_gigabytes:.2f}"]
+        cells += [f"{row.epoch_price:,.2f}", f"{row.price:,.0f}"] if priced else []
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

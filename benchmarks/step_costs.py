@@ -148,10 +148,11 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     file = RESULTS / f"step_costs_{kind}.json"
     # What an earlier call measured of another network stays.
     measured = {row["network"] for row in rows}
-    before = json.loads(file.read_text()) if file.exists() else []
+    before = json.loads(file.read_text())["programs"] if file.exists() else []
     rows = [row for row in before if row["network"] not in measured] + rows
     RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(rows, indent=1) + "\n")
+    document = {"benchmark": "step_costs", "command": "python -m benchmarks.step_costs", "programs": rows}
+    file.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,10 @@ def data() -> ConfigDict:
     c.batch_size = 64
     # Images per evaluation step; 0: as batch_size.
     c.eval_batch_size = 0
-    # How images reach the device. stream: decoded and cropped by tf.data on the host, uint8 across. auto: stream.
+    # How training images reach the device. stream: decoded and cropped by tf.data on the host at every step. resident:
+    # decoded once, kept on disk (under $XDG_CACHE_HOME) and on the device, cropped there; up to 8 GiB, one process.
+    # Same examples, order and crops; pixels differ by a level in places. auto: resident up to 2 GiB, but stream for
+    # random_resized crops on a CPU, which decodes faster than it cuts.
     c.feed = "auto"
     # Training crop: random_resized (Szegedy et al. 2015), pad (zero-padded, then cropped: CIFAR), none (as evaluation).
     c.crop = "random_resized"
@@ -236,7 +239,7 @@ def run() -> ConfigDict:
     # fsdp=-1 (parameters, optimizer state and averages divided over fsdp). The figures do not depend on it.
     c.mesh = "data=-1"
     # Runs of several processes: seconds without a finished step, evaluation batch or save after which a process says so
-    # and ends, instead of waiting for a stuck peer for ever; 0: never.
+    # and ends, instead of waiting for a stuck peer for ever (six times that where something may be compiled); 0: never.
     c.hang_timeout = 300.0
     # Non-finite steps in a row (each skipped and counted) after which the run ends; 0: never.
     c.max_bad_steps = 10

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Start a run as N processes on this machine: launch/local.sh N --config=... --workdir=... [flags of train_main.py]
 # With NVIDIA GPUs process i gets GPU i. Ctrl-C and SIGTERM go to all of them; when one fails, the others are ended.
+# Exit code: that of the first to fail; 75, try again, where it was killed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -37,14 +38,25 @@ while [ "$left" -gt 0 ]; do
   if [ -z "${ended:-}" ]; then continue; fi
   left=$((left - 1))
   for index in "${!pids[@]}"; do
-    if [ "${pids[$index]}" = "$ended" ]; then unset "pids[$index]"; fi
+    if [ "${pids[$index]}" = "$ended" ]; then
+      unset "pids[$index]"
+      number=$index
+    fi
   done
   if [ "$status" -ne 0 ] && [ "$code" -eq 0 ]; then
     code=$status
     # 130 and 143: asked to end, each saves with the others. Anything else: nobody is to wait for the one that failed.
-    if [ "$code" -ne 130 ] && [ "$code" -ne 143 ] && [ "$left" -gt 0 ]; then
-      sleep 2
-      kill -KILL "${pids[@]}" 2>/dev/null || true
+    if [ "$code" -ne 130 ] && [ "$code" -ne 143 ]; then
+      if [ "$code" -gt 128 ]; then
+        echo "error: process $number of $processes was ended by signal $((code - 128)), and with it the job; start all" \
+          "processes again, the run goes on from its last checkpoint" >&2
+        code=75
+      fi
+      # Time for those that are well to say why they end; one that hangs ends here.
+      if [ "$left" -gt 0 ]; then
+        sleep 3
+        kill -KILL "${pids[@]}" 2>/dev/null || true
+      fi
     fi
   fi
   ended=

@@ -21,6 +21,7 @@ Flat = dict[str, Any]
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
@@ -149,7 +150,7 @@ POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("fail", "skip"),
-    "data.feed": ("auto", "stream"),
+    "data.feed": ("auto", "stream", "resident"),
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),

@@ -171,7 +171,9 @@ def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
         )
     fed = examples(run.source.splits["train"], run.plan.order.indices(first - 1))
     with jax.transfer_guard("allow"):
-        readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(first - 1)), first - 1)
+        readings = examine(
+            run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(first - 1))), first - 1
+        )
     cause, file = first_bad(readings), run.workdir / FILE
     write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": plain(readings)})
     where = f"in {cause.words()}" if cause else "gone when the step was done again"
@@ -205,7 +207,7 @@ def replay(run: Run, fresh: TrainState) -> int:
         print(f"Every step from {start + 1} to {run.plan.total_steps} has a finite loss, gradient and statistics.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
-    readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(found - 1)), found - 1)
+    readings = examine(run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(found - 1))), found - 1)
     fed = examples(run.source.splits["train"], run.plan.order.indices(found - 1))
     print(table(found, readings, fed, run.workdir))
     return 0
@@ -223,7 +225,7 @@ def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, 
     batches, total = run.batches(step), run.plan.total_steps
     with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
         while step < total and not run.interruption.requested:
-            state, pulse = run.train_step(state, next(batches))
+            state, pulse = run.train_step(state, next(batches), *run.kept)
             step += 1
             seen = jax.device_get(pulse)
             bar.update(step, run.plan.batch_size, loss=float(seen["loss"]))

@@ -1,15 +1,12 @@
-"""Several processes as one run: who the peers are, which one writes, and what happens when one dies or hangs.
+"""Several processes as one run: who the peers are and which one writes. What happens when one is lost: see `peers`.
 
-JAX' own runtime does the work (jax.distributed); this file decides when it is started and how it ends.
+JAX' own runtime does the work (jax.distributed); this file decides when it is started, and with what.
 """
 
-import contextlib
+import importlib.util
 import os
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 
@@ -17,31 +14,36 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.recipe import first_line
 
 Result = TypeVar("Result")
-# Seconds without a sign of life after which a peer counts as dead. JAX' default of 100 lets a job of 256 wait minutes.
-HEARTBEAT_SECONDS = 20
-# A run that lost a peer or hung: EX_TEMPFAIL of sysexits.h, "try again", which batch systems can be told to requeue on.
-LOST_PEER = 75
+# JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `peers.Lifeline`. By
+# the clock, so a machine that was paused that long (a laptop, a virtual machine that moved) ends its run.
+HEARTBEAT_SECONDS = 600
+# Where a launcher tells each process how many there are and which one it is, as it sets them for the tasks it starts.
+NUMBERS = {
+    "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "Open MPI": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+}
+# Lists of the GPUs that a process can see.
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 def join(coordinator: str, num_processes: int, process_id: int, environment: Mapping[str, str] = os.environ) -> None:
     """Become one of several processes, before anything else asks JAX for devices; alone, do nothing.
 
-    coordinator ('HOST:PORT' of process 0), num_processes and process_id come from the command line: all or none ('', 0,
-    -1). Without them, the peers are found where SLURM, Open MPI, a Cloud TPU slice or a Kubernetes Job started them.
-    Raises InputError for flags that do not fit together, and where the peers do not meet within five minutes.
+    coordinator ('HOST:PORT' of process 0), num_processes and process_id come from the command line ('', 0 and -1 where
+    not given). Without them, the peers are found where SLURM, Open MPI, a Cloud TPU slice or a Kubernetes Job started
+    them; the coordinator alone is enough where a launcher says the rest. --num_processes=1 alone keeps a process to
+    itself wherever it was started. Raises InputError for flags that do not fit together, for a launcher that does not
+    say enough, and where the peers do not meet within five minutes.
     """
-    given = (bool(coordinator), num_processes > 0, process_id >= 0)
-    if any(given):
-        check_flags(coordinator, num_processes, process_id)
-        arguments = {"coordinator_address": coordinator, "num_processes": num_processes, "process_id": process_id}
-    elif launcher(environment):
-        arguments = {}
-    else:
+    arguments = peers_of(coordinator, num_processes, process_id, environment)
+    if arguments is None:
         return
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)  # type: ignore[arg-type]
-        # Here, where all arrive together: on CPU the peers must ask for devices within half a minute of each other.
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        # Here, where all arrive together: on CPU the peers must ask for devices, and send their first message, within
+        # half a minute of each other.
         jax.devices()
+        barrier("all are here")
     except (RuntimeError, ValueError) as error:
         where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
         raise InputError(
@@ -50,34 +52,104 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
         ) from error
 
 
+def peers_of(
+    coordinator: str, num_processes: int, process_id: int, environment: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """What jax.distributed.initialize is told, None for a process that is alone; what is left out, JAX finds."""
+    if (coordinator, num_processes, process_id) in (("", 1, -1), ("", 1, 0)):
+        return None
+    name = launcher(environment)
+    given = (bool(coordinator), num_processes != 0, process_id != -1)
+    if given == (True, False, False) and name in NUMBERS:
+        num_processes, process_id = (number(environment, variable) for variable in NUMBERS[name])
+    elif not any(given):
+        return found_by(name, environment)
+    check_flags(coordinator, num_processes, process_id)
+    arguments: dict[str, Any] = {"num_processes": num_processes, "process_id": process_id}
+    # With flags JAX is not to look around: of a shell in a SLURM allocation it would take one GPU and leave the rest.
+    return {"coordinator_address": coordinator, **arguments, "cluster_detection_method": "deactivate"}
+
+
+def found_by(name: str, environment: Mapping[str, str]) -> dict[str, Any] | None:
+    """`peers_of` where there are no flags. Raises InputError for a launcher that says too little for JAX."""
+    if name == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in environment:
+        # Up to version 4 it is set; 5 has no such variable.
+        raise InputError(
+            "Open MPI 5 does not tell where process 0 runs: give --coordinator=HOST:PORT of it; the number of "
+            "processes and the rank are known"
+        )
+    if name == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:
+        raise InputError(
+            "Kubernetes: the image lacks the package 'kubernetes', by which JAX finds the peers; install it, or give "
+            "--coordinator, --num_processes and --process_id as launch/jobset.yaml does (--num_processes=1 for a pod "
+            "that trains alone)"
+        )
+    if not name:
+        return None
+    arguments: dict[str, Any] = {}
+    if name == "SLURM":
+        # Of the step. JAX reads SLURM_NTASKS, which can be the whole allocation's.
+        arguments["num_processes"] = number(environment, NUMBERS[name][0])
+    if name in NUMBERS and "JAX_LOCAL_DEVICE_IDS" not in environment and sees_one_device(environment):
+        # JAX takes the GPU of the task's number on its node, which is not there where each task sees its own alone.
+        arguments["local_device_ids"] = [0]
+    return arguments
+
+
+def sees_one_device(environment: Mapping[str, str]) -> bool:
+    """Whether the launcher gave this process one GPU (--gpus-per-task=1, --gpu-bind=single:1)."""
+    return any(environment.get(name, "") and "," not in environment[name] for name in VISIBLE)
+
+
 def check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
     """Raise InputError unless the three flags describe one process of a job."""
+    for name, value, least in (("num_processes", num_processes, 0), ("process_id", process_id, -1)):
+        if value < least:
+            raise InputError(f"--{name}={value} must be at least {least + 1}")
     if not (coordinator and num_processes > 0 and process_id >= 0):
         raise InputError("--coordinator, --num_processes and --process_id go together: give all three or none")
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
+    if not (host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise InputError(f"--coordinator={printable(coordinator)} must be HOST:PORT of process 0, such as node1:9876")
     if process_id >= num_processes:
         raise InputError(f"--process_id={process_id} must be below --num_processes={num_processes}")
 
 
+def number(environment: Mapping[str, str], name: str) -> int:
+    """The variable as a number; 0 where it is none."""
+    text = environment.get(name, "")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
 def launcher(environment: Mapping[str, str]) -> str:
     """What started this process as one of several, '' for nothing known; JAX reads the rest from the same variables."""
-
-    def count(name: str) -> int:
-        text = environment.get(name, "")
-        return int(text) if text.isdigit() else 0
-
-    if count("SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
+    if number(environment, "SLURM_STEP_NUM_TASKS") > 1 and "SLURM_PROCID" in environment:
         return "SLURM"
-    if count("OMPI_COMM_WORLD_SIZE") > 1:
+    if number(environment, "OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
-    if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+    workers = environment.get("TPU_PROCESS_ADDRESSES", environment.get("TPU_WORKER_HOSTNAMES", ""))
+    if "," in workers or "MEGASCALE_COORDINATOR_ADDRESS" in environment or several_tpu_hosts():
         return "Cloud TPU"
     # A pod of an indexed Job; JAX asks the cluster for the rest, which needs the 'kubernetes' package in the image.
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         return "Kubernetes"
     return ""
+
+
+def several_tpu_hosts() -> bool:
+    """Whether this is a Cloud TPU VM of a slice of several: no variable says so, Google's metadata server does.
+
+    Asked the way JAX does, and only where JAX has seen TPU chips; False where nobody answers.
+    """
+    try:
+        from jax._src import cloud_tpu_init
+        from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+
+        if not cloud_tpu_init.running_in_cloud_tpu_vm:
+            return False
+        return GceTpuCluster.is_env_present() and len(GceTpuCluster._get_worker_list_in_slice()) > 1
+    except (ImportError, OSError, ValueError):  # Not public, so it may move; the errors of requests are OSErrors.
+        return False
 
 
 def several() -> bool:
@@ -109,69 +181,3 @@ def by_primary(work: Callable[[], Result]) -> Result | None:
     done = work() if primary() else None
     barrier("work of one process")
     return done
-
-
-@contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Around a run of several processes: when one fails, its peer is lost or a collective breaks, all end.
-
-    Without this a process that raises would wait for the others in JAX' shutdown barrier, and they for it, for minutes.
-    The exit code is 2 for what the user can mend, else LOST_PEER.
-    """
-    if not several():
-        yield
-        return
-    try:
-        yield
-    except (Exception, KeyboardInterrupt) as error:
-        mendable = isinstance(error, InputError)
-        advice = "" if mendable else "; start all processes again, the run goes on from its last checkpoint"
-        leave(f"{first_line(error)[:400]}{advice}", 2 if mendable else LOST_PEER)
-
-
-def leave(reason: str, code: int) -> None:
-    """Say why, with this process' rank, and end it without waiting for anybody; the others notice by the heartbeat."""
-    print(f"error: process {jax.process_index()} of {jax.process_count()}: {reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-class Watchdog:
-    """Ends this process when no step, evaluation batch or save was finished for `seconds`; a context manager.
-
-    For runs of several processes, where a stuck peer would leave the others waiting in a collective for ever (JAX issue
-    38503). Compiling is no hang: the clock starts with the first `beat`. seconds: 0 turns it off.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._last: float | None = None
-        self._where = ""
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def beat(self, where: str) -> None:
-        """Something was finished: start the clock anew. where: what comes next, for the message."""
-        self._last, self._where = time.monotonic(), where
-
-    def rest(self) -> None:
-        """Stop the clock until the next beat: for what takes its time, such as compiling."""
-        self._last = None
-
-    def __enter__(self) -> "Watchdog":
-        if self.seconds > 0:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._done.set()
-
-    def _watch(self) -> None:
-        while not self._done.wait(min(1.0, self.seconds / 4)):
-            last = self._last
-            if last is not None and time.monotonic() - last > self.seconds:
-                leave(
-                    f"nothing was finished for {self.seconds:g} s ({self._where}); a peer hangs or its network is "
-                    "gone; start all processes again, the run goes on from its last checkpoint",
-                    LOST_PEER,
-                )

@@ -27,7 +27,7 @@ from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
 from resnet.train.state import TrainState
 from resnet.train.stepping import Stepping
-from resnet.train.workdir import check_room, check_workdir, claimed
+from resnet.train.workdir import check_room, check_workdir, claimed, room_told
 from resnet.train.writers import MetricsWriter, SilentWriter
 
 # Left out of the validation lines of metrics.jsonl: megabytes per evaluation at 1,000 classes. The test line has them.
@@ -60,7 +60,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             start_directory(workdir, flat, source, plan.pretrained)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
-        return run.go(state)
+        with room_told(workdir, state_bytes):
+            return run.go(state)
 
 
 def kind_of_run(plan: Plan) -> type["Run"]:
@@ -106,7 +107,8 @@ class Run(Stepping):
                         outcome = test_run(self, step, state)
                 if self.stopping:
                     done = f"step {step} of {self.plan.total_steps}"
-                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
+                    when = f" {self.interruption.seconds:.1f} s after the signal" if self.interruption.requested else ""
+                    hosts.say(f"Stopped at {done}, saved{when}. The same command goes on from there.")
                     return self.interruption.exit_code
                 self.writer.finish()
             if hosts.primary():
@@ -141,6 +143,8 @@ class Run(Stepping):
 
     def prepare(self, step: int, state: TrainState) -> TrainState:
         """What comes before the first step. Raises Interrupted when a signal arrives; nothing was saved then."""
+        if step < self.plan.total_steps:
+            self.load(stop=lambda: self.interruption.requested)
         if step > 0 or self.plan.transfer.norms != "recalibrate":
             return state
         train, stop = self.source.splits["train"], lambda: self.interruption.requested
@@ -218,7 +222,7 @@ class Run(Stepping):
         )
 
     def guarded(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """`batches` with the watchdog fed at each; off until the second, for the first compiles."""
+        """`batches` with the watchdog fed at each; it is patient until the second, for the first compiles."""
         self.watchdog.rest()
         for number, batch in enumerate(batches):
             if number > 1:

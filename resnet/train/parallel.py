@@ -128,21 +128,22 @@ def put_count(count: int, mesh: Mesh) -> jax.Array:
 def compile_train_step(
     step: Callable[..., Any], mesh: Mesh, many: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
-    """jit of (state, batch) -> (state, pulse), the state's buffers given up to the new one.
+    """jit of (state, batch, *kept) -> (state, pulse), the state's buffers given up to the new one.
 
     The new state lies as `state_shardings` says, where the old one has to lie already; the pulse is on every device.
-    many: dispatch.repeat, for (state, batches, count) -> (state, pulses).
+    kept: what `step` takes besides, the same at every step. many: dispatch.repeat, for (state, batches, count, *kept)
+    -> (state, pulses).
     """
 
-    def placed(state: Any, batch: Any) -> tuple[Any, Any]:
-        new, pulse = step(state, batch)
+    def placed(state: Any, batch: Any, *kept: Any) -> tuple[Any, Any]:
+        new, pulse = step(state, batch, *kept)
         return place(mesh, new), jax.lax.with_sharding_constraint(pulse, replicated(mesh))
 
     if many is None:
         return jax.jit(placed, donate_argnums=0)
-    several = many(placed)
 
-    def all_placed(state: Any, batches: Any, count: Any) -> tuple[Any, Any]:
+    def all_placed(state: Any, batches: Any, count: Any, *kept: Any) -> tuple[Any, Any]:
+        several = many(lambda state, batch: placed(state, batch, *kept))
         new, pulses = several(state, batches, count)
         return place(mesh, new), jax.lax.with_sharding_constraint(pulses, replicated(mesh))
 
@@ -165,3 +166,9 @@ def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
     The variables stay where they are: divided or on every device.
     """
     return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def peak_memory() -> dict[str, int]:
+    """{'device_memory': most bytes in use so far} of this process' first device; {} where it does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": int(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}

@@ -26,8 +26,9 @@ def first_shown(run: Stepping, batches: Iterable[Batch]) -> Iterator[Batch]:
         if number == 0:
             # A program of its own on one device, whose transfers are asked for here.
             with jax.transfer_guard("allow"):
+                shown = jax.device_get(run.streamed(batch))
                 pictures, targets = as_seen(
-                    batch, recipe.augmentation, recipe.contract, seed=recipe.seed, step=0, num_classes=len(names),
+                    shown, recipe.augmentation, recipe.contract, seed=recipe.seed, step=0, num_classes=len(names),
                     parts=recipe.accumulation, group=run.plan.network.spec.ghost_batch_size or 1,
                 )  # fmt: skip
             run.writer.show(0, "train/inputs", sheet(pictures[:IMAGES], targets[:IMAGES], names))

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
-from resnet.train import diagnosis, hosts, parallel, screen
+from resnet.train import diagnosis, hosts, parallel, peers, screen
 from resnet.train.dispatch import Dispatch, loops_pay, next_dispatch, repeat
+from resnet.train.feeding import Kept
 from resnet.train.freezing import Stage, joined_state
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Progress
@@ -45,7 +47,7 @@ class Stepping:
         # Of several processes: whether one of them was asked to end, which all learn at the same step.
         self.asked_to_end = False
         patience = config.run.hang_timeout
-        self.watchdog = hosts.Watchdog(patience if hosts.several() else 0)
+        self.watchdog = peers.Watchdog(patience if hosts.several() else 0)
         self.progress = Progress()
         self.wait = DataWait()
         self.begin(plan.stages[0])
@@ -57,12 +59,17 @@ class Stepping:
         self.sign = -1 if config.run.best_metric == "loss" else 1
         self.threads = config.data.threads or None
         self.feed: Iterator[dict[str, jax.Array]] | None = None
+        # Images on the devices, where the feed is resident; put there before the first batch.
+        self.kept: tuple[Kept, ...] = ()
         self.pulses: collections.deque[tuple[dict[str, jax.Array], Dispatch]] = collections.deque()
 
     def begin(self, stage: Stage) -> None:
         """Take the train step of `stage`; compiled at its first call."""
         self.stage = stage
-        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        streamed = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
+        step: Callable[..., Any] = streamed
+        if (resident := self.plan.resident) is not None:
+            step = resident.step_on_rows(streamed)
         self.train_step = parallel.compile_train_step(step, self.mesh)
         self.train_steps = parallel.compile_train_step(step, self.mesh, repeat)
 
@@ -84,9 +91,10 @@ class Stepping:
             with self.wait.waiting():
                 batch = next(self.feed)
             if self.longest == 1:
-                state, pulse = self.train_step(state, batch)
+                state, pulse = self.train_step(state, batch, *self.kept)
             else:
-                state, pulse = self.train_steps(state, batch, parallel.put_count(dispatch.steps, self.mesh))
+                count = parallel.put_count(dispatch.steps, self.mesh)
+                state, pulse = self.train_steps(state, batch, count, *self.kept)
         step = dispatch.last
         self.profiler.after(step, state)
         self.wait.count(dispatch.steps * self.plan.batch_size)
@@ -138,17 +146,32 @@ class Stepping:
 
     def host_batches(self, step: int) -> Iterable[dict[str, np.ndarray]]:
         """This process' rows of the training batches, from step `step` on."""
-        shard = (jax.process_index(), jax.process_count())
-        host = train_batches(
-            self.source.splits["train"],
-            self.plan.order,
-            self.plan.train_crop,
-            start_step=step,
-            num_steps=self.plan.total_steps - step,
-            shard=shard,
-            threads=self.threads,
-        )
+        host: Iterable[dict[str, np.ndarray]]
+        if (resident := self.plan.resident) is not None:
+            self.load()
+            host = (resident.rows(number) for number in range(step, self.plan.total_steps))
+        else:
+            host = train_batches(
+                self.source.splits["train"],
+                self.plan.order,
+                self.plan.train_crop,
+                start_step=step,
+                num_steps=self.plan.total_steps - step,
+                shard=(jax.process_index(), jax.process_count()),
+                threads=self.threads,
+            )
         return first_shown(self, host) if step == 0 and hosts.primary() else host
+
+    def load(self, stop: Callable[[], bool] = lambda: False) -> None:
+        """Put the training images on the devices, once, if the feed is resident. Raises Interrupted as `stop` says."""
+        if self.plan.resident is not None and not self.kept:
+            self.kept = (self.plan.resident.load(self.source.fingerprint, self.mesh, stop),)
+
+    def streamed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of either feed as the stream gives it, with its images."""
+        if self.plan.resident is None:
+            return batch
+        return dict(jax.jit(self.plan.resident.whole)(*self.kept, batch))
 
     def heed(self, pulse: dict[str, jax.Array], done: Dispatch, step: int, state: TrainState) -> None:
         """Show the loss of a call that is done; stop when too many steps in a row were not finite.
@@ -176,7 +199,7 @@ class Stepping:
             # The optimizer counts updates, and a skipped step was none.
             values["learning_rate"] = float(self.plan.schedule(max(0, step - 1 - values["bad_steps"])))
         values["images_per_second"] = interval.images_per_second
-        values["data_wait"] = interval.share
+        values |= {"data_wait": interval.share, **parallel.peak_memory()}
         self.writer.write(step, self.plan.epoch(step), "train", values)
         self.bar.update(step, 0, loss=values["loss"], top1=values["top1"], wait_share=interval.share)
         return self.reset(state)

@@ -1,42 +1,72 @@
 """Trains on the 8 virtual devices that XLA_FLAGS asks for: `python -m tests.train.virtual_devices DATA FOLDER`.
 
-Leaves a run's directory per mesh in FOLDER and prints one JSON object: what the compiled train steps send.
+Leaves in FOLDER a run's directory per mesh and NAME.npz with the first step's gradient of each of GRADIENTS; prints one
+JSON object: what the compiled train steps send.
 """
 
-import collections
+import dataclasses
+import functools
 import json
-import math
-import re
 import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 
+from benchmarks.scaling import collectives
+from input_pipeline.stream import train_batches
 from resnet.train import loop, parallel
-from resnet.train.steps import make_train_step
+from resnet.train.steps import accumulate, make_train_step
 from tests.tiny import tiny_config
 
 MESHES = {"data": "data=-1", "fsdp": "data=2,fsdp=4"}
-COLLECTIVES = re.compile(
-    r"= (\(?)(\S+?)\[([0-9,]*)\].*? (all-reduce|all-gather|reduce-scatter|all-to-all)(?:-start)?\("
-)
+# name -> (mesh, parts, norm): group norm has no statistics of the batch, so that its parts are independent.
+GRADIENTS = {
+    "data": ("data=-1", 1, "batch"),
+    "fsdp": ("data=2,fsdp=4", 1, "batch"),
+    "parts": ("data=-1", 2, "batch"),
+    "whole": ("data=-1", 1, "group"),
+    "whole_in_parts": ("data=-1", 2, "group"),
+}
 
 
 def config_for(data: Path, mesh: str, steps: int = 20):
-    """The tiny run, wide enough for leaves that are worth dividing, with averages and accumulation."""
+    """The tiny run, wide enough for leaves that are worth dividing, with averages."""
     config = tiny_config(data)
     config.model.width = 32
     config.optim.ema = 0.9
     config.data.batch_size = 16
-    config.optim.accumulation = 1
     config.run.steps = steps
     config.run.eval_every = config.run.checkpoint_every = 1e6
     config.run.mesh = mesh
     return config
 
 
-def collectives(config) -> dict:
-    """Operations of the compiled train step that cross devices, counted, and the largest all-gather in numbers."""
+def gradient_config(data: Path, name: str):
+    mesh, parts, norm = GRADIENTS[name]
+    config = config_for(data, mesh)
+    config.optim.accumulation = parts
+    if norm == "group":
+        config.model.norm, config.model.norm_groups = "group", 8
+    return config
+
+
+def first_gradient(config) -> dict[str, np.ndarray]:
+    """'gradient…', 'statistics…' and 'sums…' of the first step, by path; over all devices there are."""
+    source = loop.open_data(config)
+    plan = loop.make_plan(config, source)
+    mesh = parallel.make_mesh(config.run.mesh)
+    state = loop.initial_state(config, plan, mesh)
+    host = train_batches(source.splits["train"], plan.order, plan.train_crop, num_steps=1, threads=1)
+    batch = next(parallel.put_batches(host, mesh))
+    found = jax.jit(functools.partial(accumulate, plan.stages[0].network, plan.recipe))(state, batch, jax.random.key(0))
+    names = ("gradient", "statistics", "sums")
+    flat = jax.tree_util.tree_leaves_with_path(dict(zip(names, found, strict=True)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def sent(config) -> dict:
+    """What the compiled train step sends, and the shapes of the parameters: all of them, and those that are divided."""
     source = loop.open_data(config)
     plan = loop.make_plan(config, source)
     mesh = parallel.make_mesh(config.run.mesh)
@@ -44,29 +74,26 @@ def collectives(config) -> dict:
     shardings = parallel.state_shardings(mesh, state)
     place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
     state = jax.tree.map(place, state, shardings)
-    rows_of = parallel.split_rows(mesh)
-    size = config.data.image_size
-    rows = config.data.batch_size
+    rows, size = config.data.batch_size, config.data.image_size
+    kinds = {
+        "image": ((size, size, 3), "uint8"),
+        "label": ((), "int32"),
+        "mask": ((), "float32"),
+        "index": ((), "int32"),
+    }
     batch = {
-        "image": jax.ShapeDtypeStruct((rows, size, size, 3), "uint8", sharding=rows_of),
-        "label": jax.ShapeDtypeStruct((rows,), "int32", sharding=rows_of),
-        "mask": jax.ShapeDtypeStruct((rows,), "float32", sharding=rows_of),
-        "index": jax.ShapeDtypeStruct((rows,), "int32", sharding=rows_of),
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=parallel.split_rows(mesh))
+        for name, (shape, dtype) in kinds.items()
     }
     stage = plan.stages[0]
     step = make_train_step(stage.network, stage.optimizer, plan.recipe)
     text = parallel.compile_train_step(step, mesh).lower(state, batch).compile().as_text()
-    found: collections.Counter[str] = collections.Counter()
-    gathered = 0
-    for line in text.splitlines():
-        match = COLLECTIVES.search(line)
-        if match:
-            found[match[4]] += 1
-            if match[4] == "all-gather":
-                sizes = [int(word) for word in match[3].split(",") if word]
-                gathered = max(gathered, math.prod(sizes))
-    divided = sum(s.spec != jax.sharding.PartitionSpec() for s in jax.tree.leaves(shardings))
-    return {"counts": dict(found), "largest_gather": gathered, "divided": divided}
+    params = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    return {
+        "collectives": [dataclasses.asdict(each) for each in collectives(text)],
+        "params": {name: leaf.shape for name, leaf in params.items()},
+        "divided": [name for name, leaf in params.items() if leaf.sharding.spec != jax.sharding.PartitionSpec()],
+    }
 
 
 def main() -> None:
@@ -75,8 +102,10 @@ def main() -> None:
     found = {}
     for name, mesh in MESHES.items():
         config = config_for(data, mesh)
-        found[name] = collectives(config)
+        found[name] = sent(config)
         assert loop.train(config, folder / name) == 0
+    for name in GRADIENTS:
+        np.savez(folder / f"{name}.npz", **first_gradient(gradient_config(data, name)))
     print(json.dumps(found))
 
 

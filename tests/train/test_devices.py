@@ -1,0 +1,153 @@
+"""The same run on 8 virtual devices as on one: loss, gradients, statistics, parameters; and what the devices send."""
+
+import collections
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet.train import loop
+from tests.commands import ROOT
+from tests.tiny import tiny_data
+from tests.train.test_resume import final_arrays, lines
+from tests.train.virtual_devices import config_for, first_gradient, gradient_config
+
+# Sums in another order: float32 rounding, which 20 steps carry on.
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("devices"))
+
+
+@pytest.fixture(scope="module")
+def eight(data, tmp_path_factory) -> tuple[Path, dict]:
+    """(folder with a run per mesh and gradients, what their compiled steps send) of 8 virtual devices."""
+    folder = tmp_path_factory.mktemp("eight")
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.virtual_devices", str(data), str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return folder, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one(data, tmp_path_factory) -> tuple[list[dict], list[np.ndarray]]:
+    """(lines, arrays) of the same run on one device."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    config = config_for(data, "data=-1")
+    assert loop.train(config, workdir) == 0
+    return lines(workdir), final_arrays(config, workdir)
+
+
+@pytest.mark.parametrize("mesh", ["data", "fsdp"])
+def test_any_mesh_trains_as_one_device_does(mesh, data, eight, one):
+    folder, _ = eight
+    assert [line["step"] for line in one[0] if line["kind"] == "train"] == list(range(1, 21))
+    for got, expected in zip(lines(folder / mesh), one[0], strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5), got["step"]
+        # The last batches of 10 and 20 images, in 16, are uneven: each image is counted once all the same.
+        assert got.get("count") == expected.get("count")
+    # The checkpoint of 8 devices, divided or not, is read on one: parameters, statistics, optimizer state, averages.
+    arrays = final_arrays(config_for(data, "data=-1"), folder / mesh)
+    for got, expected in zip(arrays, one[1], strict=True):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+
+
+def test_dividing_the_state_changes_nothing(data, eight):
+    folder, _ = eight
+    for got, expected in zip(lines(folder / "fsdp"), lines(folder / "data"), strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5), got["step"]
+    arrays = [final_arrays(config_for(data, "data=-1"), folder / mesh) for mesh in ("fsdp", "data")]
+    for got, expected in zip(*arrays, strict=True):
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
+
+
+def close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    """Each array to 1e-5 of its own largest number: a sum that cancels is no more exact than its parts."""
+    assert set(got) == set(expected)
+    for name in got:
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(got[name], expected[name], rtol=0, atol=1e-5 * scale + 1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["data", "fsdp", "parts", "whole"])
+def test_gradients_and_statistics_of_a_step_are_those_of_one_device(name, data, eight):
+    expected = first_gradient(gradient_config(data, name))
+    assert ("['statistics']['bn1']['mean']" in expected) == (name != "whole")
+    close(dict(np.load(eight[0] / f"{name}.npz")), expected)
+
+
+def test_accumulation_gives_the_gradient_of_the_larger_batch(eight):
+    close(*(dict(np.load(eight[0] / f"{name}.npz")) for name in ("whole_in_parts", "whole")))
+
+
+def layer(source: str) -> str:
+    """'layer1_0/bn2' of an operation's path, '' for one that is of no BN layer's sums."""
+    match = re.search(r"(?:(layer\d_\d+)/)?[\w.]+/[\w.]+_norm/(bn\d)/reduce_sum", source)
+    return "/".join(filter(None, match.groups())) if match else ""
+
+
+def test_data_parallel_steps_send_one_message_a_bucket_and_a_norm_and_no_activations(eight):
+    """What the compiled step of 8 devices holds, by the operations' shapes and the layers they stem from.
+
+    Forward: one all-reduce per BN layer, of its sums and sums of squares. Backward: at most one per BN layer, which
+    its input gradient waits for. Gradients: a kernel of a convolution is a bucket of its own on CPU, the small leaves
+    and the metric sums are one bucket that travels last (XLA joins what is ready together; GPUs join up to 30 MB).
+    Every gradient travels once, every number sent is a parameter's gradient, a BN sum or a scalar.
+    """
+    found = eight[1]["data"]
+    sent, sizes = found["collectives"], {name: math.prod(shape) for name, shape in found["params"].items()}
+    assert found["divided"] == []
+    assert {each["kind"] for each in sent} == {"all-reduce"}
+    channels = {name[2:-11].replace("']['", "/"): size for name, size in sizes.items() if name.endswith("['scale']")}
+    assert len(channels) == 5
+
+    forward = [each for each in sent if "/jvp(ResNet)/" in each["source"] and layer(each["source"])]
+    assert {layer(each["source"]): each["shapes"] for each in forward} == {
+        name: [[size], [size]] for name, size in channels.items()
+    }
+    assert len(forward) == len(channels)
+
+    kernels = sorted(size for name, size in sizes.items() if "conv" in name)
+    buckets = [each for each in sent if each not in forward]
+    alone = sorted(math.prod(each["shapes"][0]) for each in buckets if len(each["shapes"]) == 1)
+    assert alone == kernels
+    statistics = [each for each in buckets if "transpose" in each["source"] and len(each["shapes"]) == 2]
+    assert len({layer(each["source"]) for each in statistics}) == len(statistics) <= len(channels)
+    (last,) = [each for each in buckets if len(each["shapes"]) > 2]
+    assert len(sent) == len(forward) + len(kernels) + len(statistics) + 1
+
+    numbers = [math.prod(shape) for each in sent for shape in each["shapes"]]
+    assert set(numbers) <= {1, *sizes.values()}
+    extra = sum(numbers) - sum(sizes.values()) - numbers.count(1)
+    # Forward two numbers a channel; backward one, besides the gradients of scale and bias, which are sums it needs too.
+    assert extra == 3 * sum(channels.values())
+    assert last["shapes"].count([]) <= 8
+
+
+def test_fsdp_gathers_each_divided_parameter_twice_and_no_activations(eight):
+    """Forward and backward each gather a divided kernel where it is used (ZeRO, stage 3), and nothing else."""
+    found = eight[1]["fsdp"]
+    divided = collections.Counter(tuple(found["params"][name]) for name in found["divided"])
+    assert sum(divided.values()) == 4
+    gathers = [each for each in found["collectives"] if each["kind"] == "all-gather"]
+    assert collections.Counter(tuple(each["shapes"][0]) for each in gathers) == divided + divided
+    assert {each["kind"] for each in found["collectives"]} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    sizes = {math.prod(shape) for shape in found["params"].values()}
+    parts = {size // 4 for size in sizes}
+    sums = [each for each in found["collectives"] if each["kind"] != "all-gather"]
+    assert {math.prod(shape) for each in sums for shape in each["shapes"]} <= {1} | sizes | parts
