@@ -39,7 +39,8 @@ def main() -> None:
         form = json.loads((Path(name) / "metadata.json").read_text())["format"]
         ask[form] = importlib.import_module(f"resnet.study.export_{form}").load(Path(name))
     for name, function in ask.items():
-        found, start = [], 0
+        found: list[np.ndarray] = []
+        start = 0
         # Batches of several sizes, in turn.
         while start < len(images):
             size = SIZES[len(found) % len(SIZES)]

@@ -13,12 +13,13 @@ and `torch_folded` eager and channels_last, the latter with torch's own folding 
 `torch_compiled` the latter under torch.compile; `onnxruntime` our ONNX export; `keras` keras.applications.ResNet50 on
 TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
 
-Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25; torch.compile 0.85 to 0.95 s,
-torch eager folded 1.24 to 1.36 s, onnxruntime 0.57 s in the same runs): all 32 at once 1.02 to 1.32 s, by eights 0.97
-to 1.03 s, by ones 0.83 to 0.93 s, by twos 0.86 to 0.91 s; Winograd for 3×3 (see resnet/model/convolution.py): 59 ms for
-one image where ours takes 26; im2col on 7 px maps for more than two images: within the noise. What is left to
-onnxruntime: it adds bias, shortcut and ReLU as a convolution writes its result, where XLA on a CPU goes over the result
-once more.
+Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25, all else paused; in the same runs
+torch.compile 0.85 to 0.95 s, torch eager folded 1.24 s and more, onnxruntime 0.57 s): all 32 at once 1.02 to 1.32 s, by
+eights 0.98 to 1.08 s, by ones 0.83 to 0.94 s, by twos 0.86 to 0.98 s; Winograd for 3×3 (see
+resnet/model/convolution.py): 59 ms for one image where ours takes 26; im2col on 7 px maps for four and eight images:
+within the noise. What is left to onnxruntime: XLA's products alone reach its speed from four images on (350 to 470
+GFLOP/s), but XLA on a CPU goes over each result once more for bias, shortcut and ReLU. That cause is a guess from
+sizes, not measured.
 """
 
 import argparse
@@ -159,9 +160,9 @@ def fold_torch(module: Any) -> None:
 
     pairs = [("0", "1")] if isinstance(module, torch.nn.Sequential) else [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
     for convolution, norm in pairs:
-        found = [getattr(module, name, None) for name in (convolution, norm)]
+        found: list[Any] = [getattr(module, name, None) for name in (convolution, norm)]
         if isinstance(found[0], torch.nn.Conv2d) and isinstance(found[1], torch.nn.BatchNorm2d):
-            setattr(module, convolution, fuse_conv_bn_eval(*found))
+            setattr(module, convolution, fuse_conv_bn_eval(found[0], found[1]))
             setattr(module, norm, torch.nn.Identity())
     for child in module.children():
         fold_torch(child)

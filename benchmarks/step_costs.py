@@ -87,7 +87,8 @@ def compiled(step: Callable[..., Any], state: TrainState, *inputs: Any) -> tuple
     """(state -> state after the inputs, bytes of the program's temporary memory)."""
     inputs = jax.device_put(inputs)
     program = jax.jit(step, donate_argnums=0).lower(state, *inputs).compile()
-    return lambda state: program(state, *inputs)[0], program.memory_analysis().temp_size_in_bytes
+    memory = program.memory_analysis()
+    return lambda state: program(state, *inputs)[0], memory.temp_size_in_bytes if memory else 0
 
 
 def kept_bytes(network: ResNet, state: TrainState, batch: dict[str, Any]) -> int:

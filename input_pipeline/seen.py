@@ -37,8 +37,8 @@ def as_seen(
     """What step number `step` (from 0) of a run of this seed makes of a batch of `stream.train_batches`.
 
     parts: config.optim.accumulation, each of which is augmented by itself. group: rows that are dealt out to them
-    together (config.model.ghost_batch_size, 1 without). Returns (pictures uint8[B, S, S, 3], RGB, un-normalised: what
-    erasing set to 0 has the contract's mean colour; targets float32[B, num_classes]).
+    together (config.model.ghost_batch_size, 1 without). Returns (pictures uint8[B, S, S, 3], RGB, un-normalised, so
+    that what erasing set to 0 has the contract's mean colour; targets float32[B, num_classes]).
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     images = np.empty(batch["image"].shape, np.uint8)

@@ -19,7 +19,7 @@ Measured and left out: im2col of the whole batch (forward 1.4 to 4.5 times slowe
 larger, 16 channels and more), a loop over images (breaks a sharded batch), transposing operands ahead of the weight
 gradient's product (ResNet-50's step takes 1.1 times the CPU time), Winograd's F(2×2, 3×3) and F(4×4, 3×3) (with its
 kernel transformed beforehand it saves 0.2 ms of 1.1 at one image of 56, 28 and 14 px, but its transforms cost more than
-that in a whole ResNet-50: 59 ms an image, not 26, and 1.0 to 1.1 s for 32 images in eights, as without).
+that in a whole ResNet-50: 59 ms an image, not 26, and 0.98 to 1.10 s for 32 images in eights, as without).
 """
 
 from collections.abc import Sequence

@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from resnet.study.export_onnx_rules import RULES
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value
+from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, traced
 
 # Opset 18 (ONNX 1.13, 2022): the first in which every reduction takes its axes as an input.
 OPSET = 18
@@ -97,17 +97,17 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Value]:
     """The equation's results, computed here. A symbolic dimension counts as 1: what is known does not depend on it."""
     if eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
-        (operand,), out = operands[:1], eqn.outvars[0].aval.shape
+        (operand,), out = operands[:1], traced(eqn.outvars[0]).shape
         if eqn.primitive.name == "broadcast_in_dim":
             places = eqn.params["broadcast_dimensions"]
             shape = [1] * len(out)
             for axis, place in enumerate(places):
                 shape[place] = operand.array.shape[axis]
             return [Constant(operand.array.reshape(shape), operand.name)]
-        array = np.broadcast_to(operand.array, concrete(eqn.invars[0].aval.shape))
+        array = np.broadcast_to(operand.array, concrete(traced(eqn.invars[0]).shape))
         return [Constant(array.reshape(concrete(out)), operand.name)]
     arrays = [
-        np.broadcast_to(operand.array, concrete(variable.aval.shape))
+        np.broadcast_to(operand.array, concrete(traced(variable).shape))
         for operand, variable in zip(operands, eqn.invars, strict=True)
     ]
     results = eqn.primitive.bind(*(jax.numpy.asarray(array) for array in arrays), **eqn.params)

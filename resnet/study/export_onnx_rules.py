@@ -20,7 +20,7 @@ from resnet.study.export_onnx_shapes import (
     transpose,
     without,
 )
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, shape_of
+from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, shape_of, traced
 
 
 def elementwise(operator: str) -> Callable[..., Value]:
@@ -98,14 +98,14 @@ def same(graph: Graph, eqn: JaxprEqn, operand: Tensor, *_: Value) -> Value:
 def convert(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
     from onnx import helper
 
-    if eqn.invars[0].aval.dtype == eqn.params["new_dtype"]:
+    if traced(eqn.invars[0]).dtype == eqn.params["new_dtype"]:
         return operand
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(eqn.params["new_dtype"]))
     return Tensor(graph.add("Cast", [operand.name], to=kind), operand.order, operand.shape)
 
 
 def select(graph: Graph, eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
-    if len(cases) != 2 or eqn.invars[0].aval.dtype != np.bool_:
+    if len(cases) != 2 or traced(eqn.invars[0]).dtype != np.bool_:
         raise ValueError("select_n of other than two cases has no rule that writes it in ONNX")
     order, (condition, false, true), shape = aligned(graph, (which, *cases))
     return Tensor(graph.add("Where", [condition, true, false]), order, shape)
@@ -128,7 +128,7 @@ def convolution(graph: Graph, eqn: JaxprEqn, image: Value, kernel: Value) -> Val
         raise ValueError("a transposed or batch-grouped convolution has no rule that writes it in ONNX")
     for number, value in enumerate((image, kernel)):
         full(eqn, number, value, range(1, len(shape_of(value))))
-    kernel_shape = [eqn.invars[1].aval.shape[axis] for axis in numbers.rhs_spec[2:]]
+    kernel_shape = [traced(eqn.invars[1]).shape[axis] for axis in numbers.rhs_spec[2:]]
     padding = params["padding"]
     name = graph.add(
         "Conv",
@@ -140,7 +140,7 @@ def convolution(graph: Graph, eqn: JaxprEqn, image: Value, kernel: Value) -> Val
         group=params["feature_group_count"],
     )
     graph.unbiased[name] = graph.nodes[-1]
-    return Tensor(name, tuple(numbers.out_spec), eqn.outvars[0].aval.shape)
+    return Tensor(name, tuple(numbers.out_spec), traced(eqn.outvars[0]).shape)
 
 
 def product(graph: Graph, eqn: JaxprEqn, left: Value, right: Value) -> Value:
@@ -153,7 +153,7 @@ def product(graph: Graph, eqn: JaxprEqn, left: Value, right: Value) -> Value:
         full(eqn, number, value, range(ranks[number]))
     rows = tuple(axis for axis in range(ranks[0]) if axis != a)
     names = [graph.named(left, (*rows, a)), graph.named(right, (b, 1 - b))]
-    return Tensor(graph.add("MatMul", names), tuple(range(ranks[0])), eqn.outvars[0].aval.shape)
+    return Tensor(graph.add("MatMul", names), tuple(range(ranks[0])), traced(eqn.outvars[0]).shape)
 
 
 def pooling(operator: str) -> Callable[..., Value]:
@@ -182,7 +182,7 @@ def pooling(operator: str) -> Callable[..., Value]:
         )
         if operator == "AveragePool":
             name = graph.add("Mul", [name, graph.constant(np.float32(np.prod(sizes)))])
-        return Tensor(name, order, eqn.outvars[0].aval.shape)
+        return Tensor(name, order, traced(eqn.outvars[0]).shape)
 
     return rule
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, is_one, shape_of
+from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, is_one, shape_of, traced
 
 # 'slice' up to and including the first element, backwards.
 _BEFORE_THE_FIRST = -(2**31)
@@ -14,7 +14,7 @@ _BEFORE_THE_FIRST = -(2**31)
 
 def broadcast(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
     """Only new axes are written; ONNX broadcasts where it is needed."""
-    places, rank = eqn.params["broadcast_dimensions"], len(eqn.outvars[0].aval.shape)
+    places, rank = eqn.params["broadcast_dimensions"], len(traced(eqn.outvars[0]).shape)
     shape: list[Any] = [1] * rank
     for axis, place in enumerate(places):
         shape[place] = operand.shape[axis]
@@ -34,7 +34,7 @@ def broadcast(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
 
 def reshape(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
     """In JAX' order; the batch stays in its place, where ONNX writes 0."""
-    old, new = eqn.invars[0].aval.shape, eqn.params["new_sizes"]
+    old, new = traced(eqn.invars[0]).shape, eqn.params["new_sizes"]
     operand = expanded(graph, operand, old)
     sizes = [size if isinstance(size, int) else 0 for size in new]
     if any(size == 0 and (number >= len(old) or old[number] != new[number]) for number, size in enumerate(sizes)):
@@ -83,7 +83,7 @@ def pad(graph: Graph, eqn: JaxprEqn, operand: Tensor, filling: Value) -> Value:
 
 
 def cut(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
-    shape, params = eqn.invars[0].aval.shape, eqn.params
+    shape, params = traced(eqn.invars[0]).shape, eqn.params
     strides = params["strides"] or (1,) * len(shape)
     bounds = list(zip(params["start_indices"], params["limit_indices"], strides, strict=True))
     axes = [axis for axis, (start, stop, step) in enumerate(bounds) if (start, step) != (0, 1) or stop != shape[axis]]
@@ -112,7 +112,7 @@ def sliced(
 ) -> Tensor:
     places = [operand.order.index(axis) for axis in axes]
     bounds = [graph.integers(values) for values in (starts, stops, places, steps)]
-    new = eqn.outvars[0].aval.shape
+    new = traced(eqn.outvars[0]).shape
     shape = [new[axis] if axis in axes else size for axis, size in enumerate(operand.shape)]
     return Tensor(graph.add("Slice", [operand.name, *bounds]), operand.order, tuple(shape))
 
@@ -122,4 +122,4 @@ def concatenate(graph: Graph, eqn: JaxprEqn, *operands: Value) -> Value:
         full(eqn, number, operand, range(len(shape_of(operand))))
     order, names, _ = aligned(graph, operands)
     name = graph.add("Concat", names, axis=order.index(eqn.params["dimension"]))
-    return Tensor(name, order, eqn.outvars[0].aval.shape)
+    return Tensor(name, order, traced(eqn.outvars[0]).shape)

@@ -49,7 +49,7 @@ class Graph:
         self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
         return name
 
-    def constant(self, array: np.ndarray, name: str = "") -> str:
+    def constant(self, array: Any, name: str = "") -> str:
         """An initializer; the same array under the same name is one."""
         array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
         name = name or self._fresh("constant")
@@ -76,6 +76,11 @@ class Graph:
         return f"{stem}_{self._count[stem]}"
 
 
+def traced(variable: Any) -> Any:
+    """The abstract value (shape, dtype) of a variable in the program."""
+    return variable.aval
+
+
 def shape_of(value: Value) -> tuple[Any, ...]:
     """Its shape as it is held: 1 where the traced value is broadcast."""
     return value.shape if isinstance(value, Tensor) else value.array.shape
@@ -87,7 +92,7 @@ def is_one(size: Any) -> bool:
 
 def full(eqn: JaxprEqn, number: int, value: Value, axes: Sequence[int]) -> None:
     """Raise ValueError where an operation looks along an axis that is broadcast, and so not there."""
-    shape = eqn.invars[number].aval.shape
+    shape = traced(eqn.invars[number]).shape
     missing = [axis for axis in axes if is_one(shape_of(value)[axis]) and not is_one(shape[axis])]
     if missing:
         raise ValueError(f"{eqn.primitive.name} along a broadcast axis has no rule that writes it in ONNX")

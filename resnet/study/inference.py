@@ -53,8 +53,8 @@ class Model:
 def best_batch(image_size: int) -> int:
     """Images a call: on a CPU so many that their feature maps stay in its cache.
 
-    ResNet-50, 224 px, 32 images, two cores: 1.02 to 1.32 s all at once, 0.97 to 1.03 by eights, 0.83 to 0.93 by ones,
-    0.86 to 0.91 by twos.
+    ResNet-50, 224 px, 32 images, two cores: 1.02 to 1.32 s all at once, 0.98 to 1.08 by eights, 0.83 to 0.94 by ones,
+    0.86 to 0.98 by twos.
     """
     return max(1, min(BATCH, CACHED_PIXELS // image_size**2)) if jax.default_backend() == "cpu" else BATCH
 

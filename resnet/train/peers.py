@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,7 @@ def together() -> Iterator[None]:
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError):
             # A message that failed. Whoever knows more, why a peer ended or which one is silent, says so meanwhile.
+            lifeline.trouble = f"{place(error)}: {first_line(error)[:200]}"
             time.sleep((SILENT_ROUNDS + 3) * SIGN_SECONDS)
         leave(f"{first_line(error)[:400]}; {ADVICE}", LOST_PEER)
     lifeline.end()
@@ -141,6 +143,8 @@ class Lifeline:
     def __init__(self) -> None:
         # Noted here: asked for after JAX' shutdown, by a thread that is still about, it would start all over again.
         self.rank, self.count, self.store = jax.process_index(), jax.process_count(), store()
+        # Where a message failed in the main thread, and how; '' as long as none did.
+        self.trouble = ""
         self._answered = 0
         self._over = threading.Event()
         self._silent: collections.Counter[int] = collections.Counter()
@@ -176,7 +180,7 @@ class Lifeline:
                 names = ", ".join(str(rank) for rank in lost)
                 leave(
                     f"process {names} gave no sign of life for {SILENT_ROUNDS * SIGN_SECONDS:g} s (killed, hanging or "
-                    f"cut off; this one was at {place()}); {ADVICE}",
+                    f"cut off; this one is at {self.trouble or place()}); {ADVICE}",
                     LOST_PEER,
                 )
 
@@ -218,7 +222,7 @@ class Lifeline:
     def _aborted(self, number: int) -> None:
         reason = "JAX' runtime ended this process, as it says above"
         if self.rank != 0 and not reachable():
-            reason = f"process 0, which all others talk to, is gone (killed, or its machine; this one was at {place()})"
+            reason = f"process 0, which all others talk to, is gone (killed, or its machine; this one is at {self.trouble or place()})"
         end(Verdict(self.rank, f"{reason}; {ADVICE}", LOST_PEER))
 
 
@@ -234,14 +238,19 @@ def reachable() -> bool:
     return True
 
 
-def place() -> str:
-    """Where the main thread is, as 'resnet/train/loop.py line 200 (advance)': the innermost line of this project."""
-    frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame is not None:
-        file = Path(frame.f_code.co_filename)
+def place(error: BaseException | None = None) -> str:
+    """Where the main thread is, or where `error` came up, as 'resnet/train/loop.py line 200 (advance)'.
+
+    The innermost line of this project.
+    """
+    if error is None:
+        steps = list(traceback.walk_stack(sys._current_frames().get(threading.main_thread().ident or 0)))
+    else:
+        steps = list(traceback.walk_tb(error.__traceback__))[::-1]
+    for frame, line in steps:
+        file = Path(frame.f_code.co_filename).absolute()
         if file.is_relative_to(ROOT) and file != Path(__file__) and ".venv" not in file.parts:
-            return f"{file.relative_to(ROOT)} line {frame.f_lineno} ({frame.f_code.co_name})"
-        frame = frame.f_back
+            return f"{file.relative_to(ROOT)} line {line} ({frame.f_code.co_name})"
     return "its end"
 
 

@@ -182,7 +182,7 @@ class Stepping:
         self.watchdog.beat(f"after step {step}")
         self.asked_to_end |= bool(seen.get("stop", np.zeros(1)).any())
         limit = self.config.run.max_bad_steps
-        too_many = np.flatnonzero(seen["bad_steps"] >= limit) if limit else ()
+        too_many = np.flatnonzero((seen["bad_steps"] >= limit) & (limit > 0))
         if len(too_many):
             raise diagnosis.diverged(self, done.first + 1 + int(too_many[0]), state)
 

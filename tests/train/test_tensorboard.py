@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import InputError
+from resnet.model.counting import count
+from resnet.train.configuration import make_spec
 from resnet.train.loop import train
 from resnet.train.profiling import read_span
 from resnet.train.writers import read_metrics
@@ -83,14 +85,15 @@ def test_the_trace_is_of_the_steps_asked_for_and_lies_where_the_plugin_looks(run
     assert not (runs / "fast" / "tensorboard" / "plugins").exists()
 
 
-def test_a_run_may_be_traced_when_it_goes_on_and_comes_to_the_same(runs, data, tmp_path):
+def test_a_run_may_be_traced_when_it_goes_on_and_says_what_it_counts(runs, data, tmp_path, capsys):
     config = tiny_config(data)
     shutil.copytree(runs / "fast", tmp_path / "run")
     config.run.profile = "2:4"
     assert train(config, tmp_path / "run") == 0
-    lines = [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")} for line in
-             read_metrics(tmp_path / "run")]  # fmt: skip
-    assert [line["step"] for line in lines] == [line["step"] for line in read_metrics(runs / "fast")]
+    assert read_metrics(tmp_path / "run") == read_metrics(runs / "fast")
+    spec = make_spec(config, 5)
+    told = f"{count(spec, config.data.image_size).multiply_adds:,} multiply-adds an image"
+    assert told in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["5", "5:", ":5", "5:5", "7:3", "a:b", "-1:4", "1:2:3", "1e2:2e2", " 1:2", "٣:٤"])
