@@ -22,6 +22,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -111,7 +112,8 @@ def save_for_keras(source: str, target: Path) -> None:
     converted = convert(source, model="resnet50")
     tensors = mapping.from_variables(converted.variables, converted.meta.spec, names.KERAS, has_head=False)
     contract = converted.meta.contract
-    np.savez(target, mean=contract.mean, std=contract.std, scale=contract.scale, **tensors)
+    numbers: dict[str, Any] = {"mean": contract.mean, "std": contract.std, "scale": contract.scale, **tensors}
+    np.savez(target, **numbers)
 
 
 def timed(peer: str, place: Path, arguments: argparse.Namespace) -> tuple[float, float]:

@@ -96,7 +96,10 @@ def data() -> ConfigDict:
     c.batch_size = 64
     # Images per evaluation step; 0: as batch_size.
     c.eval_batch_size = 0
-    # How images reach the device. stream: decoded and cropped by tf.data on the host, uint8 across. auto: stream.
+    # How training images reach the device. stream: decoded and cropped by tf.data on the host at every step. resident:
+    # decoded once, kept on disk (under $XDG_CACHE_HOME) and on the device, cropped there; up to 8 GiB, one process.
+    # Same examples, order and crops; pixels differ by a level in places. auto: resident up to 2 GiB, but stream for
+    # random_resized crops on a CPU, which decodes faster than it cuts.
     c.feed = "auto"
     # Training crop: random_resized (Szegedy et al. 2015), pad (zero-padded, then cropped: CIFAR), none (as evaluation).
     c.crop = "random_resized"
@@ -211,6 +214,10 @@ def run() -> ConfigDict:
     # What the backward pass computes again in place of keeping it, where memory is short: none, the inside of each
     # block, or of each stage. The figures stay; docs/many-hosts.md has what it costs and saves.
     c.remat = "none"
+    # Steps that one call of the device does at most, for networks whose step is shorter than the call. A call ends
+    # where a training line, an evaluation, a checkpoint or a stage is due: what is done and written is the same. Its
+    # batches lie on the device together, signals are heeded after it. On a CPU, which is slower inside loops, always 1.
+    c.steps_per_call = 1
     # Epochs between evaluations on the validation split; a fraction is fine.
     c.eval_every = 1.0
     # Steps between training lines in metrics.jsonl.

@@ -14,8 +14,8 @@ from input_pipeline.images import Listing
 
 _ORDER = ("train", "val", "test")
 _HOW = {
-    "exact": "the very bytes",
-    "near": "a copy, encoded anew, scaled or with other brightness and contrast,",
+    "exact": "a byte-identical copy",
+    "near": "a copy (encoded anew, scaled, of other brightness or contrast)",
     "alike": "a look-alike (neighbouring slice, next frame, same scene)",
 }
 # split that leaks, split it stands in too, how -> file of the former -> (likeness, file of the latter)
@@ -149,8 +149,8 @@ class Copies:
             items = tuple(Item(tuple(names[row] for row in rows)) for rows in sorted(families, key=_largest))
             surplus = sum(len(rows) - 1 for rows in families)
             summary = (
-                f"{plural(len(items), 'group')} of copies encoded anew, scaled or with other brightness and contrast, "
-                f"{surplus:,} surplus in all (byte-identical files counted once){torn}"
+                f"{plural(len(items), 'group')} of copies (encoded anew, scaled, of other brightness or contrast), "
+                f"{surplus:,} surplus in all beside byte-identical files{torn}"
             )
             findings.append(Finding("near_copies", "warning", summary, items, paired=True))
         alike = np.flatnonzero(~self.pairs.copy)

@@ -28,7 +28,7 @@ from input_pipeline.copies import blank, identical, near_pairs
 from input_pipeline.copy_findings import Copies
 from input_pipeline.doctor_page import page
 from input_pipeline.errors import InputError, printable
-from input_pipeline.findings import Finding, Report, sorted_by_level
+from input_pipeline.findings import ADVICE, Finding, Report, sorted_by_level
 from input_pipeline.fingerprints import Gallery, Look, gather
 from input_pipeline.folder import find_images
 from input_pipeline.images import Listing
@@ -36,7 +36,7 @@ from input_pipeline.name_groups import about_names
 from input_pipeline.strays import about_strays
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
-VERSION = 2
+VERSION = 3
 # Smaller sets are looked over in a blink, and a bar would only flicker.
 _BAR_FROM = 500
 _SHOWN = 3
@@ -192,6 +192,8 @@ def table(report: Report) -> list[str]:
             lines.append(" " * 11 + (f"{names} ({remark})" if names and remark else names or remark))
         if len(finding.items) > _SHOWN:
             lines.append(" " * 11 + f"... and {len(finding.items) - _SHOWN:,} more")
+        if finding.code in ADVICE:
+            lines.append(f"{'':9}-> {ADVICE[finding.code]}")
     if not report.findings:
         lines.append("nothing found")
     return lines

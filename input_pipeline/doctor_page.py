@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from input_pipeline.errors import InputError, printable
-from input_pipeline.findings import Finding, Item, Report, plural
+from input_pipeline.findings import ADVICE, Finding, Item, Report, plural
 from input_pipeline.fingerprints import MAX_BYTES
 from input_pipeline.thumbnails import thumbnail
 
@@ -29,6 +29,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
 .note { border-left: 4px solid var(--note); }
 .error .level { color: var(--error); } .warning .level { color: var(--warning); } .note .level { color: var(--note); }
 .level { font-weight: 700; text-transform: uppercase; font-size: .75rem; letter-spacing: .05em; margin-right: .5rem; }
+.abreast { display: flex; flex-wrap: wrap; gap: 1rem; } .abreast section { flex: 1 1 20rem; margin: 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .15rem .9rem .15rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: 400; }
 thead th { color: var(--soft); } th:first-child { text-align: left; overflow-wrap: anywhere; }
@@ -105,10 +106,10 @@ def _overview(report: Report) -> str:
     return (
         f'<p class="soft">{report.files:,} files, {plural(len(report.class_names), "class", "classes")}: {summary}</p>'
         f"<section><ul class=contents>{contents or '<li>nothing found</li>'}</ul></section>"
-        f"<section><p>{kinds}</p><div class=scroll><table><thead><tr><th>pixels</th><th>least</th><th>median</th>"
-        f"<th>greatest</th></tr></thead>{sizes}</table></div></section>"
+        f"<div class=abreast><section><p>{kinds}</p><div class=scroll><table><thead><tr><th>pixels</th><th>least</th>"
+        f"<th>median</th><th>greatest</th></tr></thead>{sizes}</table></div></section>"
         f"<section><details{' open' if len(report.class_names) <= 20 else ''}><summary>Readable images by class"
-        f"</summary><div class=scroll>{_classes(report)}</div></details></section>"
+        f"</summary><div class=scroll>{_classes(report)}</div></details></section></div>"
     )
 
 
@@ -131,7 +132,10 @@ def _section(number: int, finding: Finding, album: _Album) -> str:
         body = f"<ul>{''.join(f'<li>{_line(item)}</li>' for item in shown)}</ul>" if shown else ""
     rest = len(finding.items) - len(shown)
     more = f'<p class="soft">and {rest:,} more; --json lists them all</p>' if rest else ""
-    return f'<section id="f{number}" class="{finding.level}"><h2>{_headline(finding)}</h2>{body}{more}</section>'
+    advice = f'<p class="soft">{escape(ADVICE[finding.code])}</p>' if finding.code in ADVICE else ""
+    return (
+        f'<section id="f{number}" class="{finding.level}"><h2>{_headline(finding)}</h2>{advice}{body}{more}</section>'
+    )
 
 
 def _headline(finding: Finding) -> str:

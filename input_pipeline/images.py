@@ -13,11 +13,9 @@ import json
 import os
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ from tqdm import tqdm
 from input_pipeline.encoded_files import MAX_SCANS, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
+from input_pipeline.threaded import in_order
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
@@ -195,7 +194,7 @@ def audit(
     if rows is None:
         shown = progress and sys.stderr.isatty() and len(listing.ids) >= _BAR_FROM
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            verdicts = _in_order(pool, lambda i: _verdict(listing, i, decode), len(listing.ids))
+            verdicts = in_order(pool, lambda i: _verdict(listing, i, decode), len(listing.ids))
             bar = tqdm(verdicts, "checking images", len(listing.ids), unit="image", leave=False, disable=not shown)
             try:
                 rows = list(bar)
@@ -212,15 +211,6 @@ def audit(
         orientations=np.array(columns[4], np.int8),
         reasons=tuple(columns[5]),
     )
-
-
-def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], Row], count: int) -> Iterator[Row]:
-    """work(0), work(1) ...: computed in threads, yielded in order, with a bounded number of futures alive."""
-    indices = iter(range(count))
-    waiting = deque(pool.submit(work, i) for i in islice(indices, 256))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(work, i) for i in islice(indices, 1))
 
 
 def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from input_pipeline import recipe
@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     # Before jax is imported: TensorFlow's notes come by way of a library that both share.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    values = make_flags()
+    given_arguments = list(arguments or sys.argv)
+    values = make_flags(given_arguments)
     known = [key for key, _ in recipe.flatten(default_config())]
     try:
-        recipe.parse(values, list(arguments or sys.argv), __doc__ or "", known=known, required=("config", "out"))
+        recipe.parse(values, given_arguments, __doc__ or "", known=known, required=("config", "out"))
         given = values.flag_values_dict()
         out = Path(given["out"])
         if out.is_dir() or not out.parent.is_dir():
@@ -46,10 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def make_flags() -> flags.FlagValues:
-    """The command's flags, in a set of their own: other commands define flags of the same names."""
+def make_flags(arguments: list[str]) -> flags.FlagValues:
+    """The command's flags, in a set of their own."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "The recipe, such as configs/demo.py.", flag_values=values)
+    recipe.define(values, arguments, "The recipe, such as configs/demo.py; configs/default.py explains every key.")
     flags.DEFINE_string("out", None, "The picture, a PNG file.", flag_values=values)
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.", 0, flag_values=values)
     flags.DEFINE_integer("images", IMAGES, "Images of the batch to show at most.", 1, 1000, flag_values=values)
@@ -88,6 +89,7 @@ def write(config: ConfigDict, out: Path, *, step: int = 0, images: int = IMAGES)
         step=step,
         num_classes=len(source.class_names),
         parts=config.optim.accumulation,
+        group=config.model.ghost_batch_size or 1,
     )
     shown = pictures[:images]
     title = describe(config, f"step {step}, {len(shown)} of {data.batch_size} images", plain=plain)

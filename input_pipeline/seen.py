@@ -32,18 +32,20 @@ def as_seen(
     step: int,
     num_classes: int,
     parts: int = 1,
+    group: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What step number `step` (from 0) of a run of this seed makes of a batch of `stream.train_batches`.
 
-    parts: config.optim.accumulation, each of which is augmented by itself. Returns (pictures uint8[B, S, S, 3], RGB,
-    un-normalised, so that what erasing set to 0 has the contract's mean colour; targets float32[B, num_classes]).
+    parts: config.optim.accumulation, each of which is augmented by itself. group: rows that are dealt out to them
+    together (config.model.ghost_batch_size, 1 without). Returns (pictures uint8[B, S, S, 3], RGB, un-normalised, so
+    that what erasing set to 0 has the contract's mean colour; targets float32[B, num_classes]).
     """
     key = jax.random.fold_in(jax.random.key(seed), step)
     images = np.empty(batch["image"].shape, np.uint8)
     targets = np.empty((len(images), num_classes), np.float32)
     for part in range(parts):
         own = key if parts == 1 else jax.random.fold_in(key, part)
-        rows = slice(part, None, parts)
+        rows = np.arange(len(images)).reshape(-1, parts, group)[:, part].ravel()
         inputs, soft = _augmented(
             jax.random.fold_in(own, AUGMENT), batch["image"][rows], batch["label"][rows], augmentation, contract,
             num_classes,

@@ -126,6 +126,21 @@ def decode_eval(data: bytes, crop: Crop, orientation: int = 1, name: str = "the 
         raise InputError(f"{printable(name)}: cannot be decoded ({_reason(error)})") from error
 
 
+def decode_resized(
+    data: bytes, orientation: int, height: int, width: int, interpolation: str, name: str = "the image"
+) -> np.ndarray:
+    """One encoded image, turned upright by its EXIF `orientation` (1..8), resized: uint8[height, width, 3].
+
+    At its own size the decoder's pixels themselves. Raises InputError naming `name` as `decode` does.
+    """
+    stored = decode(data, name)
+    rows, columns = (width, height) if orientation >= 5 else (height, width)
+    tf = _tensorflow()
+    if stored.shape[:2] != (rows, columns):
+        stored = graph.resize(tf, tf.constant(stored), rows, columns, interpolation)
+    return graph.upright(tf, tf.constant(stored), tf.constant(orientation)).numpy()
+
+
 def _tensorflow() -> Any:
     """The module, imported and started by the first call."""
     with _LOCK:

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -184,7 +185,7 @@ def test_a_workdir_that_is_or_lies_below_a_file(below, place, tmp_path):
 
 def test_a_workdir_that_cannot_be_written(place):
     # Not even root may make folders in /proc, whatever its permissions say.
-    refused(place.train(Path("/proc/run")), "/proc/run")
+    refused(place.train(Path("/proc/run")), "/proc/run", "cannot be written")
 
 
 def test_a_workdir_with_too_long_a_name(place, tmp_path):
@@ -227,7 +228,7 @@ def test_a_workdir_on_a_disk_that_is_read_only(place, tmp_path):
 def test_a_disk_without_room(place, tmp_path):
     script = 'mount -t tmpfs -o size=16k none "$0" && "$@"; code=$?; ls -A "$0"; exit $code'
     result = train_on_a_small_disk(script, place, tmp_path)
-    refused(result, str(tmp_path / "run"), "GB free", "make room")
+    refused(result, str(tmp_path / "run"), "checkpoints need ", " kB free", "make room")
     assert result.out == ""
 
 
@@ -237,7 +238,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_run(place, tmp_path):
     result = train_on_a_small_disk(script, place, tmp_path)
     assert "left with 2\n" in result.out
     (line,) = [line for line in result.err.splitlines() if line.startswith("error: ")]
-    assert "No space left on device" in line
+    assert re.search(r"No space left on device: a checkpoint takes [\d.]+ kB, the disk has [\d.]+ kB free", line)
     # Room was made, and the same command brought the run to its end, with every step once.
     assert result.code == 0, result.err
     lines = [json.loads(line) for line in result.out.splitlines() if line.startswith("{")]

@@ -52,6 +52,20 @@ def test_the_recipes_are_found():
     assert {"caltech101", "cifar10", "demo", "flowers", "folder", "imagenet", "mri", "transfer"} <= set(FILES)
 
 
+def test_large_batches_have_the_published_rates():
+    """0.1 for each 256 images (Goyal et al. 2017); beyond 8,192 LARS."""
+    for name, batch, optimizer, rate in (("imagenet", 1024, "sgd", 0.4), ("imagenet_8k", 8192, "sgd", 3.2)):
+        config = recipe(name)
+        assert (config.data.batch_size, config.optim.name, config.optim.lr) == (batch, optimizer, rate)
+        assert rate == 0.1 * batch / 256
+        assert config.optim.warmup_epochs == 5.0
+    config = recipe("imagenet_32k")
+    assert (config.data.batch_size, config.optim.name, config.optim.warmup_epochs) == (32768, "lars", 14.0)
+    # One device's rows at a time hold whole groups, however many devices: no rows travel.
+    for name in ("imagenet_8k", "imagenet_32k"):
+        assert recipe(name).data.batch_size % (256 * recipe(name).model.ghost_batch_size) == 0
+
+
 @pytest.mark.parametrize("name", WORDS)
 def test_a_recipe_without_a_word_fine_tunes_and_each_word_is_its_mode(name):
     assert recipe(name).to_dict() == recipe(f"{name}:finetune").to_dict()
@@ -93,6 +107,8 @@ def shrink(config: ConfigDict, data: Path, folder: Path) -> ConfigDict:
     config.data.val_fraction = 0.25
     config.data.image_size = 16
     config.data.batch_size = 4
+    if config.model.ghost_batch_size:
+        config.model.ghost_batch_size = 2
     config.data.eval_batch_size = 8
     config.data.threads = 1
     config.optim.warmup_epochs = 0.0

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.builder import commands, links, module_pages, pages, results_page
+from input_pipeline.demo import write_demo
 from tests.commands import ROOT, Result, run
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -17,19 +18,19 @@ NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 # These list keys that do not exist, on purpose.
 OF_MISTAKES = ("bad-input.md", "hostile-input.md")
 # What makes a tutorial's command small: put behind its own flags, which it overrides.
-TINY_NETWORK = ("--config.model.stage_sizes=(1,1,1,1)", "--config.model.width=8", "--config.data.threads=1")
 TINY_RUN = (
-    *TINY_NETWORK,
-    "--config.data.image_size=32",
+    "--config.model.width=8",
+    "--config.data.image_size=16",
     "--config.data.batch_size=8",
     "--config.data.val_fraction=0.25",
+    "--config.data.threads=1",
     "--config.run.epochs=2",
     "--config.run.eval_every=2",
     "--config.run.checkpoint_every=2",
     "--config.optim.warmup_epochs=0",
 )
 TINY_STUDY = (
-    "--config.model.stage_sizes=(1,1)",
+    "--config.model.stage_sizes=(1,)",
     "--config.model.width=8",
     "--config.data.image_size=8",
     "--config.data.batch_size=8",
@@ -96,13 +97,13 @@ def checkout(tmp_path_factory) -> Path:
 
 
 def save_weights(folder: Path) -> Path:
-    """Converted weights of the network that TINY_NETWORK makes of ResNet-50."""
+    """Converted weights of two small stages of bottlenecks, of larger images than TINY_RUN's: a run notes that."""
     from input_pipeline.contract import CONTRACTS
     from resnet.model.spec import ResNetSpec
     from resnet.train.checkpoints import Meta, save_converted
     from tests.networks import random_variables
 
-    spec = ResNetSpec(block="bottleneck", stage_sizes=(1, 1, 1, 1), width=8, num_classes=3)
+    spec = ResNetSpec(block="bottleneck", stage_sizes=(1, 1), width=8, num_classes=3)
     meta = Meta(spec, ("a", "b", "c"), CONTRACTS["torch"], image_size=32, resize_shorter=1.0)
     save_converted(folder, random_variables(spec), meta)
     return folder
@@ -121,8 +122,13 @@ def typed(shown: commands.Shown, checkout: Path) -> Result:
         if any("configs/transfer.py" in argument for argument in arguments):
             if not (checkout / "weights").exists():
                 save_weights(checkout / "weights")
-            arguments.append("--config.transfer.weights=weights")
+            arguments += ["--config.model.stage_sizes=(1,1)", "--config.transfer.weights=weights"]
+            # The last stage of the small network, where the page names that of the large one.
+            arguments = [argument.replace("layer4@", "layer2@") for argument in arguments]
+        else:
+            arguments.append("--config.model.stage_sizes=(1,)")
         if "--config=configs/demo.py" in arguments:
+            write_demo(checkout / ".data" / "flowers", per_class=(8, 4))
             arguments += ["--config.data.source=folder", "--config.data.dir=.data/flowers"]
     elif target == "resnet.study.ablation":
         arguments += TINY_STUDY

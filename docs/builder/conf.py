@@ -7,8 +7,6 @@ source_suffix = {".md": "markdown"}
 root_doc = "index"
 # So that [words](page.md#heading) is checked, down to the headings of a class's methods.
 myst_heading_anchors = 4
-# `<br>` in a cell, <details> around a source: ours, in this repository.
-myst_enable_extensions = []
 # `--flag` stays `--flag`.
 smartquotes = False
 nitpicky = True

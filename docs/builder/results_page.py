@@ -151,8 +151,8 @@ def results_page(files: list[Path] | None = None) -> str:
     for each in found:
         figures = [f"{what}: **{figure}**" for what, figure in headlines(each)] or ["figures below"]
         where = (each.about.get("date", "no date"), each.about.get("device", "no device named"))
-        file = f"[{each.file.name}](#{each.file.stem})"
-        row = ("<br>".join([each.name, *figures]), command_of(each), "<br>".join([*where, file]))
+        link = f"[{each.file.name}](#{each.file.stem})"
+        row = ("<br>".join([each.name, *figures]), command_of(each), "<br>".join([*where, link]))
         lines.append(f"| {' | '.join(map(cell, row))} |")
     for file in files:
         lines += ["", f"({file.stem})=", "", f"## {file.stem}", ""]

@@ -8,13 +8,18 @@ What is slow in XLA on a CPU (jax 0.10.2, float32, two cores), and what stands h
   One product for each element of the kernel, over the outputs that see it inside the map, takes 4.6 ms: nothing is
   multiplied by padding. That also wins at 32×4×4×256 (3.1 ms, not 4.1) and 8×7×7×512 (13, not 22), but no longer at
   32×8×8×128 (4.2, not 3.9).
+* With few outputs in all, each of those nine products is too small for two threads and reads its part of the kernel
+  for a few rows: one image of 7×7×512, ms: XLA 4.4, nine products 1.7 alone and 2.7 in a program, one im2col product
+  1.1; two of 7 px the same way. A folded ResNet-50 answers one image of 224 px in 26 ms, not 38.
 * XLA's weight gradient first transposes NHWC to CHWN, and fuses the normalisation before it into those strided reads:
   on 16 channels of 32×32 that costs more than the convolution. A loop over rows of the output, each an im2col
   product, transposes nothing: a training step of CIFAR ResNet-20 takes 0.78 (batch 128) to 0.90 (64) of the CPU time.
 
 Measured and left out: im2col of the whole batch (forward 1.4 to 4.5 times slower than XLA at 3×3, stride 1, 14×14 and
 larger, 16 channels and more), a loop over images (breaks a sharded batch), transposing operands ahead of the weight
-gradient's product (ResNet-50's step takes 1.1 times the CPU time).
+gradient's product (ResNet-50's step takes 1.1 times the CPU time), Winograd's F(2×2, 3×3) and F(4×4, 3×3) (with its
+kernel transformed beforehand it saves 0.2 ms of 1.1 at one image of 56, 28 and 14 px, but its transforms cost more than
+that in a whole ResNet-50: 59 ms an image, not 26, and 0.98 to 1.10 s for 32 images in eights, as without).
 """
 
 from collections.abc import Sequence
@@ -30,6 +35,10 @@ _NHWC = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 # Largest output, and kernel, that is computed element by element of the kernel (see the module's docstring).
 _SMALL_MAP = 7
 _SMALL_KERNEL = 3
+# Fewest outputs, over the batch, for which that is better than one im2col product; and the smallest map for which the
+# latter is worth its products with padding.
+_FEW_OUTPUTS = 128
+_NOT_ALL_BORDER = 4
 
 
 class _Window(NamedTuple):
@@ -155,6 +164,19 @@ def _by_taps(window: _Window, x: Array, w: Array) -> Array:
     return total
 
 
+def _by_im2col(window: _Window, x: Array, w: Array) -> Array:
+    """The convolution as one matrix product of all elements of the kernel."""
+    high, wide = _extent(window, x, w)
+    down, across = window.strides
+    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    taps = [
+        padded[:, i : i + (high - 1) * down + 1 : down, j : j + (wide - 1) * across + 1 : across]
+        for i in range(w.shape[0])
+        for j in range(w.shape[1])
+    ]
+    return _product(window, jnp.concatenate(taps, -1), w.reshape(-1, w.shape[3]))
+
+
 def _weight_gradient_by_rows(window: _Window, x: Array, w: Array, g: Array) -> Array:
     """The weight gradient as a loop over rows of the output, each an im2col product that stays in the cache.
 
@@ -176,8 +198,14 @@ def _weight_gradient_by_rows(window: _Window, x: Array, w: Array, g: Array) -> A
 
 
 def _forward_on_cpu(window: _Window, x: Array, w: Array) -> Array:
-    small = max(_extent(window, x, w)) <= _SMALL_MAP and max(w.shape[:2]) <= _SMALL_KERNEL
-    return _by_taps(window, x, w) if small or w.shape[:2] == (1, 1) else _by_lax(window, x, w)
+    extent = _extent(window, x, w)
+    if w.shape[:2] == (1, 1):
+        return _by_taps(window, x, w)
+    if max(extent) > _SMALL_MAP or max(w.shape[:2]) > _SMALL_KERNEL:
+        return _by_lax(window, x, w)
+    # A symbolic batch, as in exports, may be of any size.
+    few = isinstance(x.shape[0], int) and x.shape[0] * extent[0] * extent[1] < _FEW_OUTPUTS
+    return _by_im2col(window, x, w) if few and min(extent) >= _NOT_ALL_BORDER else _by_taps(window, x, w)
 
 
 def _weight_gradient_on_cpu(window: _Window, x: Array, w: Array, g: Array) -> Array:

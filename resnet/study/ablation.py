@@ -228,12 +228,14 @@ def run_variants(
 
 
 def outputs(workdir: Path, title: str, study: Study, records: dict[str, Record]) -> None:
-    """Write tables and curves of what is done so far."""
+    """Write tables, curves and TensorBoard's events of what is done so far."""
     from resnet.study.ablation_curves import write_curves
+    from resnet.study.ablation_events import write_events
     from resnet.study.ablation_table import write_tables
 
     write_tables(workdir, f"Ablation {title}", study, records)
     write_curves(workdir, study, records)
+    write_events(workdir, study, records)
 
 
 def screen(title: str, study: Study, data: ResidentData, manner: Manner, device: str) -> str:

@@ -4,7 +4,6 @@ Everything has a leading axis of seeds. Each seed has its own initialisation, or
 what an ordinary run with that `config.run.seed` does: the same step (resnet/train/steps.py) on the same batches.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from input_pipeline.augment import prepare
 from input_pipeline.resident import cut
 from resnet.model.network import evaluate, initialise
+from resnet.train.dispatch import loops_pay
 from resnet.train.metrics import eval_sums
 from resnet.train.plan import Plan
 from resnet.train.state import TrainState, Variables, create_state
@@ -59,11 +59,8 @@ def default_together(platform: str) -> str:
 
 
 def default_steps_per_dispatch(platform: str) -> int:
-    """How many steps one dispatch does at most on a platform.
-
-    On a CPU the step above takes 0.98 CPU seconds for one seed when dispatched, 3.58 inside a loop over steps.
-    """
-    return 1 if platform == "cpu" else 200
+    """How many steps one dispatch does at most on a platform; see `loops_pay`."""
+    return 200 if loops_pay(platform) else 1
 
 
 def seed_keys(seeds: tuple[int, ...]) -> jax.Array:
@@ -165,17 +162,3 @@ def add_up(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Totals over batches in float64, {'top1': share[K], 'loss': mean[K]}."""
     totals = {name: np.sum([part[name].astype(np.float64) for part in parts], axis=0) for name in SUMS}
     return {name: totals[name] / totals["count"] for name in ("top1", "loss")}
-
-
-@dataclasses.dataclass(frozen=True)
-class Dispatch:
-    """The steps first .. last - 1, done by one call of the program."""
-
-    first: int
-    last: int
-
-
-def next_dispatch(step: int, total: int, marks: tuple[int, ...], longest: int) -> Dispatch:
-    """The dispatch that begins at `step`: up to `longest` steps, to the next multiple of each mark, or the end."""
-    stops = [total, step + longest, *((step // mark + 1) * mark for mark in marks)]
-    return Dispatch(step, min(stops))

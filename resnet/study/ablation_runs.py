@@ -30,6 +30,7 @@ from resnet.study.ablation_records import (
     identity_of,
 )
 from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.train.dispatch import Dispatch, next_dispatch
 from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
 from resnet.train.state import TrainState
@@ -129,7 +130,7 @@ class VariantRun:
         """Compile what is called again and again; before the clock runs."""
         together, loop = self.manner.together, self.longest > 1
         self.keys = jax.device_put(program.seed_keys(self.study.seeds), self.data.device)
-        rows, number = self.rows(program.Dispatch(0, 1))
+        rows, number = self.rows(Dispatch(0, 1))
         advance = program.make_advance(self.plan, together, loop=loop)
         shared = (self.data.images, self.data.labels, number)
         self.advance = program.compile_for_all(advance, together, state, (self.keys, rows), shared)
@@ -137,9 +138,9 @@ class VariantRun:
         self.evaluation = program.compile_for_all(evaluation, together, (), state.evaluated(), self.data.test[0])
         self.diagnosis = jax.jit(make_diagnosis(self.plan))
 
-    def rows(self, dispatch: program.Dispatch) -> tuple[dict[str, jax.Array], jax.Array]:
+    def rows(self, dispatch: Dispatch) -> tuple[dict[str, jax.Array], jax.Array]:
         """(rows of a dispatch for `make_advance`, filled up to the longest; the number of steps in it)."""
-        number = dispatch.last - dispatch.first
+        number = dispatch.steps
         each = [step_rows(order, self.plan.train_crop, dispatch.first, number) for order in self.orders]
         fill = [(0, 0), (0, self.longest - number), (0, 0)]
         rows = {
@@ -148,10 +149,10 @@ class VariantRun:
         }
         return jax.device_put((rows, np.int32(number)), self.data.device)
 
-    def dispatch_at(self, step: int) -> program.Dispatch:
+    def dispatch_at(self, step: int) -> Dispatch:
         plan = self.plan
         marks = (plan.log_every, plan.eval_every, plan.checkpoint_every)
-        return program.next_dispatch(step, plan.total_steps, marks, self.longest)
+        return next_dispatch(step, plan.total_steps, marks, self.longest)
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or dispatch, until the plan is done or every seed has diverged."""
@@ -190,9 +191,9 @@ class VariantRun:
     def all_diverged(self) -> bool:
         return all(step is not None for step in self.curves.diverged)
 
-    def heed(self, dispatch: program.Dispatch, news: dict[str, Any], seconds: float) -> None:
+    def heed(self, dispatch: Dispatch, news: dict[str, Any], seconds: float) -> None:
         """Note what a dispatch took, and which seeds had too many non-finite steps in a row in it."""
-        images = (dispatch.last - dispatch.first) * len(self.orders) * self.plan.batch_size
+        images = dispatch.steps * len(self.orders) * self.plan.batch_size
         self.curves.seconds += seconds
         self.curves.images += images
         self.bar.update(images)

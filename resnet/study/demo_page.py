@@ -112,7 +112,7 @@ def uploads_only(file: gradio.File) -> gradio.File:
             raise ValueError("addresses are not fetched; upload the file")
         return await take(place)
 
-    file.async_move_resource_to_block_cache = taken  # type: ignore[method-assign]
+    vars(file)["async_move_resource_to_block_cache"] = taken
     return file
 
 

@@ -90,6 +90,7 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     split = with_labels_of(model.meta, source, choose(source, name))
     size = min(batch_size, len(split))
     mesh = parallel.make_mesh()
+    # The norms stay norms (predict folds them): these figures are those that the run logged, to the last bit.
     predictions = evaluate_split(
         parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract), mesh),
         model.variables,

@@ -1,10 +1,10 @@
-"""Write a trained network for other programs: uint8 images in, probabilities out, any batch size, nothing else needed.
+"""Write a trained network for other programs: uint8 images in, probabilities out, any batch size.
 
     python -m resnet.study.export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --out=DIR
 
 The preprocessing is inside, batch norms are folded into the convolutions. Beside the program stands metadata.json: how
-to resize and crop before, class names, preprocessing contract, network, and the hash of the weights. What was written is
-loaded back in its own runtime and compared before the folder gets its name. docs/export.md shows how to load each.
+to resize and crop before, class names, preprocessing contract, network, and the hash of the weights. What was written
+is loaded back in its own runtime and compared before the folder gets its name. docs/export.md shows how to load each.
 """
 
 from __future__ import annotations

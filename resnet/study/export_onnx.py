@@ -40,12 +40,13 @@ def make_model(program: Program) -> Any:
         return traced.function({"params": {}, "batch_stats": {}} | variables, arguments[-1])
 
     jaxpr = jax.make_jaxpr(function)(*arrays, traced.input_shape())
-    graph = export_onnx_graph.build(jaxpr, names, arrays, INPUT, OUTPUT)
-    kinds = {np.dtype(np.uint8): "images", np.dtype(np.float32): "probabilities"}
+    # Without 'params' and 'batch_stats' in front: a layer has no two variables of one name.
+    graph = export_onnx_graph.build(jaxpr, [name.partition("/")[2] for name in names], arrays, INPUT, OUTPUT)
     source, target = (
-        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), ["batch", *shape])
-        for (dtype, name), shape in zip(
-            kinds.items(), (traced.input_shape().shape[1:], (len(program.class_names),)), strict=True
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", *shape])
+        for name, dtype, shape in (
+            (INPUT, np.uint8, traced.input_shape().shape[1:]),
+            (OUTPUT, np.float32, (len(program.class_names),)),
         )
     )
     weights = [numpy_helper.from_array(array, name) for name, array in graph.initializers.items()]

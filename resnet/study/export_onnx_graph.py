@@ -9,7 +9,6 @@ Written with onnx' own helpers: jax2onnx, which does the same and more, downgrad
 """
 
 import collections
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,78 +16,12 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-from resnet.study import export_onnx_rules as rules
+from resnet.study.export_onnx_rules import RULES
+from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, traced
 
 # Opset 18 (ONNX 1.13, 2022): the first in which every reduction takes its axes as an input.
 OPSET = 18
 IR_VERSION = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Constant:
-    """A value known now. Its array has the rank of the traced value, and may have 1 where that is broadcast."""
-
-    array: np.ndarray
-    # Of the parameter that it is, '' for others.
-    name: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A value that the graph computes: ONNX axis i holds JAX axis order[i]."""
-
-    name: str
-    order: tuple[int, ...]
-    # In JAX' order; 1 where the traced value is broadcast, a symbolic dimension for the batch.
-    shape: tuple[Any, ...]
-
-
-Value = Constant | Tensor
-
-
-class Graph:
-    """Nodes and initializers under construction."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Any] = []
-        self.initializers: dict[str, np.ndarray] = {}
-        # Convolutions without a bias yet, by the name of what they give.
-        self.unbiased: dict[str, Any] = {}
-        self._count: collections.Counter[str] = collections.Counter()
-
-    def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """A node; the name of its one output."""
-        from onnx import helper
-
-        name = self._fresh(operator)
-        self.nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def constant(self, array: np.ndarray, name: str = "") -> str:
-        """An initializer; the same array under the same name is one."""
-        array = np.ascontiguousarray(array) if np.ndim(array) else np.asarray(array)
-        name = name or self._fresh("constant")
-        known = self.initializers.get(name)
-        if known is not None and (known.shape != array.shape or not np.array_equal(known, array)):
-            name = self._fresh(name)
-        self.initializers[name] = array
-        return name
-
-    def integers(self, values: Sequence[int]) -> str:
-        return self.constant(np.array(values, np.int64))
-
-    def named(self, value: Value, order: tuple[int, ...]) -> str:
-        """The name of a value whose axes stand in `order`; it is transposed, or made an initializer, as needed."""
-        if isinstance(value, Constant):
-            array = value.array.transpose(order) if value.array.ndim == len(order) else value.array
-            return self.constant(array, value.name)
-        if value.order == order:
-            return value.name
-        return self.add("Transpose", [value.name], perm=[value.order.index(axis) for axis in order])
-
-    def _fresh(self, stem: str) -> str:
-        self._count[stem] += 1
-        return f"{stem}_{self._count[stem]}"
 
 
 def build(program: ClosedJaxpr, names: Sequence[str], arrays: Sequence[np.ndarray], source: str, target: str) -> Graph:
@@ -144,7 +77,7 @@ def _apply(graph: Graph, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
     if all(isinstance(operand, Constant) for operand in operands):
         return _evaluate(eqn, operands)
     name = eqn.primitive.name
-    rule: Callable[..., Value] | None = rules.RULES.get(name)
+    rule: Callable[..., Value] | None = RULES.get(name)
     if rule is None:
         raise ValueError(f"there is no rule that writes {name} in ONNX")
     return [rule(graph, eqn, *operands)]
@@ -164,17 +97,17 @@ def called(eqn: JaxprEqn) -> ClosedJaxpr | None:
 def _evaluate(eqn: JaxprEqn, operands: list[Any]) -> list[Value]:
     """The equation's results, computed here. A symbolic dimension counts as 1: what is known does not depend on it."""
     if eqn.primitive.name in ("broadcast_in_dim", "reshape", "squeeze"):
-        (operand,), out = operands[:1], eqn.outvars[0].aval.shape
+        (operand,), out = operands[:1], traced(eqn.outvars[0]).shape
         if eqn.primitive.name == "broadcast_in_dim":
             places = eqn.params["broadcast_dimensions"]
             shape = [1] * len(out)
             for axis, place in enumerate(places):
                 shape[place] = operand.array.shape[axis]
             return [Constant(operand.array.reshape(shape), operand.name)]
-        array = np.broadcast_to(operand.array, concrete(eqn.invars[0].aval.shape))
+        array = np.broadcast_to(operand.array, concrete(traced(eqn.invars[0]).shape))
         return [Constant(array.reshape(concrete(out)), operand.name)]
     arrays = [
-        np.broadcast_to(operand.array, concrete(variable.aval.shape))
+        np.broadcast_to(operand.array, concrete(traced(variable).shape))
         for operand, variable in zip(operands, eqn.invars, strict=True)
     ]
     results = eqn.primitive.bind(*(jax.numpy.asarray(array) for array in arrays), **eqn.params)

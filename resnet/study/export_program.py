@@ -63,7 +63,10 @@ def describe(model: Model, source: dict[str, Any]) -> dict[str, Any]:
     crop, meta = model.crop, model.meta
     side, shorter = crop.image_size, crop.shorter_side
     if crop.resize_shorter:
-        words = f"resize so that the shorter side is {shorter}, the ratio kept, then cut the centre {side} x {side}"
+        words = (
+            f"resize so that the shorter side is {shorter}, the longer in ratio and rounded down, then cut the centre "
+            f"{side} x {side}"
+        )
     else:
         words = f"resize the whole image to {side} x {side}, whatever its ratio"
     return {

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from input_pipeline.muting import muted_errors
 from resnet.study.export_program import INPUT, OUTPUT, Program
 
 PLATFORMS = ("cpu", "cuda")
@@ -16,7 +18,7 @@ def write(program: Program, folder: Path) -> None:
 
     Raises OSError where the disk refuses.
     """
-    import tensorflow as tf
+    tf = started()
     from jax.experimental import jax2tf
 
     size = program.image_size
@@ -31,7 +33,7 @@ def write(program: Program, folder: Path) -> None:
     spec = tf.TensorSpec((None, size, size, 3), tf.uint8, name=INPUT)
 
     @tf.function(autograph=False, input_signature=[spec])
-    def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
+    def predict(images: Any) -> dict[str, Any]:
         return {OUTPUT: converted(module.weights, images)}
 
     module.predict = predict
@@ -41,9 +43,17 @@ def write(program: Program, folder: Path) -> None:
         raise OSError(error.message.splitlines()[0]) from error
 
 
+def started() -> Any:
+    """TensorFlow, imported, without the lines that it prints while it starts."""
+    with muted_errors():
+        import tensorflow as tf
+
+        tf.constant(0)
+    return tf
+
+
 def load(folder: Path) -> Callable[[np.ndarray], np.ndarray]:
     """The exported function uint8[B, S, S, 3] -> float32[B, C], run by TensorFlow."""
-    import tensorflow as tf
-
+    tf = started()
     predict = tf.saved_model.load(str(folder)).signatures["serving_default"]
     return lambda images: predict(**{INPUT: tf.constant(images)})[OUTPUT].numpy()

@@ -16,6 +16,9 @@ from resnet.model.network import ResNet, evaluate
 from resnet.train.checkpoints import Meta, load
 from resnet.train.state import Variables
 
+BATCH = 32
+CACHED_PIXELS = 2 * 224**2
+
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -26,9 +29,13 @@ class Model:
     meta: Meta
     crop: Crop
 
-    def probabilities(self, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-        """uint8[N, S, S, 3], cropped as `crop` says -> softmax float32[N, C]; compiled once for one batch size."""
-        size = max(1, min(batch_size, len(images)))
+    def probabilities(self, images: np.ndarray, batch_size: int = 0) -> np.ndarray:
+        """uint8[N, S, S, 3], cropped as `crop` says -> softmax float32[N, C]; compiled once for one batch size.
+
+        batch_size: images in one call, 0 for what the device takes best. Norms are folded: equal to evaluation's
+        probabilities up to rounding.
+        """
+        size = max(1, min(batch_size or best_batch(self.crop.image_size), len(images)))
         rows = [jax.device_get(self._answer(batch))[:count] for batch, count in padded(images, size)]
         return np.concatenate(rows) if rows else np.zeros((0, len(self.meta.class_names)), np.float32)
 
@@ -41,6 +48,15 @@ class Model:
     def _answer(self) -> Callable[[np.ndarray], jax.Array]:
         network, variables = self.folded
         return functools.partial(jax.jit(answer(network, self.meta.contract)), jax.device_put(variables))
+
+
+def best_batch(image_size: int) -> int:
+    """Images a call: on a CPU so many that their feature maps stay in its cache.
+
+    ResNet-50, 224 px, 32 images, two cores: 1.02 to 1.32 s all at once, 0.98 to 1.08 by eights, 0.83 to 0.94 by ones,
+    0.86 to 0.98 by twos.
+    """
+    return max(1, min(BATCH, CACHED_PIXELS // image_size**2)) if jax.default_backend() == "cpu" else BATCH
 
 
 Answer = Callable[[Variables, jax.Array | np.ndarray], jax.Array]

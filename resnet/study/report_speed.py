@@ -36,7 +36,8 @@ class Speed:
     images_per_second: the median; slowest, fastest: the 5th and 95th percentile. data_wait: mean share of the time in
     which the device waited for images. training_flops: of one image; None where the network cannot be counted.
     activation_bytes: what a step keeps from forward to backward, counted, not measured. mfu: model FLOPs over the
-    devices' peak, None where the peak is not known or the run was not in bfloat16.
+    devices' peak, None where the peak is not known or the run was not in bfloat16. device_memory: most bytes in use on
+    a device, measured; None where it does not tell.
     """
 
     images_per_second: float
@@ -48,6 +49,7 @@ class Speed:
     parameters: int | None
     activation_bytes: int | None
     mfu: float | None
+    device_memory: int | None
 
 
 def speed_of(run: RunRecord) -> Speed | None:
@@ -77,6 +79,7 @@ def speed_of(run: RunRecord) -> Speed | None:
         parameters=parameters,
         activation_bytes=memory,
         mfu=median * flops / peak if flops and peak else None,
+        device_memory=max((int(line["device_memory"]) for line in lines if line.get("device_memory")), default=None),
     )
 
 

@@ -23,6 +23,7 @@ from resnet.model.network import ResNet, initialise
 from resnet.train import hosts, integrity, stored_meta
 from resnet.train.meta import Meta
 from resnet.train.state import TrainState, Variables
+from resnet.train.workdir import amount
 
 FOLDER = "checkpoints"
 # What a disk says when it does not take a file; in orbax' errors it stands behind paths of any length.
@@ -170,7 +171,7 @@ class Checkpoints:
             why = reason(error)
             if why == os.strerror(errno.ENOSPC) and self._bytes:
                 free = shutil.disk_usage(self._root).free
-                why += f": one takes {self._bytes / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free"
+                why += f": a checkpoint takes {amount(self._bytes)}, the disk has {amount(free)} free"
             raise InputError(
                 f"{printable(str(self._root))}: a checkpoint could not be written ({why}); mend "
                 "that, and the same command goes on from the last whole one"

@@ -21,6 +21,7 @@ Flat = dict[str, Any]
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
@@ -73,6 +74,7 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "transfer.views": (lambda c: c["transfer.mode"] == "probe", "transfer.mode='probe'"),
     # A probe does many steps in one call.
     "run.profile": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "run.steps_per_call": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     # A head learns on features: two images, once mixed, have none.
     "data.mixup": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.cutmix": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
@@ -123,6 +125,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "run.steps": (0, MOST_STEPS),
     "run.seed": (0, (1 << 32) - 1),
     "run.log_every": (1, 1 << 40),
+    "run.steps_per_call": (1, 1 << 12),
     "run.keep": (1, 1000),
     "run.early_stopping": (0, 1 << 20),
     "run.max_bad_steps": (0, 1 << 20),
@@ -131,14 +134,23 @@ RANGES: dict[str, tuple[float, float]] = {
 
 # What a run may be continued with another value of: where and how it runs, not what comes out (but for rounding, where
 # the number of devices changes).
-FREE = ("run.mesh", "run.remat", "run.hang_timeout", "run.debug", "run.profile", "run.writers", "data.threads")
+FREE = (
+    "run.mesh",
+    "run.remat",
+    "run.steps_per_call",
+    "run.hang_timeout",
+    "run.debug",
+    "run.profile",
+    "run.writers",
+    "data.threads",
+)
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("fail", "skip"),
-    "data.feed": ("auto", "stream"),
+    "data.feed": ("auto", "stream", "resident"),
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none"),
     "data.class_weights": ("none", "balanced"),

@@ -26,6 +26,7 @@ from resnet.train.workdir import write_json
 if TYPE_CHECKING:
     from resnet.train.loop import Run
     from resnet.train.plan import Plan
+    from resnet.train.stepping import Stepping
 
 FILE = "diverged.json"
 
@@ -154,7 +155,7 @@ def check_debug(plan: Plan, workdir: Path, *, begun: bool) -> None:
         raise InputError("config.run.debug=True replays a run of one process, and no probe; leave the key away")
 
 
-def diverged(run: Run, last: int, state: TrainState) -> Diverged:
+def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
     """The error that ends a run whose steps up to `last` (counted from 1) were non-finite, max_bad_steps in a row.
 
     None of them changed a parameter, so the first is done again from `state` as it was then; steps that were under way
@@ -170,7 +171,9 @@ def diverged(run: Run, last: int, state: TrainState) -> Diverged:
         )
     fed = examples(run.source.splits["train"], run.plan.order.indices(first - 1))
     with jax.transfer_guard("allow"):
-        readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(first - 1)), first - 1)
+        readings = examine(
+            run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(first - 1))), first - 1
+        )
     cause, file = first_bad(readings), run.workdir / FILE
     write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": plain(readings)})
     where = f"in {cause.words()}" if cause else "gone when the step was done again"
@@ -204,7 +207,7 @@ def replay(run: Run, fresh: TrainState) -> int:
         print(f"Every step from {start + 1} to {run.plan.total_steps} has a finite loss, gradient and statistics.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
-    readings = examine(run.plan.network, run.plan.recipe, state, next(run.batches(found - 1)), found - 1)
+    readings = examine(run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(found - 1))), found - 1)
     fed = examples(run.source.splits["train"], run.plan.order.indices(found - 1))
     print(table(found, readings, fed, run.workdir))
     return 0
@@ -222,7 +225,7 @@ def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, 
     batches, total = run.batches(step), run.plan.total_steps
     with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
         while step < total and not run.interruption.requested:
-            state, pulse = run.train_step(state, next(batches))
+            state, pulse = run.train_step(state, next(batches), *run.kept)
             step += 1
             seen = jax.device_get(pulse)
             bar.update(step, run.plan.batch_size, loss=float(seen["loss"]))

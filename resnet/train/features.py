@@ -30,6 +30,7 @@ from resnet.train import parallel
 from resnet.train.evaluation import Interrupted
 from resnet.train.plan import Plan
 from resnet.train.state import Variables
+from resnet.train.workdir import amount
 
 # Images per batch of the pass; its own, so that another batch size of the head's training finds the same features.
 BATCH = 64
@@ -196,6 +197,6 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"{printable(str(folder))}: features need {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB free; "
+            f"{printable(str(folder))}: features need {amount(needed)}, the disk has {amount(free)} free; "
             "make room, lower --config.transfer.views or set XDG_CACHE_HOME to another folder"
         )

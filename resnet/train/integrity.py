@@ -150,15 +150,15 @@ def tidy(root: Path) -> list[str]:
     for left in root.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(left, ignore_errors=True)
     lines = []
-    for step in step_numbers(root):
+    steps = step_numbers(root)
+    for step in steps:
         folder = root / str(step)
         why = fault(folder)
         if not why:
             break
         aside = set_aside(folder)
-        lines.append(
-            f"{printable(str(folder))} is damaged ({why}) and lies in {aside.name} now; the one before it is used"
-        )
+        then = "the run begins anew" if step == steps[-1] else "the one before it is used"
+        lines.append(f"{printable(str(folder))} is damaged ({why}) and lies in {aside.name} now; {then}")
     return lines
 
 

@@ -3,31 +3,45 @@
 import contextlib
 import os
 import signal
+import socket
+import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAVING = b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n"
+TERMINATED = b"\nSIGTERM: saving, then leaving.\n"
+LEAVING = b"\ninterrupted\n"
 
 
 class Interruption:
     """Notes a signal instead of dying of it; the loop asks `requested` between steps. A context manager.
 
-    After the first signal Ctrl-C acts at once again. A second SIGTERM changes nothing: batch systems send one to each
-    process of a job and one more through the launcher, and the save must survive that. The old handlers come back at
-    the end. Outside the main thread Python takes no handlers; signals then act as ever.
+    Ctrl-C after the first signal ends the process at once, with exit code 130. Python itself hears a signal only
+    between two calls into C, and a call that compiles or waits for a disk takes a minute: so a thread listens, which
+    the system wakes, and ends the process without its leave, as a kill would. A second SIGTERM changes nothing: batch
+    systems send one to each process of a job and one more through the launcher, and the save must survive that. The old
+    handlers come back at the end. Outside the main thread Python takes no handlers; signals then act as ever.
     """
 
-    def __init__(self, said: bytes = SAVING) -> None:
-        """said: written to standard error at the first Ctrl-C."""
-        self._said = said
+    def __init__(self, said: bytes = SAVING, terminated: bytes = TERMINATED) -> None:
+        """What is written to standard error at the first signal: `said` at Ctrl-C, `terminated` at SIGTERM."""
+        self._said = {signal.SIGINT: said, signal.SIGTERM: terminated}
         self.signal: int | None = None
+        self._since = 0.0
         self._old: dict[int, object] = {}
+        self._leave = contextlib.ExitStack()
 
     @property
     def requested(self) -> bool:
         """Whether a signal has arrived."""
         return self.signal is not None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the first signal; 0 where none has arrived."""
+        return time.monotonic() - self._since if self.requested else 0.0
 
     @property
     def exit_code(self) -> int:
@@ -38,27 +52,47 @@ class Interruption:
         return 128 + (self.signal or signal.SIGTERM)
 
     def __enter__(self) -> Self:
-        try:
-            self._old = {number: signal.signal(number, self._note) for number in SIGNALS}
-        except ValueError:
-            self._old = {}
+        with contextlib.suppress(ValueError), contextlib.ExitStack() as stack:
+            for number in SIGNALS:
+                stack.callback(signal.signal, number, signal.signal(number, self._note))
+            ear, mouth = socket.socketpair()
+            mouth.setblocking(False)
+            thread = threading.Thread(target=self._listen, args=(ear,), daemon=True, name="signals")
+            thread.start()
+            stack.callback(ear.close)
+            stack.callback(thread.join)
+            stack.callback(mouth.close)
+            stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False))
+            self._leave = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._restore()
+        self._leave.close()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = self.signal or number
-        if signal.SIGINT in self._old:
-            signal.signal(signal.SIGINT, self._old.pop(signal.SIGINT))  # type: ignore[arg-type]
-        if number == signal.SIGINT:
-            # Not print: the signal may have come in the middle of one.
-            with contextlib.suppress(OSError):
-                os.write(2, self._said)
+        """Python's handler: what it leaves undone, `_listen` does."""
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
 
-    def _restore(self) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._old = {}
+    def _listen(self, ear: socket.socket) -> None:
+        """Take the numbers of signals as the system hands them over, until the other end is closed."""
+        heard = False
+        while numbers := ear.recv(64):
+            for number in numbers:
+                if number not in SIGNALS:
+                    continue
+                self._note(number, None)
+                if heard and number == signal.SIGINT:
+                    say(LEAVING)
+                    os._exit(128 + signal.SIGINT)
+                if not heard:
+                    say(self._said[signal.Signals(number)])
+                heard = True
+
+
+def say(words: bytes) -> None:
+    """Write to standard error; not with print, in the midst of which the process may be."""
+    with contextlib.suppress(OSError):
+        os.write(2, words)

@@ -1,46 +1,35 @@
 """A run, from configuration to figures. Read `train` as the recipe; everything it names is a pure part or a writer."""
 
-import collections
 import contextlib
 import dataclasses
 import io
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from input_pipeline.configured import open_data
 from input_pipeline.errors import InputError
-from input_pipeline.sources import Source
-from input_pipeline.stream import train_batches
-from resnet.train import diagnosis, hosts, parallel, peers, screen
+from resnet.train import diagnosis, hosts, parallel, screen
 from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import confusion_pixels, write_curves
-from resnet.train.freezing import Stage, joined_state, partition
+from resnet.train.freezing import partition
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
-from resnet.train.profiling import Profiler
-from resnet.train.progress import DataWait, EpochBar
+from resnet.train.progress import EpochBar
 from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
-from resnet.train.shown_inputs import first_shown
 from resnet.train.state import TrainState
-from resnet.train.steps import make_eval_step, make_train_step, reset_sums
-from resnet.train.workdir import check_room, check_workdir, claimed
-from resnet.train.writers import TENSORBOARD_FOLDER, MetricsWriter, SilentWriter
+from resnet.train.stepping import Stepping
+from resnet.train.workdir import check_room, check_workdir, claimed, room_told
+from resnet.train.writers import MetricsWriter, SilentWriter
 
-# Steps that may be under way on the device while the host prepares the next: enough to hide the host, few enough that
-# progress, signals and the non-finite guard lag by a blink.
-STEPS_IN_FLIGHT = 2
 # Left out of the validation lines of metrics.jsonl: megabytes per evaluation at 1,000 classes. The test line has them.
 LARGE = ("confusion", "calibration", "per_class_accuracy")
 
@@ -71,7 +60,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
             start_directory(workdir, flat, source, plan.pretrained)
             print(screen.start(config, plan, source, state, workdir))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
-        return run.go(state)
+        with room_told(workdir, state_bytes):
+            return run.go(state)
 
 
 def kind_of_run(plan: Plan) -> type["Run"]:
@@ -82,41 +72,8 @@ def kind_of_run(plan: Plan) -> type["Run"]:
     return ProbeRun if plan.transfer.mode == "probe" else Run
 
 
-class Run:
-    """A run that is under way: its parts, its loop, and what happens at an evaluation, a log line and a stop."""
-
-    def __init__(
-        self, config: ConfigDict, workdir: Path, mesh: Mesh, source: Source, plan: Plan, interruption: Interruption
-    ) -> None:
-        self.config, self.workdir, self.mesh, self.source, self.plan = config, workdir, mesh, source, plan
-        self.interruption = interruption
-        # Of several processes: whether one of them was asked to end, which all learn at the same step.
-        self.asked_to_end = False
-        patience = config.run.hang_timeout
-        self.watchdog = peers.Watchdog(patience if hosts.several() else 0)
-        self.progress = Progress()
-        self.wait = DataWait()
-        self.begin(plan.stages[0])
-        self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
-        self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
-        # Of several processes one traces; they do the same.
-        self.profiler = Profiler(config.run.profile if hosts.primary() else "", workdir / TENSORBOARD_FOLDER)
-        # 'loss' is better when lower.
-        self.sign = -1 if config.run.best_metric == "loss" else 1
-        self.threads = config.data.threads or None
-
-    def begin(self, stage: Stage) -> None:
-        """Take the train step of `stage`; compiled at its first call."""
-        self.stage = stage
-        step = make_train_step(stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning)
-        self.train_step = parallel.compile_train_step(step, self.mesh)
-
-    def enter(self, stage: Stage, state: TrainState) -> TrainState:
-        """The state with which `stage` begins: what joins gets an optimizer state."""
-        self.begin(stage)
-        self.bar.write(screen.entered(stage, self.plan))
-        grow = parallel.compile_placed(partial(joined_state, stage), self.mesh)
-        return dataclasses.replace(state, opt_state=grow(state.opt_state, state.params))
+class Run(Stepping):
+    """A run that is under way: its loop, and what happens at an evaluation and a stop."""
 
     def like(self, step: int, state: TrainState) -> TrainState:
         """Shapes of a checkpoint of `step` steps: its optimizer's state is that of the last step done."""
@@ -150,7 +107,8 @@ class Run:
                         outcome = test_run(self, step, state)
                 if self.stopping:
                     done = f"step {step} of {self.plan.total_steps}"
-                    hosts.say(f"Stopped at {done}, saved. The same command goes on from there.")
+                    when = f" {self.interruption.seconds:.1f} s after the signal" if self.interruption.requested else ""
+                    hosts.say(f"Stopped at {done}, saved{when}. The same command goes on from there.")
                     return self.interruption.exit_code
                 self.writer.finish()
             if hosts.primary():
@@ -185,6 +143,8 @@ class Run:
 
     def prepare(self, step: int, state: TrainState) -> TrainState:
         """What comes before the first step. Raises Interrupted when a signal arrives; nothing was saved then."""
+        if step < self.plan.total_steps:
+            self.load(stop=lambda: self.interruption.requested)
         if step > 0 or self.plan.transfer.norms != "recalibrate":
             return state
         train, stop = self.source.splits["train"], lambda: self.interruption.requested
@@ -192,8 +152,6 @@ class Run:
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or step, until the plan is done."""
-        self.feed: Iterator[dict[str, jax.Array]] | None = None
-        self.pulses: collections.deque[dict[str, jax.Array]] = collections.deque()
         saved = step
         while True:
             if self.due(step, self.plan.eval_every) and self.progress.evaluated_step != step:
@@ -210,42 +168,6 @@ class Run:
                 return step, state
             step, state = self.advance(step, state)
 
-    def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
-        """One step on the next batch."""
-        if (stage := self.plan.stage(step)) is not self.stage:
-            state = self.enter(stage, state)
-        if self.feed is None:
-            self.feed = self.batches(step)
-        with self.profiler.during(step, state):
-            with self.wait.waiting():
-                batch = next(self.feed)
-            state, pulse = self.train_step(state, batch)
-        step += 1
-        self.profiler.after(step, state)
-        self.wait.count(self.plan.batch_size)
-        self.pulses.append(pulse)
-        if len(self.pulses) > STEPS_IN_FLIGHT:
-            self.heed(jax.device_get(self.pulses.popleft()), step, state)
-        if step % self.plan.log_every == 0 or step == self.plan.total_steps:
-            state = self.log(step, state)
-        return step, state
-
-    def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
-        """Training batches on the devices, from step `step` on."""
-        shard = (jax.process_index(), jax.process_count())
-        host = train_batches(
-            self.source.splits["train"],
-            self.plan.order,
-            self.plan.train_crop,
-            start_step=step,
-            num_steps=self.plan.total_steps - step,
-            shard=shard,
-            threads=self.threads,
-        )
-        host = first_shown(self, host) if step == 0 and hosts.primary() else host
-        stop = (lambda: self.interruption.requested) if hosts.several() else None
-        return parallel.put_batches(host, self.mesh, stop)
-
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
         return step > 0 and (step % every == 0 or step == self.plan.total_steps)
@@ -253,32 +175,6 @@ class Run:
     def stopped_early(self) -> bool:
         patience = self.config.run.early_stopping
         return patience > 0 and self.progress.since_best >= patience
-
-    def heed(self, pulse: dict[str, np.ndarray], step: int, state: TrainState, steps: int = 1) -> None:
-        """Show the loss of the last of `steps` that are done; stop when too many in a row were not finite."""
-        self.bar.update(step, steps * self.plan.batch_size, loss=float(pulse["loss"]))
-        self.watchdog.beat(f"after step {step}")
-        self.asked_to_end |= bool(pulse.get("stop", 0))
-        limit = self.config.run.max_bad_steps
-        if limit and int(pulse["bad_steps"]) >= limit:
-            raise diagnosis.diverged(self, step - STEPS_IN_FLIGHT, state)
-
-    def log(self, step: int, state: TrainState) -> TrainState:
-        """Write a training line from the sums since the last one; the state with its sums at zero."""
-        sums = jax.device_get(state.sums)
-        count, steps = max(float(sums["count"]), 1.0), max(float(sums["steps"]), 1.0)
-        interval = self.wait.interval()
-        values = {name: float(sums[name]) / count for name in ("loss", "top1", "top5") if name in sums}
-        values["gradient_norm"] = float(sums["gradient_norm"]) / steps
-        values["bad_steps"] = int(jax.device_get(state.bad_steps_total))
-        with jax.transfer_guard("allow"):
-            # The optimizer counts updates, and a skipped step was none.
-            values["learning_rate"] = float(self.plan.schedule(max(0, step - 1 - values["bad_steps"])))
-        values["images_per_second"] = interval.images_per_second
-        values["data_wait"] = interval.share
-        self.writer.write(step, self.plan.epoch(step), "train", values)
-        self.bar.update(step, 0, loss=values["loss"], top1=values["top1"], wait_share=interval.share)
-        return self.reset(state)
 
     def evaluate(self, step: int, state: TrainState) -> tuple[TrainState, bool]:
         """Evaluate on the validation split, note whether it is the best, save. False if a signal came in between."""

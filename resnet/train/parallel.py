@@ -59,9 +59,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_rows(mesh: Mesh) -> NamedSharding:
-    """The first axis divided over the devices."""
-    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+def split_rows(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """This axis divided over the devices."""
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, (DATA, FSDP)))
 
 
 def state_shardings(mesh: Mesh, state: Any) -> Any:
@@ -98,34 +98,56 @@ def round_up(batch_size: int, mesh: Mesh) -> int:
 
 
 def put_batches(
-    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, stop: Callable[[], bool] | None = None
+    batches: Iterable[dict[str, np.ndarray]],
+    mesh: Mesh,
+    stop: Callable[[], bool] | None = None,
+    *,
+    rows_axis: int = 0,
 ) -> Iterator[dict[str, jax.Array]]:
-    """Each host batch as global arrays split over the mesh; the transfer does not block.
+    """Each host batch as global arrays split over the mesh along `rows_axis`; the transfer does not block.
 
     A process gives its own rows; together they are the global batch. `stop` (of runs of several processes): its answer
-    travels in the batch as 'stop' float32[B], so that all processes learn of one's signal at the same step.
+    travels in the batch as 'stop', float32 like 'mask', so that all processes learn of one's signal at the same step.
     """
-    sharding = split_rows(mesh)
+    sharding = split_rows(mesh, rows_axis)
     for batch in batches:
         if stop is not None:
-            batch = {**batch, "stop": np.full(len(batch["mask"]), stop(), np.float32)}
+            batch = {**batch, "stop": np.full(batch["mask"].shape, stop(), np.float32)}
         # Asked for here, but of several processes JAX takes this transfer for a hidden one.
         with jax.transfer_guard_host_to_device("allow"):
             arrays = {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
         yield arrays
 
 
-def compile_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """jit of (state, batch) -> (state, pulse), the state's buffers given up to the new one.
+def put_count(count: int, mesh: Mesh) -> jax.Array:
+    """int32 scalar on every device of every process."""
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(count, np.int32))
+
+
+def compile_train_step(
+    step: Callable[..., Any], mesh: Mesh, many: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """jit of (state, batch, *kept) -> (state, pulse), the state's buffers given up to the new one.
 
     The new state lies as `state_shardings` says, where the old one has to lie already; the pulse is on every device.
+    kept: what `step` takes besides, the same at every step. many: dispatch.repeat, for (state, batches, count, *kept)
+    -> (state, pulses).
     """
 
-    def placed(state: Any, batch: Any) -> tuple[Any, Any]:
-        new, pulse = step(state, batch)
+    def placed(state: Any, batch: Any, *kept: Any) -> tuple[Any, Any]:
+        new, pulse = step(state, batch, *kept)
         return place(mesh, new), jax.lax.with_sharding_constraint(pulse, replicated(mesh))
 
-    return jax.jit(placed, donate_argnums=0)
+    if many is None:
+        return jax.jit(placed, donate_argnums=0)
+
+    def all_placed(state: Any, batches: Any, count: Any, *kept: Any) -> tuple[Any, Any]:
+        several = many(lambda state, batch: placed(state, batch, *kept))
+        new, pulses = several(state, batches, count)
+        return place(mesh, new), jax.lax.with_sharding_constraint(pulses, replicated(mesh))
+
+    return jax.jit(all_placed, donate_argnums=0)
 
 
 def compile_placed(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
@@ -144,3 +166,9 @@ def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
     The variables stay where they are: divided or on every device.
     """
     return jax.jit(step, out_shardings=replicated(mesh))
+
+
+def peak_memory() -> dict[str, int]:
+    """{'device_memory': most bytes in use so far} of this process' first device; {} where it does not tell (CPU)."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {"device_memory": int(stats["peak_bytes_in_use"])} if "peak_bytes_in_use" in stats else {}

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
@@ -16,6 +17,7 @@ from input_pipeline.order import Order
 from input_pipeline.sources import Source
 from resnet.model.network import ResNet
 from resnet.train.configuration import MOST_STEPS, check_validation, make_spec
+from resnet.train.feeding import Resident, choose_feed
 from resnet.train.freezing import Stage, make_stages
 from resnet.train.optimizer import OptimizerSettings
 from resnet.train.pretrained import Pretrained, load_pretrained
@@ -48,7 +50,8 @@ class Plan:
     eval_every: int
     checkpoint_every: int
     log_every: int
-    feed: str
+    # None: images are streamed.
+    resident: Resident | None
 
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
@@ -110,8 +113,15 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         eval_every=every(config.run.eval_every),
         checkpoint_every=every(config.run.checkpoint_every),
         log_every=config.run.log_every,
-        # What 'auto' chooses; there is one feed so far.
-        feed="stream" if config.data.feed == "auto" else config.data.feed,
+        resident=choose_feed(
+            "stream" if transfer.mode == "probe" else config.data.feed,
+            train,
+            Order(len(train), batch_size, config.run.seed),
+            make_crop(config, contract, pretrained, config.data.crop),
+            processes=jax.process_count(),
+            epochs=total_steps / steps_per_epoch,
+            platform=jax.default_backend(),
+        ),
     )
 
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from input_pipeline.augment import soft_targets
@@ -17,6 +16,7 @@ from input_pipeline.sources import Split
 from resnet.model.layers import HEAD
 from resnet.model.network import Head, ResNet
 from resnet.train import parallel
+from resnet.train.dispatch import Dispatch, repeat
 from resnet.train.evaluation import predict_batches
 from resnet.train.features import FeatureStep, Pass, compile_step, features
 from resnet.train.freezing import Stage
@@ -70,21 +70,19 @@ class ProbeRun(Run):
 
     def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """All steps up to the next one at which something is due, but no more than a piece."""
-        every = (self.plan.log_every, self.plan.eval_every, self.plan.checkpoint_every)
-        due = min(self.plan.total_steps, *(step - step % number + number for number in every))
-        count = min(due - step, self.piece_steps)
+        count = self.dispatch_at(step).steps
         with self.wait.waiting():
             piece = self.piece(step, count)
-        state, pulse = self.train_steps(state, piece, jax.device_put(np.int32(count), parallel.replicated(self.mesh)))
+        state, pulses = self.train_steps(state, piece, parallel.put_count(count, self.mesh))
         step += count
         self.wait.count(count * self.plan.batch_size)
-        self.heed(jax.device_get(pulse), step, state, count)
+        self.heed(pulses, Dispatch(step - count, step), step, state)
         if step % self.plan.log_every == 0 or step == self.plan.total_steps:
             state = self.log(step, state)
         return step, state
 
     @property
-    def piece_steps(self) -> int:
+    def longest(self) -> int:
         """Steps whose features are at most PIECE_BYTES."""
         row_bytes = self.features["train", 0].shape[1] * 4
         plan = self.plan
@@ -99,7 +97,7 @@ class ProbeRun(Run):
         order, views, size = self.plan.order, self.plan.transfer.views, self.plan.batch_size
         index = np.stack([order.indices(step + i) for i in range(count)])
         view = np.stack([order.epochs(step + i) for i in range(count)]) % views
-        rows = np.zeros((self.piece_steps, size, self.features["train", 0].shape[1]), np.float32)
+        rows = np.zeros((self.longest, size, self.features["train", 0].shape[1]), np.float32)
         for number in range(views):
             here = np.nonzero(view == number)
             rows[here] = self.features["train", number][index[here]]
@@ -115,22 +113,6 @@ class ProbeRun(Run):
         split, rows = self.source.splits[name], self.features[name, 0]
         host = feature_batches(rows, split.labels, parallel.round_up(self.plan.eval_batch_size, self.mesh))
         return predict_batches(self.head_step, state.evaluated(), parallel.put_batches(host, self.mesh), len(split))
-
-
-def repeat(step: Any) -> Any:
-    """`step` (state, batch) -> (state, pulse) made (state, batches of K steps, count) -> the same after `count` steps.
-
-    The count is no constant of the program, so that another one changes neither it nor a single bit of its results.
-    """
-
-    def steps(state: TrainState, piece: Batch, count: jax.Array) -> tuple[TrainState, Batch]:
-        def one(i: jax.Array, carry: tuple[TrainState, Batch]) -> tuple[TrainState, Batch]:
-            return step(carry[0], jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), piece))
-
-        pulse = {"loss": jnp.zeros((), jnp.float32), "bad_steps": jnp.zeros((), jnp.int32)}
-        return jax.lax.fori_loop(0, count, one, (state, pulse))
-
-    return steps
 
 
 def head_loss_sum(

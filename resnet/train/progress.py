@@ -1,13 +1,14 @@
 """What a person sees while a run goes: a bar per epoch on a terminal, now and then a plain line elsewhere."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm
 
@@ -104,6 +105,18 @@ class Speed:
     def images_per_second(self) -> float | None:
         """None before the first measurement."""
         return self._images / self._seconds if self._seconds else None
+
+
+def _width(stream: TextIO) -> dict[str, Any]:
+    """How tqdm finds a bar's width: from the terminal, and where that says 0 (`script`, `docker run -t`), 100.
+
+    Of 0 columns tqdm would fill none, and in 0 rows draw no bar: a run would show nothing at all.
+    """
+    try:
+        told = os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # No descriptor behind it: tqdm has a way for that.
+        told = True
+    return {"dynamic_ncols": True} if told else {"ncols": 100, "nrows": 20}
 
 
 class EpochBar:
@@ -226,7 +239,7 @@ class EpochBar:
                 initial=max(0, self._step - start),
                 desc=f"epoch {epoch + 1}/{self._epoch(self._total_steps) + 1}",
                 file=self._stream,
-                dynamic_ncols=True,
+                **_width(self._stream),
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
         self._bar.set_postfix_str(self._status(step), refresh=False)

@@ -25,7 +25,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     optim = config.optim
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px, "
-        f"feed {plan.feed}",
+        f"feed {'resident' if plan.resident else 'stream'}",
         f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
         f"Device    {device}, {config.run.dtype}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "

@@ -41,6 +41,7 @@ class Wandb:
 
     def __init__(self, workdir: Path, identity: str, config: Mapping[str, Any]) -> None:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        os.environ.setdefault("WANDB_MODE", "offline")
         import wandb
 
         self.identity = identity or secrets.token_hex(8)
@@ -50,7 +51,6 @@ class Wandb:
             name=workdir.resolve().name,
             dir=str(workdir),
             config=dict(config),
-            mode=os.environ.get("WANDB_MODE", "offline"),
             resume="allow",
             # The terminal is the progress bar's; what provenance.json says of code and machine is enough.
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),

@@ -1,6 +1,7 @@
 """A run's directory: claimed by one process, fixed to one configuration, written so that nothing is ever half there."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -106,9 +107,36 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 def check_room(workdir: Path, needed: int) -> None:
     """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
-    free = shutil.disk_usage(first_standing(workdir)).free
-    if free < needed:
+    usage = shutil.disk_usage(first_standing(workdir))
+    # Some file systems (of a network, in user space) do not tell their size and say 0.
+    if usage.total and usage.free < needed:
         raise InputError(
-            f"{printable(str(workdir))}: checkpoints need {needed / 1e9:.3f} GB, the disk has {free / 1e9:.3f} GB "
-            "free; make room, lower --config.run.keep or give another --workdir"
+            f"{printable(str(workdir))}: checkpoints need {amount(needed)}, the disk has {amount(usage.free)} free; "
+            "make room, lower --config.run.keep or give another --workdir"
         )
+
+
+@contextlib.contextmanager
+def room_told(workdir: Path, needed: int) -> Iterator[None]:
+    """Turn the OSError of a disk that fills up into an InputError that says how much room one checkpoint needs.
+
+    needed: bytes of one. Any file may be the one that finds the disk full: a line of metrics, TensorBoard's, a picture.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(workdir).free
+        raise InputError(
+            f"{printable(str(workdir))}: {error.strerror}: a checkpoint takes {amount(needed)}, the disk has "
+            f"{amount(free)} free; make room, and the same command goes on from the last whole one"
+        ) from error
+
+
+def amount(count: int) -> str:
+    """Bytes in words: '205 MB', '3.1 GB'."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count / 1e3:.0f} kB"

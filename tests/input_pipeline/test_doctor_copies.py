@@ -215,7 +215,7 @@ def test_leaks_labels_and_repeats_are_told_apart(tmp_path):
     assert [finding.items[0].files for finding in leaks] == [
         ("test/a/0.png", "train/a/0.png"), ("test/b/5.jpg", "val/b/5.png"), ("val/a/1.jpg", "train/a/1.png"),
     ]  # fmt: skip
-    assert "1 of 2 test images has the very bytes in train" in leaks[0].summary
+    assert "1 of 2 test images has a byte-identical copy in train" in leaks[0].summary
     assert found(report, "exact_two_labels").items[0].files == ("train/a/2.png", "train/b/2.png")
     assert set(found(report, "near_two_labels").items[0].files) == {"val/a/3.jpg", "val/b/3.png"}
     assert "3 groups" in found(report, "exact_copies").summary

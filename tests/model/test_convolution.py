@@ -68,7 +68,9 @@ def assert_same_as_lax(x, w, tolerance=1e-5, **settings):
         (1, 1, 2, 1),  # no output sees the input
         (2, 3, 1, 1),  # map smaller than the kernel
         (4, 3, 2, 1),
-        (7, 3, 1, 1),  # the largest map that is computed by taps
+        (4, 3, 1, 1),  # the smallest map that two images of are computed by im2col, values and gradients
+        (7, 3, 1, 1),  # the largest
+        (13, 3, 2, 1),
         (8, 3, 1, 1),  # the smallest that is not
         (15, 3, 2, 1),
         (5, 3, 2, 3),  # outputs that see padding only
@@ -76,8 +78,9 @@ def assert_same_as_lax(x, w, tolerance=1e-5, **settings):
         (3, 7, 1, 3),  # map smaller than the stem's kernel
     ],
 )
-def test_value_and_gradients_are_those_of_lax(size, kernel, stride, pad):
-    x, w = arrays((2, size, size, 3), (kernel, kernel, 3, 5))
+@pytest.mark.parametrize("images", [2, 9])
+def test_value_and_gradients_are_those_of_lax(images, size, kernel, stride, pad):
+    x, w = arrays((images, size, size, 3), (kernel, kernel, 3, 5))
     assert_same_as_lax(x, w, **window(stride, pad))
 
 

@@ -93,7 +93,7 @@ def test_names_stay_and_what_was_given_is_left_alone():
     assert folded == network.clone(folded=frozenset(pairs.values()))
     assert pairs["conv1"] == "bn1"
     assert pairs["layer2_0/downsample_conv"] == "layer2_0/downsample_bn"
-    found = {name for name in flatten_dict(new["params"], sep="/")}
+    found = set(flatten_dict(new["params"], sep="/"))
     gone = {f"{norm}/{name}" for norm in pairs.values() for name in ("scale", "bias")}
     params = set(flatten_dict(variables["params"], sep="/"))
     assert found == (params - gone) | {f"{layer}/bias" for layer in pairs}

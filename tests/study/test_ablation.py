@@ -20,6 +20,7 @@ from resnet.model.network import ResNet
 from resnet.study import ablation, ablation_runs
 from resnet.train import plan
 from tests.commands import run_fresh
+from tests.hparams_table import hparams_table
 
 RECIPE = """
 from configs.ablations.study import study
@@ -102,7 +103,8 @@ def lines(workdir: Path) -> list[dict[str, str]]:
 
 def test_what_is_written(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "variants",
+        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "tensorboard",
+        "variants",
     ]  # fmt: skip
     assert sorted(path.name for path in (finished / "variants").iterdir()) == [
         "plain.json", "residual.json", "wild.json",
@@ -120,6 +122,22 @@ def test_what_is_written(finished):
     losses = np.array(found["residual"]["curves"]["train_loss"])
     assert (losses[-1] < losses[0]).all()
     assert losses[0][0] != losses[0][1]
+
+
+def test_variants_sort_in_tensorboards_table(finished):
+    pytest.importorskip("tensorboard")
+    experiment, groups = hparams_table(finished / "tensorboard", "optim.lr")
+    infos = {info.name: info for info in experiment.hparam_infos}
+    assert {name for name in ("variant", "model.shortcut", "optim.lr", "optim.momentum") if infos[name].differs} == {
+        "variant", "model.shortcut", "optim.lr",
+    }  # fmt: skip
+    assert len(groups) == 3 * 2
+    assert [group.hparams["variant"].string_value for group in groups[:2]] == ["wild"] * 2
+    found = records(finished)
+    for group in groups[2:]:
+        name, seed = group.hparams["variant"].string_value, int(group.hparams["run.seed"].number_value)
+        values = {value.name.tag: value.value for value in group.sessions[0].metric_values}
+        assert values["test/top1"] == pytest.approx(found[name]["curves"]["test_top1"][-1][(0, 5).index(seed)])
 
 
 def test_a_variant_that_diverges_is_a_row(finished):

@@ -14,6 +14,7 @@ from configs.default import get_config
 from input_pipeline.resident import Images, cut, make_resident, step_rows
 from resnet.study import ablation_program as program
 from resnet.train import plan
+from resnet.train.dispatch import next_dispatch
 from resnet.train.steps import make_train_step
 from tests.networks import by_name
 
@@ -123,7 +124,7 @@ def test_each_seed_begins_as_an_ordinary_run_and_no_two_alike():
 def test_dispatches_meet_every_mark_and_are_never_too_long(total, marks, longest):
     step, ends = 0, set()
     while step < total:
-        dispatch = program.next_dispatch(step, total, tuple(marks), longest)
+        dispatch = next_dispatch(step, total, tuple(marks), longest)
         assert dispatch.first == step < dispatch.last <= min(total, step + longest)
         step = dispatch.last
         ends.add(step)

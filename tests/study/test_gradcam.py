@@ -197,6 +197,26 @@ def test_predict_writes_one_overlay_an_image_whatever_their_names(run, monkeypat
             assert (picture.format, picture.size) == ("PNG", (16, 16))
 
 
+def test_predict_puts_all_overlays_on_one_sheet(run, monkeypatch, capsys, tmp_path):
+    files = sorted((run[0] / "test").rglob("*.jpg"))[:3]
+    sheet = tmp_path / "sheet.png"
+    command = ["predict", f"--checkpoint={run[1]}", "--json", f"--gradcam={sheet}"]
+    monkeypatch.setattr(sys, "argv", [*command, *map(str, files)])
+    assert predict.main() == 0
+    assert {answer["gradcam"] for answer in json.loads(capsys.readouterr().out)["images"]} == {str(sheet)}
+    with Image.open(sheet) as picture:
+        # Three pairs of 16 px, enlarged sevenfold.
+        assert picture.format == "PNG"
+        assert picture.width > 2 * 112
+    assert [path.name for path in tmp_path.iterdir()] == ["sheet.png"]
+    monkeypatch.setattr(sys, "argv", [*command, *[str(files[0])] * (predict.SHEET + 1)])
+    with pytest.raises(InputError, match="a sheet holds 64"):
+        predict.main()
+    monkeypatch.setattr(sys, "argv", [*command[:-1], f"--gradcam={tmp_path / 'absent' / 'x.png'}", str(files[0])])
+    with pytest.raises(InputError, match="folder that exists"):
+        predict.main()
+
+
 def test_predict_refuses_a_file_as_the_overlays_folder(run, monkeypatch, tmp_path):
     (tmp_path / "taken").write_text("mine")
     image = next((run[0] / "test").rglob("*.jpg"))

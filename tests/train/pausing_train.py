@@ -2,18 +2,20 @@
 
 PAUSE_AT names the place, NAME:NUMBER: open:0 (before the data are opened), train:STEP (the line of that step is
 written), val:BATCH and test:BATCH (before that batch of an evaluation, counted from 0), save:STEP (its save has begun),
-features:ROWS (that many rows of a probe's features are on disk; FEATURE_BATCH of them at a time).
+features:ROWS (that many rows of a probe's features are on disk; FEATURE_BATCH of them at a time), deaf:0 (the first
+train step is called, and Python hears no signal before it returns, as while XLA compiles).
 It makes the file PAUSE_FILE and goes on once that is gone.
 """
 
 import os
 import runpy
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from resnet.train import evaluation, features, loop
+from resnet.train import evaluation, features, loop, parallel
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.writers import MetricsWriter
 
@@ -50,6 +52,21 @@ def patch() -> None:
         save(self, state, meta)
         reached("save", meta.step)
 
+    compile_train_step = parallel.compile_train_step
+
+    def compiled(*args: Any) -> Any:
+        step = compile_train_step(*args)
+
+        def deaf(*state_and_batch: Any) -> Any:
+            if PLACE == "deaf:0":
+                # The system gives them to another thread; this one sleeps in C, where no handler of Python's can run.
+                signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+                FILE.touch()
+                time.sleep(3600)
+            return step(*state_and_batch)
+
+        return deaf
+
     rows = features.rows
 
     def rows_later(*args: Any) -> Iterator[int]:
@@ -60,6 +77,7 @@ def patch() -> None:
     features.rows = rows_later
     features.BATCH = int(os.environ.get("FEATURE_BATCH", features.BATCH))
     loop.open_data, evaluation.eval_batches = open_later, batches_later
+    parallel.compile_train_step = compiled
     MetricsWriter.write, Checkpoints.save = write_and_wait, save_and_wait
 
 

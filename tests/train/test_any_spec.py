@@ -26,8 +26,6 @@ def drawn(choices: dict[str, object]) -> tuple[ResNetSpec, int, jnp.dtype] | Non
     choices = dict(choices)
     dtype = jnp.dtype(jnp.bfloat16 if choices.pop("half") else jnp.float32)
     odd = choices.pop("odd")
-    if choices["block"] == "basic":
-        choices |= {"groups": 1, "base_width": 64, "stride_place": "3x3"}
     try:
         spec = ResNetSpec(**choices)
     except SpecError:

@@ -75,6 +75,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "optim.power": (2.0, {"optim.schedule": "polynomial"}, {}),
     "optim.final_lr": (0.01, {}, {"optim.schedule": "step"}),
     "run.epochs": (3.0, {}, {"run.steps": 5}),
+    "run.profile": ("0:1", {}, {**FINETUNE, "transfer.mode": "probe"}),
     "model.shortcut_scale": (0.7, {"model.shortcut_transform": "scale"}, {}),
     "model.gate_bias": (-3.0, {"model.shortcut_transform": "shortcut_gate"}, {"model.shortcut_transform": "scale"}),
     "model.shortcut_dropout": (0.3, {"model.shortcut_transform": "dropout"}, {}),
@@ -89,6 +90,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "transfer.bn": ("frozen", FINETUNE, {**FINETUNE, "model.norm": "group"}),
     "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
+    "run.steps_per_call": (4, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
 }

@@ -121,6 +121,7 @@ def test_several_damaged_ones_are_passed_over_and_none_may_be_left(root):
     with Checkpoints(root.parent, keep=2) as checkpoints:
         assert checkpoints.latest_step() is None
         assert len(checkpoints.set_aside) == count
+        assert ["begins anew" in line for line in checkpoints.set_aside] == [False] * (count - 1) + [True]
     assert (root / "damaged-9-2").is_dir()
 
 

@@ -1,7 +1,14 @@
 """The clock arithmetic of speed, waiting and time left, and what is printed where."""
 
+import contextlib
+import fcntl
 import io
+import os
+import pty
 import re
+import struct
+import sys
+import termios
 
 import pytest
 
@@ -164,3 +171,26 @@ def test_closing_twice_and_never_updating() -> None:
     bar.close()
     bar.close()
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize("columns", [0, 60, 140])
+def test_a_real_terminal_of_any_width_shows_the_bar(columns, monkeypatch) -> None:
+    """0: a terminal that does not know how wide it is, as under `script` and in containers."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40 if columns else 0, columns, 0, 0))
+    with open(writer, "w") as stream, monkeypatch.context() as patch, EpochBar(4, 2.0, stream=stream) as bar:
+        # tqdm asks the terminal in other ways where its file is standard error, as in a run.
+        patch.setattr(sys, "stderr", stream)
+        for step in range(1, 5):
+            bar.update(step, 16, loss=0.25)
+        bar.write("evaluated")
+    shown = b""
+    with contextlib.suppress(OSError):  # Behind the last byte Linux says that the other side has gone.
+        while part := os.read(reader, 1 << 16):
+            shown += part
+    os.close(reader)
+    lines = re.split(r"[\r\n]+", shown.decode())
+    for epoch in (1, 2):
+        assert any(line.startswith(f"epoch {epoch}/2 100%|") for line in lines), lines
+    assert "evaluated" in lines
+    assert all(len(line) <= (columns or 100) for line in lines)

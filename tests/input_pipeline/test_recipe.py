@@ -4,8 +4,7 @@ import pytest
 from absl import flags
 
 from configs.default import get_config
-from resnet import recipe
-from resnet.train.configuration import flatten
+from input_pipeline import recipe
 
 RECIPE = "configs/folder.py"
 
@@ -22,6 +21,6 @@ def test_the_recipe_may_stand_anywhere(arguments):
     values = flags.FlagValues()
     recipe.define(values, ["train_main.py", *arguments], "")
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    recipe.parse(values, ["train_main.py", *arguments], "", known=(key for key, _ in flatten(get_config())))
+    recipe.parse(values, ["train_main.py", *arguments], "", known=(key for key, _ in recipe.flatten(get_config())))
     assert values["config"].value.optim.lr == 0.3
     assert values["workdir"].value == "w"

@@ -1,0 +1,262 @@
+"""Inference of ResNet-50 at 224 px, float32: ours, and what one would pick instead, interleaved in one run.
+
+    python -m benchmarks.inference [--rounds=9] [--peers=ours,torch_folded,onnxruntime] [--out=FILE]
+
+Claim: one image at a time and 32 at a time, at least as fast as torch with batch norms folded. All peers have the same
+weights and answer the same images; before anything is timed their probabilities are held against ours. Each gets
+uint8[B, 224, 224, 3] and gives float32[B, 1000]; what it does to the pixels is inside the time, for all alike. A round
+asks each peer once, so that a noisy machine disturbs all alike; medians are quoted.
+
+Peers: `ours` is what `predict` calls, which takes 32 images two at a time, so that they stay in the cache; `unfolded`
+the same network with its norms, all images at once; `linen` that on lax' own convolution: a plain flax ResNet; `torch`
+and `torch_folded` eager and channels_last, the latter with torch's own folding (torch.nn.utils.fusion);
+`torch_compiled` the latter under torch.compile; `onnxruntime` our ONNX export; `keras` keras.applications.ResNet50 on
+TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
+
+Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25, all else paused; in the same runs
+torch.compile 0.85 to 0.95 s, torch eager folded 1.24 s and more, onnxruntime 0.57 s): all 32 at once 1.02 to 1.32 s, by
+eights 0.98 to 1.08 s, by ones 0.83 to 0.94 s, by twos 0.86 to 0.98 s; Winograd for 3×3 (see
+resnet/model/convolution.py): 59 ms for one image where ours takes 26; im2col on 7 px maps for four and eight images:
+within the noise. What is left to onnxruntime: XLA's products alone reach its speed from four images on (350 to 470
+GFLOP/s), but XLA on a CPU goes over each result once more for bias, shortcut and ReLU. That cause is a guess from
+sizes, not measured.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results"
+SIZE, BATCHES = 224, (1, 32)
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--peers", default="ours,unfolded,linen,torch,torch_folded,onnxruntime")
+    parser.add_argument("--batches", default="1,32", help="images at a time (default: 1,32)")
+    parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/inference_DEVICE.json)")
+    arguments = parser.parse_args()
+    sizes = [int(size) for size in arguments.batches.split(",")]
+    images = np.random.default_rng(0).integers(0, 256, (max(sizes), SIZE, SIZE, 3), np.uint8)
+    network = Network()
+    peers: dict[str, Answer] = {}
+    for name in arguments.peers.split(","):
+        try:
+            peers[name] = MAKERS[name](network)
+        except ImportError as error:
+            print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench export)")
+            continue
+        start = time.perf_counter()
+        for size in sizes:
+            check(name, peers[name](images[:size]), network.probabilities(images[:size]))
+        print(f"{name}: compiled and checked after {time.perf_counter() - start:.1f} s", flush=True)
+    seconds = measure(peers, images, sizes, arguments.rounds)
+    report(arguments, seconds)
+
+
+class Network:
+    """ResNet-50 with drawn weights and statistics, as each peer wants it."""
+
+    def __init__(self) -> None:
+        import jax
+
+        from input_pipeline.contract import contract_by_name
+        from input_pipeline.crops import Crop
+        from resnet.model.network import ResNet, initialise
+        from resnet.model.variants import variant
+        from resnet.study.inference import Model
+        from resnet.train.meta import Meta
+
+        spec = variant("resnet50").spec
+        drawn = jax.device_get(initialise(ResNet(spec), jax.random.key(0), SIZE))
+        generator = np.random.default_rng(1)
+        statistics = jax.tree.map(
+            lambda x: x + generator.uniform(0, 0.1, x.shape).astype(x.dtype), drawn["batch_stats"]
+        )
+        contract = contract_by_name("torch")
+        names = tuple(map(str, range(spec.num_classes)))
+        meta = Meta(spec, names, contract, SIZE, contract.resize_shorter)
+        crop = Crop("none", SIZE, resize_shorter=contract.resize_shorter)
+        self.model = Model(ResNet(spec), {"params": drawn["params"], "batch_stats": statistics}, meta, crop)
+        self._expected: dict[int, np.ndarray] = {}
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """What the unfolded network on lax' convolution says of them."""
+        if len(images) not in self._expected:
+            self._expected[len(images)] = jax_peer("linen")(self)(images)
+        return self._expected[len(images)]
+
+
+def check(name: str, found: np.ndarray, expected: np.ndarray) -> None:
+    """Nothing is timed that computes something else. Keras' network has weights of its own."""
+    if name != "keras":
+        np.testing.assert_allclose(found, expected, atol=1e-4 * expected.max(), err_msg=name)
+
+
+def jax_peer(kind: str) -> Callable[[Network], Answer]:
+    def make(network: Network) -> Answer:
+        import jax
+
+        from resnet.study.inference import answer
+
+        model = network.model
+        if kind == "ours":
+            return model.probabilities
+        backend = jax.lax.conv_general_dilated if kind == "linen" else model.network.backend
+        function = jax.jit(answer(model.network.clone(backend=backend), model.meta.contract))
+        variables = jax.device_put(model.variables)
+        return lambda images: jax.device_get(function(variables, images))
+
+    return make
+
+
+def torch_peer(*, folded: bool = False, compiled: bool = False) -> Callable[[Network], Answer]:
+    def make(network: Network) -> Answer:
+        import torch
+
+        from benchmarks.torch_twin import TorchResNet
+        from resnet.weights import mapping, names
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        twin: Any = TorchResNet()
+        tensors = mapping.from_variables(network.model.variables, network.model.meta.spec, names.TORCH, has_head=True)
+        # Not strict: it lacks the counters of batches, which nothing reads.
+        twin.load_state_dict({name: torch.from_numpy(array) for name, array in tensors.items()}, strict=False)
+        twin.eval()
+        if folded:
+            fold_torch(twin)
+        twin.to(memory_format=torch.channels_last)
+        contract = network.model.meta.contract
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
+        forward = torch.compile(twin) if compiled else twin
+
+        def ask(images: np.ndarray) -> np.ndarray:
+            with torch.inference_mode():
+                # NHWC bytes seen as NCHW are channels_last as they are.
+                pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+                return torch.softmax(forward((pixels * contract.scale - mean) / std), 1).numpy()
+
+        return ask
+
+    return make
+
+
+def fold_torch(module: Any) -> None:
+    """Fold every batch norm by torch.nn.utils.fusion; what stood there becomes an identity."""
+    import torch
+    from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+    pairs = [("0", "1")] if isinstance(module, torch.nn.Sequential) else [(f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
+    for convolution, norm in pairs:
+        found: list[Any] = [getattr(module, name, None) for name in (convolution, norm)]
+        if isinstance(found[0], torch.nn.Conv2d) and isinstance(found[1], torch.nn.BatchNorm2d):
+            setattr(module, convolution, fuse_conv_bn_eval(found[0], found[1]))
+            setattr(module, norm, torch.nn.Identity())
+    for child in module.children():
+        fold_torch(child)
+
+
+def onnxruntime_peer(network: Network) -> Answer:
+    import onnxruntime  # noqa: F401
+
+    from resnet.study import export_onnx
+    from resnet.study.export_program import make_program
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx.write(make_program(network.model, {}), Path(folder))
+        return export_onnx.load(Path(folder))
+
+
+def keras_peer(network: Network) -> Answer:
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+
+    net = keras.applications.ResNet50(weights=None, input_shape=(SIZE, SIZE, 3))
+    return lambda images: net.predict_on_batch(images.astype(np.float32) / 255)
+
+
+MAKERS: dict[str, Callable[[Network], Answer]] = {
+    "ours": jax_peer("ours"),
+    "unfolded": jax_peer("unfolded"),
+    "linen": jax_peer("linen"),
+    "torch": torch_peer(),
+    "torch_folded": torch_peer(folded=True),
+    "torch_compiled": torch_peer(folded=True, compiled=True),
+    "onnxruntime": onnxruntime_peer,
+    "keras": keras_peer,
+}
+
+
+def measure(
+    peers: dict[str, Answer], images: np.ndarray, sizes: list[int], rounds: int
+) -> dict[str, dict[int, list[float]]]:
+    """Seconds of each answer; of single images several a round, because they are short."""
+    seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in peers}
+    for _ in range(rounds):
+        for size in sizes:
+            for name, ask in peers.items():
+                # Once untimed: whoever ran before has filled the caches, and torch's threads spin on for a while.
+                ask(images[:size])
+                for _ in range(max(1, 8 // size)):
+                    start = time.perf_counter()
+                    ask(images[:size])
+                    seconds[name][size].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[float]]]) -> None:
+    """Print the table and write the JSON file."""
+    medians = {name: {size: statistics.median(taken) for size, taken in of.items()} for name, of in seconds.items()}
+    print(
+        f"\nResNet-50, {SIZE} px, float32, medians of {arguments.rounds} rounds (ratio: ours is so many times as fast)"
+    )
+    sizes = list(next(iter(medians.values())))
+    print(" " * 16 + "".join(f"{f'batch {size}':>26}" for size in sizes))
+    for name, of in medians.items():
+        cells = []
+        for size, taken in of.items():
+            ratio = taken / medians["ours"][size] if "ours" in medians else float("nan")
+            cells.append(f"{taken * 1e3:9.1f} ms {size / taken:6.1f}/s {ratio:5.2f}")
+        print(f"{name:16}" + "".join(f"{cell:>26}" for cell in cells))
+    result = {
+        "benchmark": "inference",
+        "date": datetime.date.today().isoformat(),
+        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
+        "image_size": SIZE,
+        "rounds": arguments.rounds,
+        "milliseconds": {name: {size: taken * 1e3 for size, taken in of.items()} for name, of in medians.items()},
+        "images_per_second": {name: {size: size / taken for size, taken in of.items()} for name, of in medians.items()},
+        "ours_over": {
+            name: {size: taken / medians["ours"][size] for size, taken in of.items()}
+            for name, of in medians.items()
+            if "ours" in medians
+        },
+        "versions": versions(),
+        "seconds": seconds,
+    }
+    out = Path(arguments.out) if arguments.out else RESULTS / f"inference_cpu{os.cpu_count()}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written to {out}")
+
+
+def versions() -> dict[str, str]:
+    from resnet.study.export import version
+
+    return {name: version(name) for name in ("jax", "torch", "onnxruntime", "keras", "tensorflow")}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""Decoded images kept on disk, so that a set is decoded once however many runs look at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import Split
+from input_pipeline.threaded import in_order
+
+# Part of every key: raise it when the decoder changes.
+VERSION = 1
+
+
+def folder() -> Path:
+    """Where decoded images are kept: under XDG_CACHE_HOME or ~/.cache. Nothing there is needed when runs are done."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "resident"
+
+
+def kept_rows(
+    split: Split,
+    shape: tuple[int, ...],
+    decode: Callable[[int, np.ndarray], None],
+    about: Sequence[object],
+    *,
+    progress: bool = True,
+) -> np.ndarray:
+    """uint8[N, *shape], row i of example i, read-only and mapped from disk; decoded now where it is not there.
+
+    decode(i, row): writes example i into its row of zeros; called in threads. about: everything that the rows depend on
+    besides the split's names, as JSON values; it makes the key. The sha256 of the bytes lies beside them, and rows that
+    do not match it are decoded anew. Raises what `decode` raises, and InputError where the disk refuses.
+    """
+    key = hashlib.sha256(json.dumps([VERSION, split.name, list(split.ids), list(shape), *about]).encode()).hexdigest()
+    target, note = folder() / f"{key[:32]}.u8", folder() / f"{key[:32]}.json"
+    whole = (len(split), *shape)
+    nbytes = int(np.prod(whole, dtype=np.int64))
+    try:
+        if not _is_whole(target, note, nbytes):
+            folder().mkdir(parents=True, exist_ok=True)
+            _check_disk(nbytes)
+            part = target.with_suffix(f".{os.getpid()}.part")
+            try:
+                rows = np.memmap(part, np.uint8, "w+", shape=whole)
+                _decode_all(rows, decode, progress)
+                rows.flush()
+                del rows
+                note.write_text(json.dumps({"sha256": _sha256(part)}) + "\n", encoding="utf-8")
+                os.replace(part, target)
+            finally:
+                part.unlink(missing_ok=True)
+        return np.memmap(target, np.uint8, "r", shape=whole)
+    except OSError as error:
+        raise InputError(
+            f"{printable(str(folder()))}: decoded images cannot be kept there ({error.strerror}); make room, set "
+            "XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
+        ) from error
+
+
+def _is_whole(target: Path, note: Path, nbytes: int) -> bool:
+    """Whether rows are there, with the bytes that were written."""
+    try:
+        if target.stat().st_size != nbytes:
+            return False
+        return bool(json.loads(note.read_bytes())["sha256"] == _sha256(target))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_disk(needed: int) -> None:
+    free = shutil.disk_usage(folder()).free
+    if free < needed:
+        raise InputError(
+            f"{printable(str(folder()))}: decoded images need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB "
+            "free; make room, set XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
+        )
+
+
+def _decode_all(rows: np.ndarray, decode: Callable[[int, np.ndarray], None], progress: bool) -> None:
+    """Fill every row, in threads; a bar where standard error is a terminal."""
+    shown = progress and sys.stderr.isatty()
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        done = in_order(pool, lambda i: decode(i, rows[i]), len(rows))
+        bar = tqdm(done, "decoding images", len(rows), unit="image", leave=False, disable=not shown)
+        try:
+            deque(bar, maxlen=0)
+        except BaseException:
+            # What waits in line would be decoded first.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

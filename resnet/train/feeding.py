@@ -1,0 +1,140 @@
+"""How a run's training images reach the devices: streamed (decoded on the host every time) or resident (decoded once).
+
+Both show the same examples in the same order, cut at the same places. A resident batch is a few numbers an image: which
+one and where to cut; the pixels are on the devices already, and the compiled step cuts them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from input_pipeline.canvas import Layout, canvas_of, lay_out
+from input_pipeline.crops import Crop, boxes
+from input_pipeline.decoded import kept_rows
+from input_pipeline.device_crops import cut_boxes
+from input_pipeline.errors import InputError
+from input_pipeline.order import Order
+from input_pipeline.resident import MOST_BYTES, cut
+from input_pipeline.sources import Split
+from input_pipeline.stream import decode_eval
+from resnet.train import parallel
+from resnet.train.evaluation import Interrupted
+from resnet.train.steps import Batch
+
+# Decoded bytes up to which 'auto' keeps a set on the devices: a number of its own, not what a device has free, so that
+# the same configuration feeds the same pixels on every device of a kind.
+AUTO_BYTES = 2 * 1024**3
+Kept = dict[str, jax.Array]
+
+
+def choose_feed(
+    asked: str, split: Split, order: Order, crop: Crop, *, processes: int, epochs: float, platform: str
+) -> Resident | None:
+    """What config.data.feed comes to: a resident feed, or None for the stream.
+
+    auto: resident where one process trains for more than one epoch on images that take at most AUTO_BYTES decoded, all
+    at their own size; random_resized crops on a CPU are streamed. platform: 'cpu', 'gpu', ….
+    Raises InputError where 'resident' is asked for and cannot be.
+    """
+    # Two cores cut 212 random-resized crops of 224 px a second by matrix products, and stream more than 1,000
+    # (benchmarks/feed.py): where the device is the host, there is nothing to be relieved of.
+    slow = platform == "cpu" and crop.kind == "random_resized"
+    if asked == "stream" or (asked == "auto" and (processes > 1 or epochs <= 1 or slow)):
+        return None
+    if processes > 1:
+        raise InputError("config.data.feed='resident' keeps all images with one process; take stream for several")
+    most_bytes = MOST_BYTES if asked == "resident" else AUTO_BYTES
+    layout = lay_out(split.sizes, crop.image_size, most_bytes) if crop.kind == "random_resized" else None
+    if crop.kind == "random_resized":
+        fits = layout is not None and (asked == "resident" or layout.reduced == 0)
+    else:
+        fits = len(split) * crop.image_size**2 * 3 <= most_bytes
+    if fits:
+        return Resident(split, order, crop, layout)
+    if asked == "auto":
+        return None
+    raise InputError(
+        f"config.data.feed='resident': {len(split):,} images for {crop.image_size} px take more than "
+        f"{MOST_BYTES / 1e9:.1f} GB decoded; take stream"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """The training split as the devices keep it: what lies there, what a step sends, and how it becomes a batch.
+
+    A random_resized crop is cut out of the original, which lies as `layout` says; one of kind 'pad' or 'none' out of
+    evaluation's image, and then `layout` is None.
+    """
+
+    split: Split
+    order: Order
+    crop: Crop
+    layout: Layout | None
+
+    def load(self, fingerprint: str, mesh: Mesh, stop: Callable[[], bool] = lambda: False) -> Kept:
+        """Decode the split, or recall it from disk, and put it on every device: 'images' uint8[N, H, W, 3], 'labels'
+        int32[N] and, with a layout, 'turned' bool[N].
+
+        Raises InputError as `decoded.kept_rows` does, and Interrupted when `stop` says so.
+        """
+        watched = dataclasses.replace(self.split, read=reading_until(stop, self.split.read))
+        kept: dict[str, np.ndarray] = {"labels": self.split.labels.astype(np.int32)}
+        if self.layout is None:
+            kept["images"] = evaluation_images(watched, self.crop, fingerprint)
+        else:
+            kept["images"] = canvas_of(watched, self.layout, self.crop.interpolation, fingerprint)
+            kept["turned"] = self.layout.turned
+        return jax.device_put(kept, parallel.replicated(mesh))
+
+    def rows(self, step: int) -> dict[str, np.ndarray]:
+        """What step number `step` shows: 'index' int32[B], 'mask' float32[B] and 'box' float32[B, 4]."""
+        index, epochs = self.order.indices(step), self.order.epochs(step)
+        sizes = self.split.sizes[index]
+        box = boxes(self.crop, self.order.seed, epochs, index, sizes)
+        placed = box.astype(np.float32) if self.layout is None else self.layout.boxes(box, index, sizes)
+        return {"index": index.astype(np.int32), "mask": np.ones(len(index), np.float32), "box": placed}
+
+    def whole(self, kept: Kept, rows: Batch) -> Batch:
+        """Inside jit: the batch as the stream would have sent it, 'image' uint8[B, S, S, 3] and 'label' int32[B] in."""
+        index, box = rows["index"], rows["box"]
+        if self.layout is None:
+            padding = self.crop.padding if self.crop.kind == "pad" else 0
+            image = cut(kept["images"], index, box[:, :2].astype(jnp.int32), padding)
+        else:
+            turned = kept["turned"][index]
+            image = cut_boxes(kept["images"], index, turned, box, self.crop.image_size, self.crop.interpolation)
+        rest = {name: values for name, values in rows.items() if name != "box"}
+        return {**rest, "image": image, "label": kept["labels"][index]}
+
+    def step_on_rows(self, step: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch, Kept], Any]:
+        """`step` (state, batch) made (state, rows, kept)."""
+        return lambda state, rows, kept: step(state, self.whole(kept, rows))
+
+
+def reading_until(stop: Callable[[], bool], read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """`read`, which raises Interrupted once `stop` says so."""
+
+    def watched(i: int) -> bytes:
+        if stop():
+            raise Interrupted
+        return read(i)
+
+    return watched
+
+
+def evaluation_images(split: Split, crop: Crop, fingerprint: str) -> np.ndarray:
+    """uint8[N, S, S, 3]: each image cut as in evaluation, kept on disk."""
+
+    def decode(i: int, row: np.ndarray) -> None:
+        row[:] = decode_eval(split.read(i), crop, int(split.orientations[i]), split.ids[i])
+
+    about = [fingerprint, crop.image_size, crop.resize_shorter, crop.interpolation]
+    return kept_rows(split, (crop.image_size, crop.image_size, 3), decode, about)

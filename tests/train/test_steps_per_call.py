@@ -1,0 +1,170 @@
+"""Several steps in a call are those steps one by one: lines, checkpoints, stops, stages and guards, bit for bit.
+
+A CPU takes one step a call; here it is made to loop as an accelerator does. That the bits are those of single steps is
+so where XLA compiles a step inside a loop as it does alone: for this network it does.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet.train import dispatch, loop, stepping
+from resnet.train.diagnosis import FILE, Diverged
+from tests.commands import ROOT
+from tests.tiny import tiny_data
+from tests.train.test_processes import process_config, start
+from tests.train.test_resume import final_arrays, lines, resumable, stop_after
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("calls"))
+
+
+@pytest.fixture
+def looping(monkeypatch) -> list[int]:
+    """Makes this CPU loop; the number of steps of each call."""
+    calls: list[int] = []
+    note = stepping.Stepping.heed
+
+    def heed(self, pulse, done, step, state):
+        calls.append(done.steps)
+        note(self, pulse, done, step, state)
+
+    monkeypatch.setattr(stepping, "loops_pay", lambda platform: True)
+    monkeypatch.setattr(stepping.Stepping, "heed", heed)
+    return calls
+
+
+def config_for(data: Path, steps_per_call: int):
+    """Averages, accumulation, mixup, dropout; lines each 3 steps, evaluations each 4, of 11 in all."""
+    config = resumable(data)
+    config.run.steps, config.run.log_every = 11, 3
+    config.run.eval_every = config.run.checkpoint_every = 1.0
+    config.run.steps_per_call = steps_per_call
+    return config
+
+
+@pytest.fixture(scope="module")
+def single(data, tmp_path_factory) -> tuple[list[dict], list[np.ndarray]]:
+    workdir = tmp_path_factory.mktemp("single") / "run"
+    assert loop.train(config_for(data, 1), workdir) == 0
+    return lines(workdir), final_arrays(config_for(data, 1), workdir)
+
+
+def same(workdir: Path, data: Path, single: tuple[list[dict], list[np.ndarray]]) -> None:
+    assert lines(workdir) == single[0]
+    for got, expected in zip(final_arrays(config_for(data, 1), workdir), single[1], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_cpu_does_not_loop(data, tmp_path, monkeypatch):
+    assert not dispatch.loops_pay("cpu")
+    assert dispatch.loops_pay("gpu")
+    taken = []
+    monkeypatch.setattr(stepping.Stepping, "heed", lambda self, pulse, done, step, state: taken.append(done.steps))
+    config = config_for(data, 4)
+    config.run.steps = 5
+    assert loop.train(config, tmp_path / "run") == 0
+    assert set(taken) == {1}
+
+
+@pytest.mark.parametrize("steps_per_call", [2, 16])
+def test_any_number_of_steps_in_a_call_gives_the_run_of_single_steps(steps_per_call, data, single, looping, tmp_path):
+    assert loop.train(config_for(data, steps_per_call), tmp_path / "run") == 0
+    same(tmp_path / "run", data, single)
+    # The calls end at 3, 4, 6, 8, 9 and 11, and after two steps where no more are allowed.
+    expected = {2: [2, 1, 1, 2, 2, 1, 2], 16: [3, 1, 2, 2, 1, 2]}[steps_per_call]
+    assert looping == expected
+
+
+@pytest.mark.parametrize("then", [1, 3])
+def test_stopped_after_a_call_and_gone_on_with_another_number_is_bit_identical(
+    then, data, single, looping, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert loop.train(config_for(data, 4), tmp_path / "run") == 128 + signal.SIGTERM
+    assert loop.train(config_for(data, then), tmp_path / "run") == 0
+    same(tmp_path / "run", data, single)
+
+
+def test_a_run_that_diverges_inside_a_call_names_the_same_steps(data, looping, tmp_path):
+    told = {}
+    for steps_per_call in (1, 8):
+        config = config_for(data, steps_per_call)
+        config.optim.lr, config.optim.schedule, config.run.max_bad_steps, config.run.steps = 1e30, "constant", 3, 12
+        config.run.eval_every = config.run.checkpoint_every = 100.0
+        config.run.log_every = 100
+        with pytest.raises(Diverged) as raised:
+            loop.train(config, tmp_path / str(steps_per_call))
+        record = json.loads((tmp_path / str(steps_per_call) / FILE).read_text())
+        told[steps_per_call] = (re.match(r"steps \d+ to \d+", str(raised.value))[0], record["examples"])
+    assert told[1] == told[8]
+
+
+# A recipe of a process that loops, and on 8 virtual devices the same run divided.
+RECIPE = """
+from pathlib import Path
+
+from resnet.train import stepping
+from tests.train.test_steps_per_call import several_config
+
+stepping.loops_pay = lambda platform: True
+
+
+def get_config():
+    return several_config(Path({data!r}), {steps_per_call})
+"""
+
+
+def several_config(data: Path, steps_per_call: int):
+    config = process_config(data)
+    config.run.log_every, config.run.steps_per_call = 4, steps_per_call
+    config.run.eval_every = config.run.checkpoint_every = 100.0
+    return config
+
+
+def test_two_processes_loop_as_they_step(data, tmp_path):
+    found = {}
+    for steps_per_call in (1, 3):
+        recipe = tmp_path / f"recipe{steps_per_call}.py"
+        recipe.write_text(RECIPE.format(data=str(data), steps_per_call=steps_per_call))
+        workdir = tmp_path / str(steps_per_call)
+        ends = [process.wait() for process in start(2, recipe, workdir)]
+        assert [end.code for end in ends] == [0, 0], ends
+        found[steps_per_call] = (lines(workdir), final_arrays(several_config(data, 1), workdir))
+    assert found[1][0] == found[3][0]
+    for got, expected in zip(found[3][1], found[1][1], strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+EIGHT = """
+import sys
+from pathlib import Path
+from resnet.train import loop, stepping
+from tests.train.test_steps_per_call import several_config
+stepping.loops_pay = lambda platform: True
+config = several_config(Path(sys.argv[1]), 4)
+config.run.mesh = "data=2,fsdp=4"
+config.model.width = 32
+assert loop.train(config, Path(sys.argv[2])) == 0
+"""
+
+
+def test_a_divided_state_stays_divided_in_a_loop(data, tmp_path):
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", EIGHT, str(data), str(tmp_path / "eight")]
+    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    config = several_config(data, 1)
+    config.model.width = 32
+    assert loop.train(config, tmp_path / "one") == 0
+    for got, expected in zip(lines(tmp_path / "eight"), lines(tmp_path / "one"), strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
