@@ -169,11 +169,15 @@ def say(text: str) -> None:
 
 
 def barrier(name: str) -> None:
-    """Return when all processes are here."""
+    """Return when all processes are here. Raises RuntimeError where one is lost meanwhile."""
     if several():
         from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices(name)
+        try:
+            multihost_utils.sync_global_devices(name)
+        except ValueError as error:
+            # JAX' word for a message that failed, which around a save would pass for a refusal of the disk.
+            raise RuntimeError(str(error)) from error
 
 
 def by_primary(work: Callable[[], Result]) -> Result | None:

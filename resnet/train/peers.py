@@ -14,6 +14,7 @@ import ctypes
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -43,6 +44,8 @@ GRACE_SECONDS = 2.0
 COMPILING = 6
 ALIVE, VERDICT, OVER = "resnet/alive/", "resnet/verdict", "over"
 ADVICE = "start all processes again, the run goes on from its last checkpoint"
+# How what XLA raises begins, also where JAX makes a ValueError of it.
+STATUS = re.compile(r"(UNKNOWN|UNAVAILABLE|INTERNAL|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION): ")
 ROOT = Path(__file__).resolve().parents[2]
 # Held by the thread that ends this process, so that no other says a second reason meanwhile.
 ENDING = threading.Lock()
@@ -76,10 +79,10 @@ def together() -> Iterator[None]:
     except KeyboardInterrupt:
         leave("interrupted", 130)
     except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error)):
             # A message that failed. Whoever knows more, why a peer ended or which one is silent, says so meanwhile.
             lifeline.trouble = f"{place(error)}: {first_line(error)[:200]}"
-            time.sleep((SILENT_ROUNDS + 3) * SIGN_SECONDS)
+            lifeline.hear_out()
         leave(f"{first_line(error)[:400]}; {ADVICE}", LOST_PEER)
     lifeline.end()
 
@@ -145,7 +148,7 @@ class Lifeline:
         self.rank, self.count, self.store = jax.process_index(), jax.process_count(), store()
         # Where a message failed in the main thread, and how; '' as long as none did.
         self.trouble = ""
-        self._answered = 0
+        self._answered = self._rounds = 0
         self._over = threading.Event()
         self._silent: collections.Counter[int] = collections.Counter()
         self._signs: dict[int, str] = {}
@@ -162,6 +165,13 @@ class Lifeline:
         # A peer may be gone already with the service: it was done as well.
         within(GRACE_SECONDS, lambda: self.store.key_value_set(f"{ALIVE}{self.rank}", OVER, allow_overwrite=True))
 
+    def hear_out(self) -> None:
+        """Wait for as many rounds as a silent peer takes to be found, which ends this process; at most half as long
+        again."""
+        last, limit = self._rounds + SILENT_ROUNDS + 3, time.monotonic() + 1.5 * (SILENT_ROUNDS + 3) * SIGN_SECONDS
+        while self._rounds < last and time.monotonic() < limit:
+            time.sleep(SIGN_SECONDS)
+
     def _speak(self) -> None:
         while not self._over.wait(SIGN_SECONDS):
             # Fails when process 0 is gone, which JAX answers with an abort; blocks while it hangs.
@@ -172,6 +182,7 @@ class Lifeline:
     def _listen(self) -> None:
         while not self._over.is_set():
             verdict = self._verdict()
+            self._rounds += 1
             if self._over.is_set():
                 return
             if verdict and verdict.rank != self.rank:

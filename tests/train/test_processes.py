@@ -133,6 +133,11 @@ class Job:
         return [process.wait() for process in self.processes]
 
 
+def start(count: int, recipe: Path, workdir: Path) -> list[Running]:
+    """The processes of an undisturbed run."""
+    return Job(recipe, workdir, by_flags(count)).processes
+
+
 @pytest.fixture(scope="module")
 def alone(data, tmp_path_factory) -> Path:
     """The workdir of the same run as one process."""

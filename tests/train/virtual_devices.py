@@ -48,6 +48,8 @@ def gradient_config(data: Path, name: str):
     config.optim.accumulation = parts
     if norm == "group":
         config.model.norm, config.model.norm_groups = "group", 8
+        # Flips are drawn part by part.
+        config.data.flip = "none"
     return config
 
 
