@@ -3,8 +3,9 @@
     python -m resnet.study.ablation --config=configs/ablations/cifar_small.py --workdir=runs/cifar_small \
         --config.data.dir=PATH/cifar10
 
-Result to expect: plain-56 well behind plain-20, ResNet-56 not; the errors themselves are those of very short training
-on small images (16 px, a quarter of the arithmetic), not the paper's. What was measured stands in docs/ablations.md.
+Result to expect: each plain network behind its residual twin (63.3 against 54.9 % error with 20 layers, 85.3 against
+75.2 % with 56). The errors are those of very short training on small images (16 px, a quarter of the arithmetic), not
+the paper's: both 56-layer networks are behind both of 20. docs/ablations.md has the table.
 """
 
 from ml_collections import ConfigDict
