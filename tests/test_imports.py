@@ -171,8 +171,8 @@ for name in {modules!r}:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # An optional requirement, for .pth files and comparisons only.
-        if error.name != "torch":
+        # Optional requirements: torch for .pth files and comparisons, gradio for the demo page, onnx for exports.
+        if error.name not in ("torch", "gradio", "onnx"):
             raise
 assert "tensorflow" not in sys.modules and "tensorflow_datasets" not in sys.modules, "TensorFlow was imported"
 after = dict(os.environ), sys.path[:], dict(jax.config.values), threading.active_count()

@@ -26,7 +26,7 @@ TOP = 5
 # Small inputs are shown enlarged, by whole factors, so that their pixels stay what they are.
 SHOWN_SIDE = 320
 # None of gradio's own, which a browser would ask others for.
-FONTS = {
+FONTS: dict[str, Any] = {
     "font": ("system-ui", "-apple-system", "Segoe UI", "sans-serif"),
     "font_mono": ("ui-monospace", "Consolas", "monospace"),
 }

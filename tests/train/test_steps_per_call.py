@@ -19,7 +19,7 @@ from resnet.train import dispatch, loop, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from tests.commands import ROOT
 from tests.tiny import tiny_data
-from tests.train.test_processes import process_config, start
+from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
 
 
@@ -133,6 +133,7 @@ def several_config(data: Path, steps_per_call: int):
 
 
 def test_two_processes_loop_as_they_step(data, tmp_path):
+    """But for rounding: over two processes XLA compiles a step inside a loop other than it does alone."""
     found = {}
     for steps_per_call in (1, 3):
         recipe = tmp_path / f"recipe{steps_per_call}.py"
@@ -141,9 +142,11 @@ def test_two_processes_loop_as_they_step(data, tmp_path):
         ends = [process.wait() for process in start(2, recipe, workdir)]
         assert [end.code for end in ends] == [0, 0], ends
         found[steps_per_call] = (lines(workdir), final_arrays(several_config(data, 1), workdir))
-    assert found[1][0] == found[3][0]
+    for got, expected in zip(found[3][0], found[1][0], strict=True):
+        assert got["step"] == expected["step"]
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     for got, expected in zip(found[3][1], found[1][1], strict=True):
-        np.testing.assert_array_equal(got, expected)
+        np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
 EIGHT = """
