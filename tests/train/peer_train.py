@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from resnet.train import integrity, loop, peers
+from resnet.train import integrity, peers, stepping
 
 
 def patch_seal() -> None:
@@ -30,7 +30,7 @@ def patch_seal() -> None:
 
 
 def patch_feed(folder: Path) -> None:
-    batches = loop.train_batches
+    batches = stepping.train_batches
 
     def noted(*args: Any, **kwargs: Any) -> Iterator[Any]:
         with (folder / f"{jax.process_index()}.txt").open("a") as file:
@@ -38,7 +38,7 @@ def patch_feed(folder: Path) -> None:
                 print(*batch["index"], file=file, flush=True)
                 yield batch
 
-    loop.train_batches = noted
+    stepping.train_batches = noted
 
 
 if __name__ == "__main__":
