@@ -46,5 +46,5 @@ def make_augmentation(config: ConfigDict) -> Augmentation:
     """What happens to training images behind the crop. Raises InputError for a value outside its range."""
     data = config.data
     # By name, so that a new kind is a field there and a key in configs/default.py; smoothing belongs to the loss.
-    kinds = {field.name: data[field.name] for field in dataclasses.fields(Augmentation) if field.name in data}
+    kinds = {field.name: getattr(data, field.name) for field in dataclasses.fields(Augmentation) if field.name in data}
     return Augmentation(**kinds, label_smoothing=config.optim.label_smoothing)

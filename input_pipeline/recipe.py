@@ -56,7 +56,7 @@ def parse(
     if len(rest) > 1:
         raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
     for name in required:
-        if not values[name].value:
+        if values[name].value is None or values[name].value == "":
             raise InputError(f"--{name} is missing; see --help")
 
 

@@ -33,9 +33,19 @@ code=0
 left=${#pids[@]}
 while [ "$left" -gt 0 ]; do
   status=0
-  # 128 and more while children are left: a signal of ours cut the wait short, which is asked again.
+  # Nobody has ended: a signal of ours cut the wait short, which is asked again; or one ended beside another, and
+  # bash keeps its code but no longer takes it for news.
   wait -n -p ended "${pids[@]}" || status=$?
-  if [ -z "${ended:-}" ]; then continue; fi
+  if [ -z "${ended:-}" ]; then
+    for pid in "${pids[@]}"; do
+      if ! kill -0 "$pid" 2>/dev/null; then
+        ended=$pid status=0
+        wait "$pid" || status=$?
+        break
+      fi
+    done
+    if [ -z "${ended:-}" ]; then continue; fi
+  fi
   left=$((left - 1))
   for index in "${!pids[@]}"; do
     if [ "${pids[$index]}" = "$ended" ]; then

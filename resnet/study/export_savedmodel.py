@@ -1,5 +1,7 @@
 """SavedModel: TensorFlow's folder of a graph and variables, by jax2tf; read back by TensorFlow alone."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,9 @@ def write(program: Program, folder: Path) -> None:
     try:
         tf.saved_model.save(module, str(folder), signatures={"serving_default": predict})
     except tf.errors.OpError as error:
-        raise OSError(error.message.splitlines()[0]) from error
+        # Its text begins with the graph's node and ends with what the system said.
+        full = os.strerror(errno.ENOSPC)
+        raise OSError(full if full in error.message else error.message.splitlines()[0]) from error
 
 
 def started() -> Any:

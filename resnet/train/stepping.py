@@ -160,7 +160,8 @@ class Stepping:
                 shard=(jax.process_index(), jax.process_count()),
                 threads=self.threads,
             )
-        return first_shown(self, host) if step == 0 and hosts.primary() else host
+        # A replay of a run that diverged writes nothing.
+        return first_shown(self, host) if step == 0 and hosts.primary() and not self.config.run.debug else host
 
     def load(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Put the training images on the devices, once, if the feed is resident. Raises Interrupted as `stop` says."""

@@ -59,6 +59,7 @@ WITH: dict[object, dict[str, object]] = {
 
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
+    "data.feed": ("stream", {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.keep_copies_together": (True, {}, {"data.doctor": False}),
     "data.test_fraction": (0.5, {}, {"data.per_class": 3}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
