@@ -93,7 +93,7 @@ class Run(Stepping):
             except Interrupted:
                 print(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
-            settings = dict(flatten(self.config))
+            settings = {**dict(flatten(self.config)), "run.writers": tuple(self.config.run.writers)}
             opened = MetricsWriter(self.workdir, step, settings) if hosts.primary() else SilentWriter()
             with opened as self.writer, self.watchdog:
                 quiet = None if hosts.primary() else io.StringIO()
