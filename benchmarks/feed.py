@@ -1,7 +1,7 @@
 """images/s of feeding: bare decoding, our two feeds, what others would use, and training on each; interleaved.
 
-    python -m benchmarks.feed [DATA_DIR] [--image_size=224] [--batch_size=32] [--rounds=2] [--seconds=4]
-                              [--model=resnet18] [--train_steps=4] [--peers=...]
+    python -m benchmarks.feed [DATA_DIR] [--image_size=224] [--batch_size=32] [--rounds=3] [--seconds=3]
+                              [--model=resnet18] [--train_steps=2] [--peers=...]
 
 A folder of classes (without DATA_DIR: drawn flowers of 320 to 500 px, under .data) is fed with random-resized crops and
 flips, as training does, with all cores. Feeding alone:
@@ -33,8 +33,8 @@ from resnet import command
 DRAWN = Path(__file__).resolve().parent.parent / ".data" / "demo_large"
 # A rate has settled when two windows of so many seconds differ by less than this share; after so many it counts as is.
 WINDOW, SETTLED, MOST_WINDOWS = 1.0, 0.1, 6
-# Steps ahead of the clock: more than the stream makes ahead of the step.
-WARM_STEPS = 4
+# Steps ahead of the clock: the stream makes two batches ahead of the step and has one under way.
+WARM_STEPS = 3
 
 
 def main() -> None:
@@ -42,11 +42,11 @@ def main() -> None:
     parser.add_argument("data_dir", nargs="?", default="", help="a folder of classes; default: drawn flowers")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each feed in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each feed in a round")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument(
-        "--train_steps", type=int, default=4, help="in a round, behind four that are not counted; 0: none"
+        "--train_steps", type=int, default=2, help="in a round, behind three that are not counted; 0: none"
     )
     parser.add_argument("--peers", default=",".join(MAKERS))
     parser.add_argument("--out", default="")
