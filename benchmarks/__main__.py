@@ -135,8 +135,6 @@ def alone(name: str, words: Sequence[str]) -> NoReturn:
 
 
 def main() -> int:
-    # So that what runs ends with this process.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
         alone(sys.argv[1], sys.argv[2:])
     parser = command.Parser(description=__doc__)
@@ -152,4 +150,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    # So that what runs ends with this process.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     command.run(main)

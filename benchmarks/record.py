@@ -43,12 +43,12 @@ class Record:
 
 
 def write(
-    benchmark: str, figures: Mapping[str, Any], file: str | Path = "", *, device: str = "", words: Sequence[str] = ()
+    benchmark: str, figures: Mapping[str, Any], file: str | Path = "", *, device: str = "cpu", words: Sequence[str] = ()
 ) -> Path:
     """Write a record in one piece, say where, and give its path.
 
-    file: default_file(benchmark) by default. device: that of this process' CPU by default. words: the command's, those
-    of this process by default.
+    file: default_file(benchmark) by default. device: as JAX names it; of 'cpu', the default, this machine's own name is
+    taken. words: the command's, those of this process by default.
     """
     # Here: it imports jax, which the programs that only read have no need of.
     from resnet.train.provenance import revision
@@ -60,7 +60,7 @@ def write(
         "date": datetime.date.today().isoformat(),
         # Results are written one after the other: what one benchmark wrote is no change to what the next measures.
         "revision": revision(but_for=(str(RESULTS),)),
-        "device": device or cpu_device(),
+        "device": cpu_device() if device == "cpu" else device,
         "cpu": {"model": cpu_model(), "cores": os.cpu_count(), "architecture": platform.machine()},
         "load_average": os.getloadavg()[0],
         "versions": versions(),

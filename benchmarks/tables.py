@@ -114,7 +114,7 @@ def step_tables(records: list[Record]) -> str:
         )
         unit = f"batch {figures['batch_size']}, float32, images/s, medians of one run in which the peers take turns"
         texts.append(f"{unit}\n{caption(of)}:\n\n{markdown(heads, rows, right=range(1, 6))}")
-    return "\n\n".join(texts) or comparisons.NOT_YET
+    return "\n\n".join(texts) or f"Train and evaluation step: {comparisons.NOT_YET}."
 
 
 def inference_tables(records: list[Record]) -> str:
@@ -137,7 +137,7 @@ def inference_tables(records: list[Record]) -> str:
             rows.append(cells)
         made = markdown(heads, rows, right=range(1, len(heads)))
         texts.append(f"float32, medians of one run in which the peers take turns\n{caption(of)}:\n\n{made}")
-    return "\n\n".join(texts) or comparisons.NOT_YET
+    return "\n\n".join(texts) or f"Inference: {comparisons.NOT_YET}."
 
 
 def feed_tables(records: list[Record]) -> str:
@@ -162,7 +162,7 @@ def feed_tables(records: list[Record]) -> str:
         data = f"{figures['images']:,} images of {figures['data']}, {size} on average"
         heads = (f"fed at {figures['image_size']} px", "images/s", "stream / it")
         texts.append(f"{data}, batch {figures['batch_size']}\n{caption(of)}:\n\n{markdown(heads, rows, right=(1,))}")
-    return "\n\n".join(texts) or comparisons.NOT_YET
+    return "\n\n".join(texts) or f"Feeding: {comparisons.NOT_YET}."
 
 
 TABLES: dict[str, Callable[[list[Record]], str]] = {
