@@ -57,12 +57,12 @@ def jobs(data: str) -> list[Job]:
         return Job(what, (sys.executable, "-m", *words), seconds, on_cpu)
 
     found = [
-        job("ResNet-50, 64 px: step", 120, "benchmarks.step", "--image_size=64", "--rounds=7"),
-        job("CIFAR ResNet-20: step", 70, "benchmarks.step", "--model=cifar_resnet20", "--rounds=7"),
+        job("ResNet-50, 64 px: step", 140, "benchmarks.step", "--image_size=64", "--rounds=7"),
+        job("CIFAR ResNet-20: step", 80, "benchmarks.step", "--model=cifar_resnet20", "--rounds=7"),
         job("ResNet-50, 224 px: inference", 130, "benchmarks.inference", "--rounds=7"),
         job("ResNet-50, 224 px: step", 280, "benchmarks.step", "--image_size=224", "--rounds=3", "--peer_seconds=40"),
-        job("CIFAR ResNet-110: compiling", 60, "benchmarks.step", "--model=cifar_resnet110", "--rounds=0"),
-        job("feeds", 200, "benchmarks.feed", "--rounds=2", *([data] if data else [])),
+        job("CIFAR ResNet-110: compiling", 50, "benchmarks.step", "--model=cifar_resnet110", "--rounds=0"),
+        job("feeds", 170, "benchmarks.feed", "--rounds=2", *([data] if data else [])),
     ]
     if has_gpu():
         gpu = Job("ResNet-50 on the GPU", (sys.executable, "-m", "benchmarks.gpu", "--seconds=520"), 540)

@@ -129,9 +129,9 @@ def report(setting: Setting, arguments: argparse.Namespace, figures: dict[str, A
     for name in [*compiled, *(name for name in rates if name not in compiled)]:
         cells = ""
         for kind in KINDS:
-            rate = rates.get(name, {}).get(kind, float("nan"))
-            ours = rates.get("ours", {}).get(kind, float("nan"))
-            cells += f"{rate:9.1f}{ours / rate:8.2f}"
+            rate, ours = (rates.get(who, {}).get(kind) for who in (name, "ours"))
+            cells += f"{rate:9.1f}" if rate else " " * 9
+            cells += f"{ours / rate:8.2f}" if ours and rate else " " * 8
         took = f"{compiled[name]['train']['wall']:9.1f}" if name in compiled else " " * 9
         first = f"{entries[name].first_step:8.1f}" if name in entries else ""
         print(f"{name:16}{cells}{took}{first}")
