@@ -28,7 +28,6 @@ from typing import Any
 
 from benchmarks import record
 from benchmarks.feed_peers import CORES, MAKERS, Setting, opened, resident_feed, stream
-from resnet import command
 
 DRAWN = Path(__file__).resolve().parent.parent / ".data" / "demo_large"
 # A rate has settled when two windows of so many seconds differ by less than this share; after so many it counts as is.
@@ -38,7 +37,7 @@ WARM_STEPS = 3
 
 
 def main() -> None:
-    parser = command.Parser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_dir", nargs="?", default="", help="a folder of classes; default: drawn flowers")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=32)
@@ -220,4 +219,5 @@ def report(
 
 
 if __name__ == "__main__":
-    command.run(main)
+    # Not by command.run, whose setting of the allocator (resnet/allocation.py) would be the peers' as well.
+    main()

@@ -2,10 +2,11 @@
 
     ./run.sh bench step [--model=resnet50] [--image_size=64] [--batch_size=32] [--rounds=5] [--peers=ours,torch]
 
-Every peer (benchmarks/step_peers.py) trains the same network (SGD with momentum, float32) on the same random batch in
-this one process: resnet50 with 1,000 classes, or a CIFAR ResNet with 10 (no Keras there: it has none). A round runs
-each peer once, so that a noisy machine disturbs all alike; medians are quoted. --rounds=0 compiles alone. What ours and
-plain flax take to lower and compile is in seconds of the clock and of the processor, with nothing cached.
+Every peer (benchmarks/step_peers.py) trains the same network (SGD with momentum, float32) on the same random batch, in
+a process of its own that waits while others have their turn: resnet50 with 1,000 classes, or a CIFAR ResNet with 10 (no
+Keras there: it has none). A round runs each peer once, so that a noisy machine disturbs all alike; medians are quoted.
+--rounds=0 compiles alone. What ours and plain flax take to lower and compile is in seconds of the clock and of the
+processor, with nothing cached.
 Writes benchmarks/results/step_MODEL_SIZE_DEVICE.json.
 """
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import record
-from benchmarks.step_peers import MAKERS, Peer, Setting
+from benchmarks.step_peers import Peer, Setting, separate
 from input_pipeline.errors import InputError
 from resnet import command
 
@@ -81,7 +82,7 @@ def enter(setting: Setting, names: list[str], figures: dict[str, Any], *, steps:
     for name in names:
         start = time.perf_counter()
         try:
-            peer = MAKERS[name](setting)
+            peer = separate(name, setting)
         except ImportError as error:
             figures["left_out"][name] = f"{error.name} is not installed"
             print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")

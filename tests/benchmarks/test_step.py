@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import subprocess
 import sys
 
 import jax
@@ -54,6 +55,7 @@ def test_torchs_option_a_is_ours():
 def test_a_tiny_network_goes_all_the_way(tmp_path, monkeypatch, capsys):
     """Peers warm, timed and written; one that is not installed is named."""
     monkeypatch.setattr(Setting, "spec", TINY)
+    monkeypatch.setattr(step, "separate", lambda name, setting: step_peers.MAKERS[name](setting))
     # What it does has a test of its own; this one need not compile anew.
     monkeypatch.setattr(step_peers, "nothing_cached", contextlib.nullcontext)
     monkeypatch.setattr(step, "MODELS", {"resnet50": (8, 2, "ours,linen,keras")})
@@ -96,10 +98,10 @@ def test_what_is_timed_is_compiled_anew():
 
 
 def test_compiling_alone_takes_no_step(tmp_path, monkeypatch):
-    def make(setting):
+    def make(name, setting):
         return Peer({"train": pytest.fail, "eval": pytest.fail}, {"train": {"wall": 1.5, "cpu": 2.5}})
 
-    monkeypatch.setitem(step.MAKERS, "ours", make)
+    monkeypatch.setattr(step, "separate", make)
     monkeypatch.setattr("sys.argv", ["step", "--rounds=0", "--peers=ours", f"--out={tmp_path / 'step.json'}"])
     step.main()
     figures = record.read(tmp_path / "step.json").figures
@@ -126,8 +128,7 @@ class Clock:
 def test_rounds_and_warm_steps(monkeypatch):
     """Two untimed steps of each kind, one more before each timed one; long steps rest, and stop when time is up."""
     clock = Clock(monkeypatch)
-    monkeypatch.setitem(step.MAKERS, "ours", lambda setting: clock.peer("ours", 1.0))
-    monkeypatch.setitem(step.MAKERS, "linen", lambda setting: clock.peer("linen", 20.0))
+    monkeypatch.setattr(step, "separate", lambda name, setting: clock.peer(name, {"ours": 1.0, "linen": 20.0}[name]))
     entries = step.enter(
         Setting("resnet50", 64, 32), ["ours", "linen"], {"compile_seconds": {}, "left_out": {}}, steps=True
     )
@@ -140,6 +141,46 @@ def test_rounds_and_warm_steps(monkeypatch):
     assert clock.done[8:] == [*of_ours[0], *of_ours[1]] * 2
     assert entries["linen"].seconds == {"train": [20.0], "eval": [20.0]}
     assert entries["ours"].seconds == {"train": [1.0] * 3, "eval": [1.0] * 3}
+
+
+# Stands in for the library of a peer, which takes a second or two to import.
+STAND_IN = """
+import sys
+from benchmarks import step_peers
+from benchmarks.step_peers import Peer, Setting
+
+def make(setting):
+    print("a library talks")
+    return Peer({"train": lambda: None, "eval": lambda: sys.exit(3)}, {"train": {"wall": setting.batch_size, "cpu": 1}})
+
+step_peers.MAKERS["works"] = make
+step_peers.MAKERS["missing"] = lambda setting: __import__("no_such_module")
+step_peers.serve(sys.argv[1], Setting("resnet50", 64, 7))
+"""
+
+
+def stand_in(monkeypatch, name):
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        step_peers.subprocess, "Popen", lambda words, **how: start([sys.executable, "-c", STAND_IN, name], **how)
+    )
+    return step_peers.separate(name, Setting("resnet50", 64, 7))
+
+
+def test_a_peer_lives_in_a_process_of_its_own(monkeypatch):
+    peer = stand_in(monkeypatch, "works")
+    assert peer.compile_seconds == {"train": {"wall": 7, "cpu": 1}}
+    peer.steps["train"]()
+    peer.steps["train"]()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="works: its process ended with exit code 3"):
+            peer.steps["eval"]()
+
+
+def test_a_missing_library_is_told_across_processes(monkeypatch):
+    with pytest.raises(ImportError, match="no_such_module is not installed") as found:
+        stand_in(monkeypatch, "missing")
+    assert found.value.name == "no_such_module"
 
 
 def test_a_peer_that_cannot_take_part_is_refused(monkeypatch):
