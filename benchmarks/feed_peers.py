@@ -99,7 +99,12 @@ def torch_loader(setting: Setting) -> Iterator[Any]:
             pixels = torch.from_numpy(np.array(image))
             return (pixels.flip(1) if seed % 2 else pixels), int(split.labels[i])
 
-    options = {"batch_size": setting.batch_size, "shuffle": True, "num_workers": CORES, "drop_last": True}
+    options: dict[str, Any] = {
+        "batch_size": setting.batch_size,
+        "shuffle": True,
+        "num_workers": CORES,
+        "drop_last": True,
+    }
     loader = torch.utils.data.DataLoader(Pictures(), persistent_workers=True, **options)
     while True:
         yield from loader

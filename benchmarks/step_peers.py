@@ -81,7 +81,7 @@ def nothing_cached() -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-    before = jax.config.jax_enable_compilation_cache
+    before = getattr(jax.config, "jax_enable_compilation_cache")  # noqa: B009
     try:
         jax.config.update("jax_enable_compilation_cache", False)
         # JAX looks at the setting once and remembers.
