@@ -10,17 +10,18 @@ with momentum 0.9 and weight decay. Rates are medians over repetitions of ten st
 """
 
 import argparse
-import datetime
 import json
 import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import record
+
 # In order of worth: what comes late is what a short lease loses. NAME:BATCH.
 PARTS = (
     "ceilings:0",
@@ -93,10 +94,17 @@ def save(out: str, rows: list[dict[str, Any]], small: bool) -> None:
     """Write what is known so far: a call that is cut off leaves it."""
     device = next((row["device"] for row in rows if "device" in row), "unknown")
     name = re.sub(r"[^a-z0-9]+", "_", f"gpu_{device}".lower())
-    path = Path(out) if out else RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"benchmark": "gpu", "date": str(datetime.date.today()), "device": device, "small": small, "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record.write("gpu", {"small": small, "rows": rows}, out or record.RESULTS / f"{name}.json", device=device)
+
+
+def bounds(ceilings: Mapping[str, float]) -> dict[str, float]:
+    """images/s of the train step that the device's measured ceilings allow: by arithmetic, and by bytes (see above)."""
+    copy = ceilings["copy_bytes_per_second"]
+    return {
+        "arithmetic": ceilings["matrix_flops_per_second"] / TRAINING_FLOPS,
+        "bytes, elementwise work fused": copy / FUSED_BYTES,
+        "bytes, statistics fused too": copy / BEST_BYTES,
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -115,9 +123,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         rate = row["images_per_second"]
         shares = [""] * 3
         if ceilings and "eval" not in row["part"]:
-            copy = ceilings["copy_bytes_per_second"]
-            bounds = (ceilings["matrix_flops_per_second"] / TRAINING_FLOPS, copy / FUSED_BYTES, copy / BEST_BYTES)
-            shares = [f"{rate / bound:.1%}" for bound in bounds]
+            shares = [f"{rate / bound:.1%}" for bound in bounds(ceilings).values()]
         lines.append(
             f"| {row['part']} | {row['batch_size']} | {rate:,.0f} | {row['step_milliseconds']:.2f} | "
             f"{row['compile_seconds']:.1f} | {row.get('peak_bytes', 0) / 1e9:.1f} | {' | '.join(shares)} |"
