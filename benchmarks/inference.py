@@ -5,7 +5,8 @@
 Claim: one image at a time and 32 at a time, at least as fast as torch with batch norms folded. All peers have the same
 weights and answer the same images; before anything is timed their probabilities are held against ours. Each gets
 uint8[B, 224, 224, 3] and gives float32[B, 1000]; what it does to the pixels is inside the time, for all alike. A round
-asks each peer once, so that a noisy machine disturbs all alike; medians are quoted.
+asks each peer once, so that a noisy machine disturbs all alike; medians are quoted. Each peer is a process of its own
+(benchmarks/processes.py).
 
 Peers: `ours` is what `predict` calls, which takes 32 images two at a time, so that they stay in the cache; `unfolded`
 the same network with its norms, all images at once; `linen` that on lax' own convolution: a plain flax ResNet; `torch`
@@ -25,6 +26,7 @@ sizes, not measured.
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import record
+from benchmarks import processes, record
 
 SIZE, BATCHES = 224, (1, 32)
 Answer = Callable[[np.ndarray], np.ndarray]
@@ -47,23 +49,43 @@ def main() -> None:
     parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/inference_DEVICE.json)")
     arguments = parser.parse_args()
     sizes = [int(size) for size in arguments.batches.split(",")]
-    images = np.random.default_rng(0).integers(0, 256, (max(sizes), SIZE, SIZE, 3), np.uint8)
-    network = Network()
-    peers: dict[str, Answer] = {}
+    peers: dict[str, processes.Work] = {}
     left_out: dict[str, str] = {}
-    for name in arguments.peers.split(","):
-        try:
-            peers[name] = MAKERS[name](network)
-        except ImportError as error:
-            left_out[name] = f"{error.name} is not installed"
-            print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")
-            continue
-        start = time.perf_counter()
-        for size in sizes:
-            check(name, peers[name](images[:size]), network.probabilities(images[:size]))
-        print(f"{name}: compiled and checked after {time.perf_counter() - start:.1f} s", flush=True)
-    seconds = measure(peers, images, sizes, arguments.rounds)
+    with tempfile.TemporaryDirectory() as folder:
+        expected = Path(folder) / "probabilities.npy"
+        np.save(expected, jax_peer("linen")(Network())(images_of(max(sizes))))
+        for name in arguments.peers.split(","):
+            start = time.perf_counter()
+            try:
+                peers[name] = processes.start("benchmarks.inference", "peer", name, str(expected), arguments.batches)[1]
+            except ImportError as error:
+                left_out[name] = f"{error.name} is not installed"
+                print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")
+                continue
+            print(f"{name}: compiled and checked after {time.perf_counter() - start:.1f} s", flush=True)
+        seconds = measure(peers, sizes, arguments.rounds)
     report(arguments, seconds, left_out)
+
+
+def made(name: str, expected: str, batches: str) -> tuple[processes.Reply, processes.Work]:
+    """A peer's process: nothing to say first; for each number of images, asked for as a word, the seconds it took."""
+    probabilities = np.load(expected)
+    images = images_of(len(probabilities))
+    ask = MAKERS[name](Network())
+    for size in map(int, batches.split(",")):
+        check(name, ask(images[:size]), probabilities[:size])
+
+    def answer(word: str) -> processes.Reply:
+        start = time.perf_counter()
+        ask(images[: int(word)])
+        return {"seconds": time.perf_counter() - start}
+
+    return {}, answer
+
+
+def images_of(count: int) -> np.ndarray:
+    """uint8[count, 224, 224, 3], the same in every process."""
+    return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
 
 
 class Network:
@@ -90,13 +112,6 @@ class Network:
         meta = Meta(spec, names, contract, SIZE, contract.resize_shorter)
         crop = Crop("none", SIZE, resize_shorter=contract.resize_shorter)
         self.model = Model(ResNet(spec), {"params": drawn["params"], "batch_stats": statistics}, meta, crop)
-        self._expected: dict[int, np.ndarray] = {}
-
-    def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """What the unfolded network on lax' convolution says of them."""
-        if len(images) not in self._expected:
-            self._expected[len(images)] = jax_peer("linen")(self)(images)
-        return self._expected[len(images)]
 
 
 def check(name: str, found: np.ndarray, expected: np.ndarray) -> None:
@@ -199,20 +214,16 @@ MAKERS: dict[str, Callable[[Network], Answer]] = {
 }
 
 
-def measure(
-    peers: dict[str, Answer], images: np.ndarray, sizes: list[int], rounds: int
-) -> dict[str, dict[int, list[float]]]:
+def measure(peers: dict[str, processes.Work], sizes: list[int], rounds: int) -> dict[str, dict[int, list[float]]]:
     """Seconds of each answer; of single images several a round, because they are short."""
     seconds: dict[str, dict[int, list[float]]] = {name: {size: [] for size in sizes} for name in peers}
     for _ in range(rounds):
         for size in sizes:
             for name, ask in peers.items():
                 # Once untimed: whoever ran before has filled the caches, and torch's threads spin on for a while.
-                ask(images[:size])
+                ask(str(size))
                 for _ in range(max(1, 8 // size)):
-                    start = time.perf_counter()
-                    ask(images[:size])
-                    seconds[name][size].append(time.perf_counter() - start)
+                    seconds[name][size].append(ask(str(size))["seconds"])
     return seconds
 
 
@@ -252,4 +263,7 @@ def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[floa
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["peer"]:
+        processes.serve(lambda: made(*sys.argv[2:]), keep_memory=sys.argv[2] == "ours")
+    else:
+        main()

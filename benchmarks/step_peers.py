@@ -1,22 +1,22 @@
 """Who takes part in benchmarks/step.py: ours, plain flax, torch (eager and compiled), Keras; each trains one network.
 
 The peers are spared what ours does to its uint8 images inside the step, flips and normalisation: they get float32. Each
-lives in a process of its own (`separate`), with the allocator as whoever uses it has it: ours as its commands set it
-(resnet/allocation.py), which in one process for all slowed torch and Keras by 3 to 12 % (64 px, batch 32, 2026-11-25).
+lives in a process of its own (benchmarks/processes.py).
 """
 
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from benchmarks import processes
 
 Batch = Mapping[str, np.ndarray]
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 1e-4
@@ -59,7 +59,7 @@ class Setting:
 class Peer:
     """steps: 'train' and 'eval', each waits for its end. compile_seconds: of each, where it is compiled beforehand."""
 
-    steps: dict[str, Callable[[], None]]
+    steps: Mapping[str, Callable[[], object]]
     compile_seconds: dict[str, Taken] = field(default_factory=dict)
 
 
@@ -229,61 +229,21 @@ MAKERS: dict[str, Callable[[Setting], Peer]] = {
 
 
 def separate(name: str, setting: Setting) -> Peer:
-    """A peer in a process of its own, which ends with this one.
-
-    Raises ImportError, with the package's name, where it is not installed; RuntimeError, then or at a step, where the
-    process has ended.
-    """
-    words = [sys.executable, "-m", "benchmarks.step_peers", name, json.dumps(asdict(setting))]
-    root = Path(__file__).resolve().parent.parent
-    process = subprocess.Popen(words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    asks, answers = process.stdin, process.stdout
-
-    def answer() -> dict[str, Any]:
-        if line := answers.readline():
-            return dict(json.loads(line))
-        raise RuntimeError(f"{name}: its process ended with exit code {process.wait()}; its words are above")
-
-    def ask(kind: str) -> None:
-        # Whoever has ended answers nothing, which says more than a broken pipe.
-        with contextlib.suppress(BrokenPipeError):
-            asks.write(f"{kind}\n")
-            asks.flush()
-        answer()
-
-    first = answer()
-    if missing := first.get("missing"):
-        raise ImportError(f"{missing} is not installed", name=missing)
-    return Peer({"train": lambda: ask("train"), "eval": lambda: ask("eval")}, first["compile_seconds"])
+    """A peer in a process of its own; raises as `processes.start` does."""
+    first, ask = processes.start("benchmarks.step_peers", name, json.dumps(asdict(setting)))
+    return Peer({kind: partial(ask, kind) for kind in ("train", "eval")}, first["compile_seconds"])
 
 
-def serve(name: str, setting: Setting) -> None:
-    """Take a step for each line that comes in, 'train' or 'eval', and answer with a line of JSON."""
-    # What libraries print goes where errors go; the answers have the way out to themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+def made(name: str, setting: Setting) -> tuple[processes.Reply, processes.Work]:
+    """What a peer's process says first, and what it does for 'train' and 'eval'."""
+    peer = MAKERS[name](setting)
 
-    def answer(**values: Any) -> None:
-        answers.write(json.dumps(values) + "\n")
-        answers.flush()
+    def step(kind: str) -> processes.Reply:
+        peer.steps[kind]()
+        return {}
 
-    if name == "ours":
-        from resnet.allocation import keep_freed_memory
-
-        keep_freed_memory()
-    try:
-        peer = MAKERS[name](setting)
-    except ImportError as error:
-        answer(missing=error.name)
-        return
-    answer(compile_seconds=peer.compile_seconds)
-    for line in sys.stdin:
-        peer.steps[line.strip()]()
-        answer()
+    return {"compile_seconds": peer.compile_seconds}, step
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
-        serve(sys.argv[1], Setting(**json.loads(sys.argv[2])))
+    processes.serve(lambda: made(sys.argv[1], Setting(**json.loads(sys.argv[2]))), keep_memory=sys.argv[1] == "ours")

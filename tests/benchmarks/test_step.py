@@ -146,7 +146,7 @@ def test_rounds_and_warm_steps(monkeypatch):
 # Stands in for the library of a peer, which takes a second or two to import.
 STAND_IN = """
 import sys
-from benchmarks import step_peers
+from benchmarks import processes, step_peers
 from benchmarks.step_peers import Peer, Setting
 
 def make(setting):
@@ -155,14 +155,14 @@ def make(setting):
 
 step_peers.MAKERS["works"] = make
 step_peers.MAKERS["missing"] = lambda setting: __import__("no_such_module")
-step_peers.serve(sys.argv[1], Setting("resnet50", 64, 7))
+processes.serve(lambda: step_peers.made(sys.argv[1], Setting("resnet50", 64, 7)), keep_memory=False)
 """
 
 
 def stand_in(monkeypatch, name):
     start = subprocess.Popen
     monkeypatch.setattr(
-        step_peers.subprocess, "Popen", lambda words, **how: start([sys.executable, "-c", STAND_IN, name], **how)
+        processes.subprocess, "Popen", lambda words, **how: start([sys.executable, "-c", STAND_IN, name], **how)
     )
     return step_peers.separate(name, Setting("resnet50", 64, 7))
 
