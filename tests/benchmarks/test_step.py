@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import record, step, step_peers
+from benchmarks import processes, record, step, step_peers
 from benchmarks.linen_twin import LinenResNet
 from benchmarks.step_peers import Peer, Setting
 from input_pipeline.errors import InputError
