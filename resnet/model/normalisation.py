@@ -71,8 +71,13 @@ def _normalise(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[Arr
     return _forward(epsilon, x, scale, bias)[0]
 
 
+def _wide(x: Array) -> Array:
+    """float32, or float64 if it is that."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _forward(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[tuple[Array, Array, Array], tuple[Any, ...]]:
-    wide = x.astype(jnp.float32)
+    wide = _wide(x)
     axes = tuple(range(x.ndim - 1))
     mean = wide.mean(axes)
     var = jnp.maximum(0.0, jnp.square(wide).mean(axes) - jnp.square(mean))
@@ -82,7 +87,7 @@ def _forward(epsilon: float, x: Array, scale: Array, bias: Array) -> tuple[tuple
 
 def _backward(epsilon: float, kept: tuple[Any, ...], gradients: tuple[Array, Array, Array]) -> tuple[Array, ...]:
     x, scale, mean, inverse = kept
-    g, wide = gradients[0], x.astype(jnp.float32)
+    g, wide = gradients[0], _wide(x)
     axes, count = tuple(range(x.ndim - 1)), x.size // x.shape[-1]
     by_bias = g.sum(axes)
     by_scale = ((g * wide).sum(axes) - mean * by_bias) * inverse
