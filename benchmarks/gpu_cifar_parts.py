@@ -30,7 +30,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "batch1024": {"data.batch_size": 1024, "optim.lr": 1.0, "model.norm_momentum": 0.6},
     "hot": {"optim.lr": 1.0},
     # Norms' biases learn faster (Jordan 2024, Section 3.4, has 64 times).
-    "biases": {"transfer.lr_multipliers": ("bn[0-9]*/bias=16", "downsample_bn/bias=16")},
+    "biases": {"transfer.lr_multipliers": ("bn[0-9]*/bias=16",)},
     "averaged": {"optim.ema": 0.99},
 }
 
