@@ -114,14 +114,14 @@ class Trainer:
             yield jax.device_put((rows, np.int32(count)))
             step += count
 
-    def run(self, seeds: tuple[int, ...], state: Any, begun: float) -> Iterator[tuple[Any, int, float]]:
-        """Train for ever: (state, steps of this call, seconds since `begun` when it was given to the device)."""
+    def train(self, seeds: tuple[int, ...], state: Any, last: int | None = None) -> Iterator[Any]:
+        """The state after each call, to step `last` or for ever; nothing is waited for."""
         from resnet.study import ablation_program as program
 
         keys = program.seed_keys(seeds)
-        for rows, count in self.calls(seeds, 0):
+        for rows, count in self.calls(seeds, 0, last):
             state, _ = self.advance(state, (keys, rows), (self.images, self.labels, count))
-            yield state, self.steps_per_call, time.perf_counter() - begun
+            yield state
 
     def accuracy(self, state: Any) -> np.ndarray:
         """Test accuracy of each seed, 0..1."""
@@ -141,12 +141,12 @@ def ours(arrays: Path, small: bool, seeds_at_once: int = 1) -> dict[str, Any]:
     seeds, batch = tuple(range(seeds_at_once)), trainer.plan.batch_size
     warm, seconds = (5, 0.5) if small else (WARM_STEPS, MEASURED_SECONDS)
     done, begun, previous = 0, 0.0, None
-    for state, count, _ in trainer.run(seeds, trainer.first_states(seeds), time.perf_counter()):
+    for state in trainer.train(seeds, trainer.first_states(seeds)):
         # Steps are donated their state: what is waited for is a number that they leave behind.
         now, previous = previous, state.step + 0
         if now is not None:
             jax.block_until_ready(now)
-        done += count
+        done += trainer.steps_per_call
         if begun and time.perf_counter() - begun > seconds:
             break
         if not begun and done >= warm:
@@ -285,9 +285,8 @@ def fast(out: Path, arrays: Path, small: bool, changes: dict[str, Any], seeds: i
         state = jax.tree.map(lambda leaf, number=number: leaf[number : number + 1] + 0, states)
         jax.block_until_ready(state)
         begun = time.perf_counter()
-        keys = jax.random.key(number)[None]
-        for rows, count in trainer.calls((number,), 0, total):
-            state, _ = trainer.advance(state, (keys, rows), (trainer.images, trainer.labels, count))
+        for newest in trainer.train((number,), state, total):
+            state = newest
         jax.block_until_ready(state)
         trained = time.perf_counter()
         accuracy = float(trainer.accuracy(state)[0])
