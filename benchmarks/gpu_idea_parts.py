@@ -94,7 +94,7 @@ def train_step(name: str, batch: int, steps_per_call: int, small: bool) -> dict[
 
     found = timed(call, lambda: jax.block_until_ready(holder[1]), batch, steps_per_call)
     loss = float(np.ravel(holder[1]["loss"])[-1])
-    text = compiled.as_text()
+    text = compiled.as_text() or ""
     counted = {kind: text.count(f"{kind}(") for kind in ("fusion", "custom-call", "convolution", "reduce")}
     return {**found, "compile_seconds": compile_seconds, "loss": loss, "operations": counted, **of_jax()}
 

@@ -108,7 +108,9 @@ def augment(
     return images, targets
 
 
-def alternately_mirrored(key: jax.Array, step: jax.Array | int, index: jax.Array, num_examples: int) -> jax.Array:
+def alternately_mirrored(
+    key: jax.Array, step: jax.Array | int, index: jax.Array | np.ndarray, num_examples: int
+) -> jax.Array:
     """Which rows of a step's batch are shown mirrored under flip='alternating': bool[B]. To be called inside jit.
 
     Each example is mirrored or not by a coin of its own in the first epoch, and then in every other epoch (Jordan 2024,
