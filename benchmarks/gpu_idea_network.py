@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from benchmarks.gpu_idea_kernels import Tiles, product
+from resnet.model.pooling import max_pool
 from resnet.model.spec import ResNetSpec, block_stride
 
-ONE_BY_ONE, NORMS, STEMS = ("conv", "dot", "fused"), ("plain", "two_pass"), ("conv", "space_to_depth")
 _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
@@ -95,7 +95,8 @@ class IdeaNetwork:
     """A network for `make_train_step`: `apply` gives (logits, {'batch_stats'}) as ResNet.apply does in training.
 
     one_by_one: 1×1 convolutions as lax' convolution, as products, or as benchmarks/gpu_idea_kernels' fused products.
-    norm: 'plain' as linen has it, or 'two_pass' (not for what is fused). stem: lax' convolution or space_to_depth.
+    norm: 'plain' as JAX differentiates it, or 'two_pass' (not for what is fused). stem: lax' convolution or
+    space_to_depth. pool: resnet.model.pooling's, or XLA's with its select-and-scatter.
     """
 
     spec: ResNetSpec
@@ -103,6 +104,7 @@ class IdeaNetwork:
     one_by_one: str = "conv"
     norm: str = "plain"
     stem: str = "conv"
+    pool: str = "ours"
     tiles: Tiles = dataclasses.field(default_factory=Tiles)
     frozen: frozenset[str] = frozenset()
 
@@ -124,7 +126,10 @@ class Forward:
         kernel = self.params["conv1"]["kernel"].astype(dtype)
         x = stem(images.astype(dtype), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=_NHWC)
         x = self.normalised(x, "bn1", relu=True)
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        if self.network.pool == "xla":
+            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+        else:
+            x = max_pool(x)
         for stage, blocks in enumerate(spec.stage_sizes):
             for index in range(blocks):
                 x = self.block(x, f"layer{stage + 1}_{index}", block_stride(spec, stage, index))

@@ -11,13 +11,14 @@ from typing import Any
 from benchmarks.gpu_parts import images_of, of_jax, timed
 
 BATCH = 256
-# Name -> fields of IdeaNetwork, or the convolution that ResNet is given; 'rewritten' is an IdeaNetwork as it stands.
+# Name -> fields of IdeaNetwork, or the convolution that ResNet is given; 'derived_norm' is an IdeaNetwork as it is.
 PIECES: dict[str, Any] = {
     "reference": None,
     "dots": "dots",
     "space_to_depth": "space_to_depth",
-    "rewritten": {},
+    "derived_norm": {},
     "two_pass": {"norm": "two_pass"},
+    "xla_pool": {"norm": "two_pass", "pool": "xla"},
     "dots_two_pass": {"one_by_one": "dot", "norm": "two_pass"},
     "fused": {"one_by_one": "fused"},
     "all": {"one_by_one": "fused", "norm": "two_pass", "stem": "space_to_depth"},

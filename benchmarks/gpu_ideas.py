@@ -39,7 +39,17 @@ LENGTHS = {
     "scan_50": (256, 50),
 }
 GROUPS: dict[str, tuple[str, ...]] = {
-    "pieces": ("reference", "fused", "two_pass", "dots", "kernels", "all", "space_to_depth", "rewritten"),
+    "pieces": (
+        "reference",
+        "fused",
+        "two_pass",
+        "dots",
+        "kernels",
+        "all",
+        "space_to_depth",
+        "derived_norm",
+        "xla_pool",
+    ),
     "flags": ("reference", *FLAGS, "dots_two_pass"),
     "lengths": ("reference", *LENGTHS),
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from input_pipeline.errors import InputError, printable
+from resnet import allocation
 from resnet.model.errors import SpecError
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -61,10 +62,12 @@ def refuse(message: str) -> int:
 
 
 def quieten() -> None:
-    """Fewer words from libraries, and compiled programs kept between runs (set JAX_COMPILATION_CACHE_DIR to move them).
+    """Fewer words from libraries, freed memory kept where the CPU computes (see `resnet.allocation`), and compiled
+    programs kept between runs (set JAX_COMPILATION_CACHE_DIR to move them).
 
     Called by commands only, before anything is compiled: importing this project changes no setting.
     """
+    allocation.keep_freed_memory()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import logging
 

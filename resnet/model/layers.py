@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model.errors import SpecError
+from resnet.model.normalisation import BatchNorm
 from resnet.model.spec import ResNetSpec
 
 Convolution = Callable[..., jax.Array]
@@ -70,17 +70,14 @@ def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, 
     groups. Raises SpecError where these do not divide the batch.
     """
     scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
-    if spec.norm == "batch" and spec.ghost_batch_size and train:
-        return GhostBatchNorm(
-            spec.ghost_batch_size, spec.norm_momentum, spec.norm_epsilon, dtype, scale_init, name=name
-        )(x)
     if spec.norm == "batch":
-        return nn.BatchNorm(
+        return BatchNorm(
+            spec.norm_momentum,
+            spec.norm_epsilon,
+            dtype,
+            scale_init,
             use_running_average=not train,
-            momentum=spec.norm_momentum,
-            epsilon=spec.norm_epsilon,
-            dtype=dtype,
-            scale_init=scale_init,
+            group=spec.ghost_batch_size if train else 0,
             name=name,
         )(x)
     if spec.norm == "group":
@@ -101,43 +98,6 @@ def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:
     # Goyal et al. 2017, Section 5.1: the head's weights start at N(0, 0.01²).
     head = nn.Dense(spec.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=jnp.float32, name="fc")
     return head(x)
-
-
-class GhostBatchNorm(nn.Module):
-    """Batch norm in training over groups of `group` images, with nn.BatchNorm's variables (Hoffer et al. 2017).
-
-    Group i is the rows i·group to (i+1)·group - 1 of float[B, H, W, C]; each is normalised by its own mean and biased
-    variance, so that no gradient passes from group to group, and nothing is sent where a group lies on one device. The
-    running statistics move once: running <- m · running + (1 - m) · mean over the groups of their means and variances.
-    (Hoffer et al. move them once a group, in an order, which parts of a batch could not keep; Goyal et al. 2017,
-    Section 2.3, those of one worker's group alone.) Raises SpecError unless `group` divides B.
-    """
-
-    group: int
-    momentum: float
-    epsilon: float
-    dtype: Any
-    scale_init: nn.initializers.Initializer
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        rows, channels = x.shape[0], x.shape[-1]
-        if rows % self.group:
-            raise SpecError(f"ghost_batch_size={self.group} does not divide a batch of {rows} images")
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        scale = self.param("scale", self.scale_init, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        groups = x.reshape(rows // self.group, self.group, *x.shape[1:]).astype(jnp.float32)
-        inside = tuple(range(1, groups.ndim - 1))
-        mean = groups.mean(inside, keepdims=True)
-        # E[x²] - E[x]², as nn.BatchNorm has it: both sums in one pass over the activations.
-        var = jnp.maximum(0.0, jnp.square(groups).mean(inside, keepdims=True) - jnp.square(mean))
-        if not self.is_initializing():
-            move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.mean(0).reshape(channels)  # noqa: E731
-            running_mean.value, running_var.value = move(running_mean.value, mean), move(running_var.value, var)
-        normalised = (groups - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias
-        return normalised.reshape(x.shape).astype(self.dtype)
 
 
 class SqueezeExcitation(nn.Module):

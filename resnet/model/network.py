@@ -12,6 +12,7 @@ from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
 from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
+from resnet.model.pooling import max_pool
 from resnet.model.spec import ResNetSpec, block_stride
 
 # What is computed again on the way back, in place of being kept: nothing, the inside of each block, of each stage.
@@ -105,10 +106,9 @@ class ResNet(nn.Module):
         if spec.stem == "cifar":
             return x
         if spec.stem_norm:
-            return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
+            return max_pool(x)
         # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        return nn.max_pool(padded, (3, 3), strides=(2, 2))
+        return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
 
     def _stage(
         self, x: jax.Array, stage: int, train: bool, offsets: Mapping[str, jax.Array]

@@ -97,32 +97,30 @@ def make_keyed_step(
         key = jax.random.fold_in(key, state.step)
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
         old, resting = partition(state.params, learning)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, old)
-        new = optax.apply_updates(old, updates)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & all_finite(batch_stats)
-        ema = state.ema
-        if recipe.ema:
-            # An average of equal numbers is not always the same number in floating point: what rests is left out.
-            moving = moving_statistics(batch_stats, network.frozen)
-            (old_params, same_params), (old_stats, same_stats) = (
-                partition(ema["params"], learning),
-                partition(ema["batch_stats"], moving),
-            )
-            newest = {"params": new, "batch_stats": partition(batch_stats, moving)[0]}
-            ema = ema_update({"params": old_params, "batch_stats": old_stats}, newest, recipe.ema, state.step)
-            ema = {"params": merge(ema["params"], same_params), "batch_stats": merge(ema["batch_stats"], same_stats)}
+
+        def advance(moving: Variables, gradient: Variables, batch_stats: Variables) -> Variables:
+            updates, opt_state = optimizer.update(gradient, moving["opt_state"], moving["params"])
+            params = optax.apply_updates(moving["params"], updates)
+            ema = moving["ema"]
+            if recipe.ema:
+                newest = {"params": params, "batch_stats": batch_stats}
+                ema = averaged(ema, newest, recipe.ema, state.step, learning, network.frozen)
+            return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
+
+        before = {"params": old, "batch_stats": state.batch_stats, "opt_state": state.opt_state, "ema": state.ema}
+        after = advanced_if(finite, advance, before, gradient, batch_stats)
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
         if "stop" in batch:
             pulse["stop"] = batch["stop"].max()
         sums |= {"gradient_norm": norm, "steps": jnp.ones((), jnp.float32)}
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)  # noqa: E731
         new_state = TrainState(
             step=state.step + 1,
-            params=merge(keep(new, old), resting),
-            batch_stats=keep(batch_stats, state.batch_stats),
-            opt_state=keep(opt_state, state.opt_state),
-            ema=keep(ema, state.ema),
+            params=merge(after["params"], resting),
+            batch_stats=after["batch_stats"],
+            opt_state=after["opt_state"],
+            ema=after["ema"],
             sums={name: state.sums[name] + jnp.where(finite, sums[name], 0.0) for name in state.sums},
             bad_steps=pulse["bad_steps"],
             bad_steps_total=state.bad_steps_total + jnp.where(finite, 0, 1),
@@ -140,6 +138,39 @@ def with_mirrored(recipe: Recipe, batch: Batch, key: jax.Array, step: jax.Array 
     if recipe.augmentation.flip != ALTERNATING:
         return batch
     return {**batch, "mirrored": alternately_mirrored(key, step, batch["index"], recipe.num_examples)}
+
+
+def advanced_if(finite: jax.Array, advance: Callable[..., Any], old: Any, *given: Any) -> Any:
+    """advance(old, *given) where `finite` (bool scalar) holds, else `old`; chosen by platform when lowered.
+
+    On a CPU a branch: with a selection both the new parameters and the new momentum read both old ones, so that neither
+    can be written in its place, and XLA copies them first (ResNet-50: 29 ms and 102 MB, with a branch 17 ms and none).
+    Elsewhere a selection, because a branch makes a GPU ask the host.
+    """
+
+    def by_branch(finite: jax.Array, old: Any, *given: Any) -> Any:
+        return jax.lax.cond(finite, advance, lambda old, *_: old, old, *given)
+
+    def by_selection(finite: jax.Array, old: Any, *given: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), advance(old, *given), old)
+
+    return jax.lax.platform_dependent(finite, old, *given, cpu=by_branch, default=by_selection)
+
+
+def averaged(
+    ema: Variables, newest: Variables, decay: float, step: jax.Array, learning: Names | None, frozen: frozenset[str]
+) -> Variables:
+    """The averages {'params', 'batch_stats'} moved towards the newest that learn and move; the rest as it was.
+
+    An average of equal numbers is not always the same number in floating point: what rests is left out.
+    newest: 'params' of what learns alone.
+    """
+    moving = moving_statistics(newest["batch_stats"], frozen)
+    params, resting = partition(ema["params"], learning)
+    stats, standing = partition(ema["batch_stats"], moving)
+    newest = {"params": newest["params"], "batch_stats": partition(newest["batch_stats"], moving)[0]}
+    moved = ema_update({"params": params, "batch_stats": stats}, newest, decay, step)
+    return {"params": merge(moved["params"], resting), "batch_stats": merge(moved["batch_stats"], standing)}
 
 
 def all_finite(tree: Any) -> jax.Array:

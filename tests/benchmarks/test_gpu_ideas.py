@@ -112,8 +112,11 @@ def whole():
 
 @pytest.mark.parametrize(
     "pieces",
-    [{"one_by_one": "dot", "norm": "two_pass", "stem": "space_to_depth"}, {"one_by_one": "fused", "tiles": SMALL}],
-    ids=["dots, two passes, space to depth", "fused products"],
+    [
+        {"one_by_one": "dot", "norm": "two_pass", "stem": "space_to_depth", "pool": "xla"},
+        {"one_by_one": "fused", "tiles": SMALL},
+    ],
+    ids=["dots, two passes, space to depth, XLA's pool", "fused products"],
 )
 def test_the_network_of_exchanged_pieces_trains_as_the_network_does(pieces, whole):
     """In float64, where a norm's rounding in one layer does not show as a per cent in another."""
