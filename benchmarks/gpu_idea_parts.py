@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts import images_of, of_jax, timed
+from benchmarks.gpu_parts import drawn_variables, images_of, of_jax, timed
 
 BATCH = 256
 # Name -> fields of IdeaNetwork, or the convolution that ResNet is given; 'derived_norm' is an IdeaNetwork as it is.
@@ -67,7 +67,6 @@ def train_step(name: str, batch: int, steps_per_call: int, small: bool) -> dict[
 
     from input_pipeline.augment import Augmentation
     from input_pipeline.contract import contract_by_name
-    from resnet.model.network import ResNet, initialise
     from resnet.train.optimizer import OptimizerSettings, make_optimizer
     from resnet.train.state import create_state
     from resnet.train.steps import Recipe, make_train_step, sum_names
@@ -77,7 +76,7 @@ def train_step(name: str, batch: int, steps_per_call: int, small: bool) -> dict[
     network = network_of(name, small)
     optimizer = make_optimizer(OptimizerSettings(), lambda step: 1e-3)
     step = make_train_step(network, optimizer, Recipe(0, contract_by_name("torch"), Augmentation()))
-    variables = initialise(ResNet(network.spec), jax.random.key(0), pixels.shape[1])
+    variables = jax.device_put(drawn_variables(network.spec, pixels.shape[1]))
     state = create_state(variables, optimizer, ema=False, sum_names=sum_names(network.spec.num_classes))
     data = jax.device_put({"image": pixels, "label": labels, "mask": np.ones(batch, np.float32)})
 

@@ -51,6 +51,25 @@ def images_of(batch: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
     return random.integers(0, 256, (batch, side, side, 3), np.uint8), random.integers(0, CLASSES, batch, np.int32)
 
 
+def drawn_variables(spec: Any, image_size: int) -> Any:
+    """Variables as `initialise` would draw them (He et al. 2015, eq. 14), on the host: there is nothing to compile."""
+    import jax
+
+    from resnet.model.network import ResNet, initialise
+
+    shapes = jax.eval_shape(lambda key: initialise(ResNet(spec), key, image_size), jax.random.key(0))
+    generator = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        kind = path[-1].key
+        if kind == "kernel":
+            outputs = np.prod(leaf.shape[:-2], dtype=int) * leaf.shape[-1]
+            return (generator.normal(size=leaf.shape) * (2 / outputs) ** 0.5).astype(np.float32)
+        return (np.ones if kind in ("scale", "var") else np.zeros)(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
     """Our own train step; steps_per_call: so many in one compiled loop."""
     import jax
@@ -58,7 +77,7 @@ def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
 
     from input_pipeline.augment import Augmentation
     from input_pipeline.contract import contract_by_name
-    from resnet.model.network import ResNet, initialise
+    from resnet.model.network import ResNet
     from resnet.model.variants import variant
     from resnet.train.optimizer import OptimizerSettings, make_optimizer
     from resnet.train.state import create_state
@@ -68,7 +87,7 @@ def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
     network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
     optimizer = make_optimizer(OptimizerSettings(), lambda step: 1e-3)
     recipe = Recipe(0, contract_by_name("torch"), Augmentation(flip="none"))
-    variables = initialise(network, jax.random.key(0), pixels.shape[1])
+    variables = jax.device_put(drawn_variables(network.spec, pixels.shape[1]))
     state = create_state(variables, optimizer, ema=False, sum_names=sum_names(CLASSES))
     data = jax.device_put({"image": pixels, "label": labels, "mask": np.ones(batch, np.float32)})
     step = make_train_step(network, optimizer, recipe)
@@ -106,12 +125,12 @@ def ours_eval(batch: int, small: bool) -> dict[str, Any]:
     from input_pipeline.contract import contract_by_name
     from resnet.model.folding import fold
     from resnet.model.layers import HEAD
-    from resnet.model.network import ResNet, evaluate, initialise
+    from resnet.model.network import ResNet, evaluate
     from resnet.model.variants import variant
 
     pixels, _ = images_of(batch, small)
     network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
-    network, folded = fold(network, jax.device_get(initialise(network, jax.random.key(0), pixels.shape[1])))
+    network, folded = fold(network, drawn_variables(network.spec, pixels.shape[1]))
     # As the convolutions take them; the head stays float32.
     halved = {
         name: part if name in HEAD else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), part)
