@@ -10,7 +10,7 @@ usage() {
 ./run.sh test [ARGS]     everything that must hold (pytest; ARGS go to it)
 ./run.sh lint            ruff (lint, format) and mypy
 ./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
-./run.sh bench [ARGS]    the benchmarks that this machine can run, beside their peers
+./run.sh bench [ARGS]    every comparison with others that this machine can make, in 15 minutes; one alone: bench step
 ./run.sh docs [serve]    the documentation as a site: site/html; a broken link fails it
 ./run.sh python ARGS     anything, inside the environment made here
 ./run.sh setup [dev|bench|docs|demo|writers|export]   make the environment, with what these need, and stop
@@ -107,7 +107,7 @@ case "$job" in
     ;;
   bench)
     setup bench
-    exec .venv/bin/python -m benchmarks.step "$@"
+    exec .venv/bin/python -m benchmarks "$@"
     ;;
   docs)
     # Text alone: what a run needs is not installed for it.

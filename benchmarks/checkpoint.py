@@ -8,10 +8,6 @@ step under way: written, hashed, pushed to the disk and renamed. `verify` hashes
 
 import argparse
 import dataclasses
-import datetime
-import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -21,6 +17,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks import record
 from input_pipeline.contract import CONTRACTS
 from resnet import command
 from resnet.model.network import ResNet, initialise
@@ -30,8 +27,6 @@ from resnet.train.checkpoints import FOLDER, Checkpoints
 from resnet.train.meta import Meta
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import sum_names
-
-RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def resnet50_state() -> tuple[TrainState, Meta]:
@@ -73,17 +68,8 @@ def main() -> int:
     print(f"ResNet-50 with momentum, {size / 1e6:.0f} MB, median and greatest of {arguments.rounds}, seconds")
     for name, values in seconds.items():
         print(f"{name:8} {statistics.median(values):6.2f} {max(values):6.2f}")
-    result = {
-        "benchmark": "checkpoint",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU, {jax.devices()[0].device_kind}",
-        "command": f"python -m benchmarks.checkpoint --rounds={arguments.rounds}",
-        "load_average": os.getloadavg()[0],
-        "bytes": size,
-        "seconds": seconds,
-    }
-    out = Path(arguments.out) if arguments.out else RESULTS / f"checkpoint_cpu{os.cpu_count()}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    device = jax.devices()[0].device_kind
+    record.write("checkpoint", {"bytes": size, "seconds": seconds}, arguments.out, device=device)
     return 0
 
 

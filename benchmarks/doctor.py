@@ -8,10 +8,7 @@ system holds them in memory when they are read. Exit code 1 if it took longer th
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import random
 import resource
 import subprocess
@@ -23,12 +20,11 @@ from typing import Any
 
 from PIL import Image
 
+from benchmarks import record
 from input_pipeline.errors import InputError
 from resnet import command
-from resnet.train.provenance import revision
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
 CLAIMED_SECONDS = 180
 
 
@@ -67,7 +63,6 @@ def measure(folder: Path) -> dict[str, Any]:
         "user_seconds": round(after.ru_utime - before.ru_utime, 1),
         "system_seconds": round(after.ru_stime - before.ru_stime, 1),
         "peak_megabytes": round(after.ru_maxrss / 1024),
-        "load_average": round(os.getloadavg()[0], 1),
         "cores": len(os.sched_getaffinity(0)),
         "nice": os.nice(0),
     }
@@ -86,16 +81,7 @@ def main() -> int:
         figures = {"files": files, **measure(folder)}
     for name, value in figures.items():
         print(f"{name:16} {value:,}")
-    result = {
-        "benchmark": "doctor",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "revision": revision(),
-        "command": f"python -m benchmarks.doctor --count={arguments.count}",
-        **figures,
-    }
-    out = Path(arguments.out) if arguments.out else RESULTS / f"doctor_cpu{os.cpu_count()}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    record.write("doctor", figures, arguments.out)
     return 0 if figures["wall_seconds"] <= CLAIMED_SECONDS else 1
 
 

@@ -12,6 +12,7 @@ own. Rates are medians over repetitions of ten steps that are not waited for in 
 """
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.part_processes import Part, run_all
@@ -56,6 +57,16 @@ def main() -> None:
     print(table(rows))
 
 
+def bounds(ceilings: Mapping[str, float]) -> dict[str, float]:
+    """images/s of the train step that the device's measured ceilings allow: by arithmetic, and by bytes (see above)."""
+    copy = ceilings["copy_bytes_per_second"]
+    return {
+        "arithmetic": ceilings["matrix_flops_per_second"] / TRAINING_FLOPS,
+        "bytes, elementwise work fused": copy / FUSED_BYTES,
+        "bytes, statistics fused too": copy / BEST_BYTES,
+    }
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """One line a part, with the share of the two bounds that follow from the measured ceilings."""
     ceilings = next((row for row in rows if row["part"] == "ceilings" and "copy_bytes_per_second" in row), None)
@@ -72,9 +83,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         rate = row["images_per_second"]
         shares = [""] * 3
         if ceilings and "eval" not in row["part"]:
-            copy = ceilings["copy_bytes_per_second"]
-            bounds = (ceilings["matrix_flops_per_second"] / TRAINING_FLOPS, copy / FUSED_BYTES, copy / BEST_BYTES)
-            shares = [f"{rate / bound:.1%}" for bound in bounds]
+            shares = [f"{rate / bound:.1%}" for bound in bounds(ceilings).values()]
         lines.append(
             f"| {row['part']} | {row['batch_size']} | {rate:,.0f} | {row['step_milliseconds']:.2f} | "
             f"{row['compile_seconds']:.1f} | {row.get('peak_bytes', 0) / 1e9:.1f} | {' | '.join(shares)} |"

@@ -23,10 +23,7 @@ sizes, not measured.
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -36,7 +33,8 @@ from typing import Any
 
 import numpy as np
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import record
+
 SIZE, BATCHES = 224, (1, 32)
 Answer = Callable[[np.ndarray], np.ndarray]
 
@@ -52,18 +50,20 @@ def main() -> None:
     images = np.random.default_rng(0).integers(0, 256, (max(sizes), SIZE, SIZE, 3), np.uint8)
     network = Network()
     peers: dict[str, Answer] = {}
+    left_out: dict[str, str] = {}
     for name in arguments.peers.split(","):
         try:
             peers[name] = MAKERS[name](network)
         except ImportError as error:
-            print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench export)")
+            left_out[name] = f"{error.name} is not installed"
+            print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")
             continue
         start = time.perf_counter()
         for size in sizes:
             check(name, peers[name](images[:size]), network.probabilities(images[:size]))
         print(f"{name}: compiled and checked after {time.perf_counter() - start:.1f} s", flush=True)
     seconds = measure(peers, images, sizes, arguments.rounds)
-    report(arguments, seconds)
+    report(arguments, seconds, left_out)
 
 
 class Network:
@@ -216,8 +216,8 @@ def measure(
     return seconds
 
 
-def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[float]]]) -> None:
-    """Print the table and write the JSON file."""
+def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[float]]], left_out: dict[str, str]) -> None:
+    """Print the table and write the record."""
     medians = {name: {size: statistics.median(taken) for size, taken in of.items()} for name, of in seconds.items()}
     print(
         f"\nResNet-50, {SIZE} px, float32, medians of {arguments.rounds} rounds (ratio: ours is so many times as fast)"
@@ -230,32 +230,25 @@ def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[floa
             ratio = taken / medians["ours"][size] if "ours" in medians else float("nan")
             cells.append(f"{taken * 1e3:9.1f} ms {size / taken:6.1f}/s {ratio:5.2f}")
         print(f"{name:16}" + "".join(f"{cell:>26}" for cell in cells))
-    result = {
-        "benchmark": "inference",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "image_size": SIZE,
-        "rounds": arguments.rounds,
-        "milliseconds": {name: {size: taken * 1e3 for size, taken in of.items()} for name, of in medians.items()},
-        "images_per_second": {name: {size: size / taken for size, taken in of.items()} for name, of in medians.items()},
-        "ours_over": {
-            name: {size: taken / medians["ours"][size] for size, taken in of.items()}
-            for name, of in medians.items()
-            if "ours" in medians
+    record.write(
+        "inference",
+        {
+            "image_size": SIZE,
+            "rounds": arguments.rounds,
+            "left_out": left_out,
+            "milliseconds": {name: {size: taken * 1e3 for size, taken in of.items()} for name, of in medians.items()},
+            "images_per_second": {
+                name: {size: size / taken for size, taken in of.items()} for name, of in medians.items()
+            },
+            "ours_over": {
+                name: {size: taken / medians["ours"][size] for size, taken in of.items()}
+                for name, of in medians.items()
+                if "ours" in medians
+            },
+            "seconds": seconds,
         },
-        "versions": versions(),
-        "seconds": seconds,
-    }
-    out = Path(arguments.out) if arguments.out else RESULTS / f"inference_cpu{os.cpu_count()}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {out}")
-
-
-def versions() -> dict[str, str]:
-    from resnet.study.export import version
-
-    return {name: version(name) for name in ("jax", "torch", "onnxruntime", "keras", "tensorflow")}
+        arguments.out,
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ A part is `python -m MODULE OUT ARGUMENTS...`, which writes what it found into t
 
 import contextlib
 import dataclasses
-import datetime
 import json
 import os
 import re
@@ -18,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks import record
+
 # Less than this and a part would be stopped before it has begun.
 LEAST_SECONDS = 15
 
@@ -89,8 +89,4 @@ def save(benchmark: str, out: str, rows: list[dict[str, Any]], small: bool) -> N
     """Write what is known so far: a call that is cut off leaves it."""
     device = next((row["device"] for row in rows if "device" in row), "unknown")
     name = re.sub(r"[^a-z0-9]+", "_", f"{benchmark}_{device}".lower())
-    path = Path(out) if out else RESULTS / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    date = str(datetime.date.today())
-    record = {"benchmark": benchmark, "date": date, "device": device, "small": small, "rows": rows}
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record.write(benchmark, {"small": small, "rows": rows}, out or record.RESULTS / f"{name}.json", device=device)

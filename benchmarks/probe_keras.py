@@ -13,19 +13,18 @@ and the checkpoints (ours), decoding, all epochs, the test.
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import record
 from input_pipeline.errors import InputError
 from resnet import command
 from resnet.weights import mapping, names
@@ -47,7 +46,7 @@ def main() -> int:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", default="", help="write the figures there as JSON")
+    parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/probe_keras_DEVICE.json)")
     parser.add_argument("--keras_child", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.images < BATCH:
@@ -74,21 +73,17 @@ def main() -> int:
         f"{counts[0]} images at {arguments.image_size} px, {arguments.epochs} epochs: "
         f"Keras takes {ratio:.1f} times as long"
     )
-    if arguments.out:
-        report = {
-            "claim": "one pass of the backbone for a probe, against one per epoch",
-            "command": " ".join([Path(sys.executable).name, "-m", "benchmarks.probe_keras", *sys.argv[1:]]),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-            "versions": {name: version(name) for name in ("jax", "keras", "tensorflow-cpu")},
-            "images": dict(zip(("train", "test"), counts, strict=True)),
-            "image_size": arguments.image_size,
-            "epochs": arguments.epochs,
-            "seconds": seconds,
-            "test_top1": top1,
-            "median": medians,
-            "keras_over_ours": ratio,
-        }
-        Path(arguments.out).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    figures = {
+        "claim": "one pass of the backbone for a probe, against one per epoch",
+        "images": dict(zip(("train", "test"), counts, strict=True)),
+        "image_size": arguments.image_size,
+        "epochs": arguments.epochs,
+        "seconds": seconds,
+        "test_top1": top1,
+        "median": medians,
+        "keras_over_ours": ratio,
+    }
+    record.write("probe_keras", figures, arguments.out)
     return 0
 
 

@@ -15,8 +15,6 @@ Writes benchmarks/results/scaling_MODEL_DEVICE.json.
 
 import argparse
 import dataclasses
-import datetime
-import json
 import math
 import os
 import re
@@ -31,6 +29,7 @@ import jax
 import numpy as np
 import optax
 
+from benchmarks import record
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import contract_by_name
 from input_pipeline.errors import InputError
@@ -42,7 +41,6 @@ from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import Recipe, make_train_step, sum_names
 
-RESULTS = Path(__file__).parent / "results"
 # Their names in profiles of CPU, TPU and GPU.
 COLLECTIVE = re.compile(r"^(all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)|AllReduce|nccl")
 INSTRUCTION = re.compile(
@@ -222,21 +220,15 @@ def report(arguments: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
     device = f"virtual_cpu{os.cpu_count()}" if virtual else f"{kind}x{jax.device_count()}"
     name = re.sub(r"[^a-z0-9]+", "_", f"scaling_{device}" if virtual else f"scaling_{arguments.model}_{device}")
     note = f"{jax.device_count()} virtual devices on {os.cpu_count()} cores measure correctness, not speed"
-    record = {
-        "benchmark": "scaling",
-        "date": str(datetime.date.today()),
-        "device": kind,
+    if virtual:
+        print(f"\n{note}.")
+    figures = {
         "devices": jax.device_count(),
         **({"note": note} if virtual else {}),
         **{key: value for key, value in vars(arguments).items() if key != "out"},
         "rows": rows,
     }
-    if virtual:
-        print(f"\n{note}.")
-    out = Path(arguments.out) if arguments.out else RESULTS / f"{name.lower()}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written to {out}")
+    record.write("scaling", figures, arguments.out or record.RESULTS / f"{name.lower()}.json", device=kind)
 
 
 if __name__ == "__main__":

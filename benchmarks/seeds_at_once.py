@@ -8,15 +8,15 @@ DIR/seeds_at_once.json; results that count are copied to benchmarks/results/ by 
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import record
 
 
 def main() -> None:
@@ -42,10 +42,9 @@ def main() -> None:
     together_seconds, together = train("together", seeds, "cache_together")
     each = [train(f"seed_{seed}", [seed], "cache_alone") for seed in seeds]
     result = compare(together_seconds, together, each, seeds)
-    result |= {"variant": variant, "config": arguments.config, "flags": flags, "date": str(datetime.date.today())}
-    result |= {"device": together["device"], "machine": f"{os.cpu_count()}-core {platform.machine()}"}
-    (out / "seeds_at_once.json").write_text(json.dumps(result, indent=1) + "\n")
+    result |= {"variant": variant, "config": arguments.config}
     print(json.dumps(result, indent=1))
+    record.write("seeds_at_once", result, out / "seeds_at_once.json", device=together["device"])
 
 
 def compare(

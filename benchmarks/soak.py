@@ -12,11 +12,9 @@ after `--first` steps and none from there on is more than 5 % above any before i
 
 import argparse
 import ctypes
-import datetime
 import itertools
 import json
 import os
-import platform
 import runpy
 import subprocess
 import sys
@@ -28,13 +26,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from benchmarks import record
 from input_pipeline.demo import write_demo
 from input_pipeline.errors import InputError
 from resnet import command
-from resnet.train.provenance import revision
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(__file__).resolve().parent / "results"
 EVERY, BATCH, PER_CLASS, VAL_FRACTION = 100, 8, 20, 0.2
 CLASSES = 5
 MOST_CHANGE = 0.05
@@ -131,18 +128,7 @@ def main() -> int:
         f"after {max(held):,} steps {change['trimmed']:+.2%} of what was held after {arguments.first:,}, greatest rise "
         f"in between {rise:+.2%}; untrimmed {change['untrimmed']:+.2%}"
     )
-    result = {
-        "benchmark": "soak",
-        "date": datetime.date.today().isoformat(),
-        "device": f"{os.cpu_count()}-core {platform.machine()} CPU",
-        "revision": revision(),
-        "command": f"python -m benchmarks.soak --steps={arguments.steps} --first={arguments.first}",
-        "resident_bytes": held,
-        "change": change,
-        "greatest_rise": rise,
-    }
-    out = Path(arguments.out) if arguments.out else RESULTS / f"soak_cpu{os.cpu_count()}.json"
-    out.write_text(json.dumps(result, indent=1) + "\n")
+    record.write("soak", {"resident_bytes": held, "change": change, "greatest_rise": rise}, arguments.out)
     return 0 if abs(change["trimmed"]) <= MOST_CHANGE and rise <= MOST_CHANGE else 1
 
 

@@ -1,209 +1,156 @@
-"""images/s of the train and evaluation step of ResNet-50: ours, plain flax, torch, Keras, interleaved in one run.
+"""images/s of the train and evaluation step: ours, plain flax, torch, Keras, interleaved in one run; compile times.
 
-    ./run.sh bench [--image_size=64] [--batch_size=32] [--rounds=5] [--peers=ours,linen,torch,keras]
+    ./run.sh bench step [--model=resnet50] [--image_size=64] [--batch_size=32] [--rounds=5] [--peers=ours,torch]
 
-Every peer trains the same network (25.6 M parameters, 1,000 classes, SGD with momentum, float32) on the same random
-batch in this one process. A round runs each peer once, so that a noisy machine disturbs all alike; medians are quoted.
-Writes benchmarks/results/step_SIZE_DEVICE.json.
+Every peer (benchmarks/step_peers.py) trains the same network (SGD with momentum, float32) on the same random batch, in
+a process of its own that waits while others have their turn: resnet50 with 1,000 classes, or a CIFAR ResNet with 10 (no
+Keras there: it has none). A round runs each peer once, so that a noisy machine disturbs all alike; medians are quoted.
+--rounds=0 compiles alone. What ours and plain flax take to lower and compile is in seconds of the clock and of the
+processor, with nothing cached.
+Writes benchmarks/results/step_MODEL_SIZE_DEVICE.json.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+from benchmarks import record
+from benchmarks.step_peers import Peer, Setting, separate
+from input_pipeline.errors import InputError
+from resnet import command
 
-RESULTS = Path(__file__).parent / "results"
-NUM_CLASSES = 1000
-Step = Callable[[], None]
+# Side of the images, images a batch, and who takes part, unless the flags say.
+MODELS: dict[str, tuple[int, int, str]] = {
+    "resnet50": (64, 32, "ours,linen,torch,torch_compiled,keras"),
+    "cifar_resnet20": (32, 128, "ours,linen,torch,torch_compiled"),
+    "cifar_resnet110": (32, 128, "ours,linen,torch,torch_compiled"),
+}
+KINDS = ("train", "eval")
+WARM = 2
+# A step of so many seconds has touched all its memory and made all its kernels the first time, and cold caches are
+# nothing in it: it is timed after a rest, in which torch's threads, which spin on after their last call, fall asleep.
+LONG, REST = 5.0, 0.5
+
+
+@dataclass
+class Entry:
+    """A peer that takes part. first_step: seconds from nothing to its first train step; used: seconds of all steps."""
+
+    peer: Peer
+    first_step: float = 0.0
+    used: float = 0.0
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
+    last: dict[str, float] = field(default_factory=dict)
+
+    def step(self, kind: str) -> float:
+        """Take one step of a kind; its seconds."""
+        start = time.perf_counter()
+        self.peer.steps[kind]()
+        self.last[kind] = time.perf_counter() - start
+        self.used += self.last[kind]
+        return self.last[kind]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image_size", type=int, default=64)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default="ours,linen,torch,torch_compiled,keras")
-    parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/step_SIZE_DEVICE.json)")
+    parser = command.Parser(description=__doc__)
+    parser.add_argument("--model", choices=MODELS, default="resnet50")
+    parser.add_argument("--image_size", type=int, help="default: 64, of a CIFAR network 32")
+    parser.add_argument("--batch_size", type=int, help="default: 32, of a CIFAR network 128")
+    parser.add_argument("--rounds", type=int, default=5, help="0: compile alone")
+    parser.add_argument("--peers", help=f"default: {MODELS['resnet50'][2]}; of a CIFAR network without keras")
+    parser.add_argument(
+        "--peer_seconds", type=float, default=60, help="no further round for a peer whose steps took so long"
+    )
+    parser.add_argument("--out", default="", help="default: benchmarks/results/step_MODEL_SIZE_DEVICE.json")
     arguments = parser.parse_args()
-    batch = make_batch(arguments.batch_size, arguments.image_size)
-    peers: dict[str, dict[str, Step]] = {}
-    first_call: dict[str, float] = {}
-    for name in arguments.peers.split(","):
+    size, batch, names = MODELS[arguments.model]
+    setting = Setting(arguments.model, arguments.image_size or size, arguments.batch_size or batch)
+    chosen = (arguments.peers or names).split(",")
+    if unknown := [name for name in chosen if name not in names.split(",")]:
+        raise InputError(f"--peers={','.join(unknown)}: no peer of {setting.model}; those are {names}")
+    figures: dict[str, Any] = {"compile_seconds": {}, "left_out": {}}
+    entries = enter(setting, chosen, figures, steps=arguments.rounds > 0)
+    measure(entries, arguments.rounds, arguments.peer_seconds)
+    report(setting, arguments, figures, entries)
+
+
+def enter(setting: Setting, names: list[str], figures: dict[str, Any], *, steps: bool) -> dict[str, Entry]:
+    """The peers that are installed, compiled and, with `steps`, warm; what is known then goes into `figures`."""
+    entries: dict[str, Entry] = {}
+    for name in names:
         start = time.perf_counter()
         try:
-            steps = MAKERS[name](batch, arguments.image_size)
+            peer = separate(name, setting)
         except ImportError as error:
+            figures["left_out"][name] = f"{error.name} is not installed"
             print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")
             continue
-        steps["train"]()
-        first_call[name] = time.perf_counter() - start
-        steps["eval"]()
-        peers[name] = steps
-        print(f"{name}: first train step after {first_call[name]:.1f} s", flush=True)
-    seconds = measure(peers, arguments.rounds)
-    report(arguments, seconds, first_call)
+        if peer.compile_seconds:
+            figures["compile_seconds"][name] = peer.compile_seconds
+            taken = ", ".join(f"{kind} in {spent['wall']:.1f} s" for kind, spent in peer.compile_seconds.items())
+            print(f"{name}: compiled {taken}", flush=True)
+        if steps:
+            entry = entries[name] = Entry(peer)
+            entry.step("train")
+            entry.first_step = time.perf_counter() - start
+            for kind in KINDS:
+                for _ in range(WARM - (kind == "train")):
+                    if entry.last.get(kind, 0.0) < LONG:
+                        entry.step(kind)
+            print(f"{name}: first train step after {entry.first_step:.1f} s", flush=True)
+    return entries
 
 
-def make_batch(batch_size: int, image_size: int) -> dict[str, np.ndarray]:
-    random = np.random.default_rng(0)
-    return {
-        "image": random.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8),
-        "label": random.integers(0, NUM_CLASSES, batch_size, np.int32),
-        "mask": np.ones(batch_size, np.float32),
-        "index": np.arange(batch_size, dtype=np.int32),
+def measure(entries: dict[str, Entry], rounds: int, most_seconds: float) -> None:
+    """A timed step of each kind a round, of every peer that has not yet used `most_seconds`; of each at least one."""
+    for number in range(rounds):
+        for kind in KINDS:
+            for entry in entries.values():
+                if number and entry.used > most_seconds:
+                    continue
+                # Whoever ran before has filled the caches, and torch's threads spin on for a while.
+                if entry.last[kind] < LONG:
+                    entry.step(kind)
+                else:
+                    time.sleep(REST)
+                entry.seconds[kind].append(entry.step(kind))
+
+
+def report(setting: Setting, arguments: argparse.Namespace, figures: dict[str, Any], entries: dict[str, Entry]) -> None:
+    """Print the table and write the record."""
+    rates = {
+        name: {kind: setting.batch_size / statistics.median(entry.seconds[kind]) for kind in KINDS}
+        for name, entry in entries.items()
     }
-
-
-def jax_peer(backend: Any) -> Callable[[dict[str, np.ndarray], int], dict[str, Step]]:
-    """Our own train and evaluation steps, with the given convolution."""
-
-    def make(batch: dict[str, np.ndarray], image_size: int) -> dict[str, Step]:
-        import jax
-
-        from input_pipeline.augment import Augmentation
-        from input_pipeline.contract import contract_by_name
-        from resnet.model.convolution import conv_general_dilated
-        from resnet.model.network import ResNet, initialise
-        from resnet.model.variants import variant
-        from resnet.train.optimizer import OptimizerSettings, make_optimizer
-        from resnet.train.state import create_state
-        from resnet.train.steps import Recipe, make_eval_step, make_train_step, sum_names
-
-        contract = contract_by_name("torch")
-        convolution = conv_general_dilated if backend == "ours" else jax.lax.conv_general_dilated
-        network = ResNet(variant("resnet50").spec, backend=convolution)
-        optimizer = make_optimizer(OptimizerSettings(), lambda step: 1e-3)
-        recipe = Recipe(0, contract, Augmentation(flip="horizontal"))
-        variables = initialise(network, jax.random.key(0), image_size)
-        holder = [create_state(variables, optimizer, ema=False, sum_names=sum_names(NUM_CLASSES))]
-        train_step = jax.jit(make_train_step(network, optimizer, recipe), donate_argnums=0)
-        eval_step = jax.jit(make_eval_step(network, contract))
-
-        def train() -> None:
-            holder[0], pulse = train_step(holder[0], batch)
-            jax.block_until_ready(pulse)
-
-        def evaluate() -> None:
-            jax.block_until_ready(eval_step(holder[0].evaluated(), batch))
-
-        return {"train": train, "eval": evaluate}
-
-    return make
-
-
-def torch_peer(compiled: bool) -> Callable[[dict[str, np.ndarray], int], dict[str, Step]]:
-    """torch, channels_last: SGD with momentum, flip and normalisation left out in its favour."""
-
-    def make(batch: dict[str, np.ndarray], image_size: int) -> dict[str, Step]:
-        import torch
-
-        from benchmarks.torch_twin import TorchResNet
-
-        torch.set_num_threads(os.cpu_count() or 1)
-        network: Any = TorchResNet()
-        network.to(memory_format=torch.channels_last)
-        images = torch.from_numpy(batch["image"]).permute(0, 3, 1, 2).float() / 255
-        images = images.contiguous(memory_format=torch.channels_last)
-        labels = torch.from_numpy(batch["label"]).long()
-        optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-        forward = torch.compile(network) if compiled else network
-
-        def train() -> None:
-            network.train()
-            optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(forward(images), labels).backward()
-            optimizer.step()
-
-        def evaluate() -> None:
-            network.eval()
-            with torch.no_grad():
-                forward(images)
-
-        return {"train": train, "eval": evaluate}
-
-    return make
-
-
-def keras_peer(batch: dict[str, np.ndarray], image_size: int) -> dict[str, Step]:
-    """keras.applications.ResNet50 on TensorFlow: compiled train_on_batch and predict_on_batch."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    import keras
-
-    network = keras.applications.ResNet50(weights=None, input_shape=(image_size, image_size, 3), classes=NUM_CLASSES)
-    network.compile(keras.optimizers.SGD(1e-3, momentum=0.9), keras.losses.SparseCategoricalCrossentropy())
-    images = batch["image"].astype(np.float32) / 255
-
-    def train() -> None:
-        network.train_on_batch(images, batch["label"])
-
-    def evaluate() -> None:
-        network.predict_on_batch(images)
-
-    return {"train": train, "eval": evaluate}
-
-
-MAKERS: dict[str, Callable[[dict[str, np.ndarray], int], dict[str, Step]]] = {
-    "ours": jax_peer("ours"),
-    "linen": jax_peer("lax"),
-    "torch": torch_peer(compiled=False),
-    "torch_compiled": torch_peer(compiled=True),
-    "keras": keras_peer,
-}
-
-
-def measure(peers: dict[str, dict[str, Step]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of each peer's steps, one of each kind per round."""
-    seconds: dict[str, dict[str, list[float]]] = {name: {"train": [], "eval": []} for name in peers}
-    for _ in range(rounds):
-        for kind in ("train", "eval"):
-            for name, steps in peers.items():
-                start = time.perf_counter()
-                steps[kind]()
-                seconds[name][kind].append(time.perf_counter() - start)
-    return seconds
-
-
-def report(arguments: argparse.Namespace, seconds: dict[str, dict[str, list[float]]], first: dict[str, float]) -> None:
-    """Print the table and write the JSON file."""
-    rate = {
-        name: {kind: arguments.batch_size / statistics.median(values) for kind, values in kinds.items()}
-        for name, kinds in seconds.items()
-    }
-    reference = rate.get("ours")
-    print(
-        f"\nResNet-50, {arguments.image_size} px, batch {arguments.batch_size}, float32, median of {arguments.rounds}"
+    compiled = figures["compile_seconds"]
+    print(f"\n{setting.model}, {setting.image_size} px, batch {setting.batch_size}, float32, medians")
+    print(f"{'':16}{'train':>9}{'ours /':>8}{'eval':>9}{'ours /':>8}{'compile':>9}{'first':>8}   (images/s, ratio, s)")
+    for name in [*compiled, *(name for name in rates if name not in compiled)]:
+        cells = ""
+        for kind in KINDS:
+            rate, ours = (rates.get(who, {}).get(kind) for who in (name, "ours"))
+            cells += f"{rate:9.1f}" if rate else " " * 9
+            cells += f"{ours / rate:8.2f}" if ours and rate else " " * 8
+        took = f"{compiled[name]['train']['wall']:9.1f}" if name in compiled else " " * 9
+        first = f"{entries[name].first_step:8.1f}" if name in entries else ""
+        print(f"{name:16}{cells}{took}{first}")
+    record.write(
+        "step",
+        {
+            "model": setting.model,
+            "image_size": setting.image_size,
+            "batch_size": setting.batch_size,
+            "rounds": arguments.rounds,
+            "images_per_second": rates,
+            **figures,
+            "first_step_seconds": {name: entry.first_step for name, entry in entries.items()},
+            "seconds": {name: entry.seconds for name, entry in entries.items()},
+        },
+        arguments.out or record.default_file(f"step_{setting.model}_{setting.image_size}"),
     )
-    print(f"{'':16}{'train':>8}{'ours /':>8}{'eval':>8}{'ours /':>8}{'first':>8}   (images/s, ratio, s)")
-    for name, kinds in rate.items():
-        ratios = {kind: reference[kind] / kinds[kind] if reference else float("nan") for kind in kinds}
-        print(
-            f"{name:16}{kinds['train']:8.1f}{ratios['train']:8.2f}{kinds['eval']:8.1f}{ratios['eval']:8.2f}{first[name]:8.1f}"
-        )
-    device = f"{os.cpu_count()}-core {platform.machine()} CPU"
-    result = {
-        "benchmark": "step",
-        "date": datetime.date.today().isoformat(),
-        "device": device,
-        "image_size": arguments.image_size,
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "images_per_second": rate,
-        "first_call_seconds": first,
-        "seconds": seconds,
-    }
-    out = Path(arguments.out) if arguments.out else RESULTS / f"step_{arguments.image_size}_cpu{os.cpu_count()}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written to {out}")
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

@@ -11,20 +11,19 @@ compiled.memory_analysis(). Writes benchmarks/results/step_costs_DEVICE.json.
 
 import argparse
 import datetime
-import json
 import math
 import os
 import re
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
+from benchmarks import record
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import contract_by_name
 from resnet.model.network import REMAT, ResNet, initialise
@@ -34,7 +33,6 @@ from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import Recipe, loss_sum, make_train_step, sum_names
 
-RESULTS = Path(__file__).parent / "results"
 NETWORKS = {"resnet50": 64, "cifar_resnet20": 32}
 # A loop is for small networks: of the large one enough to see what it costs.
 STEPS_PER_CALL = {"resnet50": (1, 4), "cifar_resnet20": (1, 4, 16)}
@@ -145,14 +143,12 @@ def report(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
     )
     how = {"device": kind, "date": str(datetime.date.today()), "jax": jax.__version__, "rounds": arguments.rounds}
     rows = [{**row, "batch_size": arguments.batch_size, **how} for row in rows]
-    file = RESULTS / f"step_costs_{kind}.json"
+    file = record.RESULTS / f"step_costs_{kind}.json"
     # What an earlier call measured of another network stays.
     measured = {row["network"] for row in rows}
-    before = json.loads(file.read_text())["programs"] if file.exists() else []
+    before = record.read(file).figures["programs"] if file.exists() else []
     rows = [row for row in before if row["network"] not in measured] + rows
-    RESULTS.mkdir(exist_ok=True)
-    document = {"benchmark": "step_costs", "command": "python -m benchmarks.step_costs", "programs": rows}
-    file.write_text(json.dumps(document, indent=1) + "\n")
+    record.write("step_costs", {"programs": rows}, file, device=device.device_kind)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,22 @@ import torch
 from torch import nn
 
 
+class PaddedIdentity(nn.Module):
+    """Option A (He et al. 2015, section 3.3): every stride-th pixel, zeros in the new channels."""
+
+    def __init__(self, stride: int, new_channels: int) -> None:
+        super().__init__()
+        self.stride, self.new_channels = stride, new_channels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
 class Block(nn.Module):
     """A basic (expansion 1) or bottleneck (expansion 4) block with torchvision's layer names; input and output NCHW."""
 
     def __init__(
-        self, in_channels: int, planes: int, expansion: int, stride: int, stride_place: str, projects: bool
+        self, in_channels: int, planes: int, expansion: int, stride: int, stride_place: str, shortcut: str
     ) -> None:
         super().__init__()
         out_channels = planes * expansion
@@ -25,8 +36,10 @@ class Block(nn.Module):
         for number, (source, target, kernel, step) in enumerate(layers, start=1):
             setattr(self, f"conv{number}", nn.Conv2d(source, target, kernel, step, kernel // 2, bias=False))
             setattr(self, f"bn{number}", nn.BatchNorm2d(target))
-        self.downsample = None
-        if projects:
+        self.downsample: nn.Module | None = None
+        if shortcut == "A":
+            self.downsample = PaddedIdentity(stride, out_channels - in_channels)
+        elif shortcut == "B":
             self.downsample = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
             )
@@ -41,9 +54,10 @@ class Block(nn.Module):
 
 
 class TorchResNet(nn.Module):
-    """A ResNet with option B shortcuts: float[B, 3, H, W] -> logits [B, num_classes].
+    """A ResNet: float[B, 3, H, W] -> logits [B, num_classes].
 
-    stem: 'imagenet' (7×7 stride 2, max-pool) or 'cifar' (3×3 stride 1).
+    stem: 'imagenet' (7×7 stride 2, max-pool) or 'cifar' (3×3 stride 1). shortcut: 'B' (projection where shapes change)
+    or 'A' (zero-padded identity).
     """
 
     def __init__(
@@ -55,6 +69,7 @@ class TorchResNet(nn.Module):
         num_classes: int = 1000,
         stem: str = "imagenet",
         stride_place: str = "3x3",
+        shortcut: str = "B",
     ) -> None:
         super().__init__()
         expansion = 4 if block == "bottleneck" else 1
@@ -70,8 +85,8 @@ class TorchResNet(nn.Module):
             planes, layers = width * 2**stage, []
             for index in range(blocks):
                 stride = 2 if stage > 0 and index == 0 else 1
-                projects = stride != 1 or channels != planes * expansion
-                layers.append(Block(channels, planes, expansion, stride, stride_place, projects))
+                kept = stride == 1 and channels == planes * expansion
+                layers.append(Block(channels, planes, expansion, stride, stride_place, "" if kept else shortcut))
                 channels = planes * expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
         self.fc = nn.Linear(channels, num_classes)

@@ -11,15 +11,16 @@ What is slow in XLA on a CPU (jax 0.10.2, float32, two cores), and what stands h
 * With few outputs in all, each of those nine products is too small for two threads and reads its part of the kernel
   for a few rows: one image of 7×7×512, ms: XLA 4.4, nine products 1.7 alone and 2.7 in a program, one im2col product
   1.1; two of 7 px the same way. A folded ResNet-50 answers one image of 224 px in 26 ms, not 38.
-* XLA's weight gradient first transposes NHWC to CHWN, and fuses the normalisation before it into those strided reads:
-  on 16 channels of 32×32 that costs more than the convolution. A loop over rows of the output, each an im2col
-  product, transposes nothing: a training step of CIFAR ResNet-20 takes 0.78 (batch 128) to 0.90 (64) of the CPU time.
 
-Measured and left out: im2col of the whole batch (forward 1.4 to 4.5 times slower than XLA at 3×3, stride 1, 14×14 and
-larger, 16 channels and more), a loop over images (breaks a sharded batch), transposing operands ahead of the weight
-gradient's product (ResNet-50's step takes 1.1 times the CPU time), Winograd's F(2×2, 3×3) and F(4×4, 3×3) (with its
-kernel transformed beforehand it saves 0.2 ms of 1.1 at one image of 56, 28 and 14 px, but its transforms cost more than
-that in a whole ResNet-50: 59 ms an image, not 26, and 0.98 to 1.10 s for 32 images in eights, as without).
+Measured and left out: im2col of the whole batch (forward 1.2 to 2.7 times slower than XLA at 3×3, stride 1, from
+32×8×8×128 to 128×32×32×16), a loop over images (breaks a sharded batch), Winograd's F(2×2, 3×3) and F(4×4, 3×3) (with
+its kernel transformed beforehand it saves 0.2 ms of 1.1 at one image of 56, 28 and 14 px, but its transforms cost more
+than that in a whole ResNet-50: 59 ms an image, not 26, and 0.98 to 1.10 s for 32 images in eights, as without). Of the
+weight gradient, each against XLA's own: a loop over rows of the output, each an im2col product (half the time alone at
+32×56×56×64; in whole steps ResNet-50 is 3 % faster at 224 px and 7 % slower at 64 px, CIFAR ResNet-20 5 % faster, and
+CIFAR ResNet-110 compiles 3.5 s longer); one product for each element of the kernel (CIFAR ResNet-20 1.7 times as slow);
+strips of 2, 4 and 8 outputs as products with banded kernels (1.3 times as slow alone); operands transposed ahead of the
+product (0.6 to 0.9 of the time alone, but ResNet-50's step takes 1.1 times as long).
 """
 
 from collections.abc import Sequence
@@ -65,15 +66,16 @@ def conv_general_dilated(
     """Drop-in for `jax.lax.conv_general_dilated`, for `linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
 
     `lhs` float[N, H, W, I] and `rhs` float[kh, kw, I, O], both float32 or both float64, with explicit padding of 0 or
-    more, no groups and no dilation, take this module's way. Anything else (bfloat16, 'SAME', NCHW, groups, one or three
-    dimensions, …) is handed to lax unchanged, and so are its errors. The result, float[N, H', W', O], and its gradients
-    equal lax's up to rounding.
+    more, no groups and no dilation, take this module's way where it has one: 1×1 kernels, and kernels up to 3×3 with
+    outputs up to 7×7. Anything else (larger maps, bfloat16, 'SAME', NCHW, groups, one or three dimensions, …) is handed
+    to lax unchanged, and so are its errors. The result, float[N, H', W', O], and its gradients equal lax's up to
+    rounding.
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
     one traced function serves every device. jit, grad, grad of grad, vmap, scan, checkpoint and export work. A batch
-    that is sharded over a mesh stays sharded: only weight gradients are summed across devices (once for each row of
-    the output, where the loop over rows is used). Forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of the result
-    raises TypeError, because this is a `jax.custom_vjp`; forward over reverse works.
+    that is sharded over a mesh stays sharded: only weight gradients are summed across devices. Forward mode (`jax.jvp`,
+    `jax.jacfwd`, `jax.linearize`) of the result raises TypeError, because this is a `jax.custom_vjp`; forward over
+    reverse works.
 
     To count multiply-adds, trace the network with `jax.lax.conv_general_dilated` in this function's place: a jaxpr of
     this one holds the forms for both platforms, and ours leaves out multiplications by padding.
@@ -84,7 +86,8 @@ def conv_general_dilated(
         and feature_group_count == batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
     )
-    if window and ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC:
+    nhwc = ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
+    if window and nhwc and _has_own_form(window, lhs, rhs):
         return _convolve(window, lhs, rhs)
     return lax.conv_general_dilated(
         lhs,
@@ -177,41 +180,18 @@ def _by_im2col(window: _Window, x: Array, w: Array) -> Array:
     return _product(window, jnp.concatenate(taps, -1), w.reshape(-1, w.shape[3]))
 
 
-def _weight_gradient_by_rows(window: _Window, x: Array, w: Array, g: Array) -> Array:
-    """The weight gradient as a loop over rows of the output, each an im2col product that stays in the cache.
-
-    Over rows, not images: the loop must not run along the batch, which may be sharded.
-    """
-    kh, kw, _, features = w.shape
-    (down, across), wide = window.strides, g.shape[2]
-    padded = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-
-    def add_row(row: Array, total: Array) -> Array:
-        seen = lax.dynamic_slice_in_dim(padded, row * down, kh, axis=1)
-        taps = [seen[:, i, j : j + (wide - 1) * across + 1 : across] for i in range(kh) for j in range(kw)]
-        columns = jnp.concatenate(taps, -1).reshape(-1, total.shape[0])
-        errors = lax.dynamic_index_in_dim(g, row, axis=1, keepdims=False).reshape(-1, features)
-        return total + lax.dot_general(columns, errors, (((0,), (0,)), ((), ())), precision=window.precision)
-
-    total = lax.fori_loop(0, g.shape[1], add_row, jnp.zeros((w.size // features, features), w.dtype))
-    return total.reshape(w.shape)
+def _has_own_form(window: _Window, x: Array, w: Array) -> bool:
+    """Whether there is a form here that is faster on a CPU than XLA's."""
+    small = max(_extent(window, x, w)) <= _SMALL_MAP and max(w.shape[:2]) <= _SMALL_KERNEL
+    return small or w.shape[:2] == (1, 1)
 
 
 def _forward_on_cpu(window: _Window, x: Array, w: Array) -> Array:
     extent = _extent(window, x, w)
-    if w.shape[:2] == (1, 1):
-        return _by_taps(window, x, w)
-    if max(extent) > _SMALL_MAP or max(w.shape[:2]) > _SMALL_KERNEL:
-        return _by_lax(window, x, w)
     # A symbolic batch, as in exports, may be of any size.
     few = isinstance(x.shape[0], int) and x.shape[0] * extent[0] * extent[1] < _FEW_OUTPUTS
-    return _by_im2col(window, x, w) if few and min(extent) >= _NOT_ALL_BORDER else _by_taps(window, x, w)
-
-
-def _weight_gradient_on_cpu(window: _Window, x: Array, w: Array, g: Array) -> Array:
-    if max(_extent(window, x, w)) <= _SMALL_MAP or w.shape[:2] == (1, 1):
-        return _weight_gradient(_forward_on_cpu, window, x, w, g)
-    return _weight_gradient_by_rows(window, x, w, g)
+    im2col = few and w.shape[:2] != (1, 1) and min(extent) >= _NOT_ALL_BORDER
+    return _by_im2col(window, x, w) if im2col else _by_taps(window, x, w)
 
 
 def _input_gradient(form: Any, window: _Window, x: Array, w: Array, g: Array) -> Array:
@@ -242,7 +222,10 @@ def _differentiate(window: _Window, saved: tuple[Array, Array], g: Array) -> tup
         default=partial(_input_gradient, _by_lax, window),
     )
     by_weight = lax.platform_dependent(
-        *saved, g, cpu=partial(_weight_gradient_on_cpu, window), default=partial(_weight_gradient, _by_lax, window)
+        *saved,
+        g,
+        cpu=partial(_weight_gradient, _forward_on_cpu, window),
+        default=partial(_weight_gradient, _by_lax, window),
     )
     return by_input, by_weight
 

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,19 @@ def provenance(source: Source) -> dict[str, Any]:
     }
 
 
-def revision() -> str | None:
-    """The git revision of this code, with '+changes' where files differ from it; None outside a git checkout."""
+def revision(*, but_for: Sequence[str] = ()) -> str | None:
+    """The git revision of this code, with '+changes' where files differ from it; None outside a git checkout.
+
+    but_for: paths in which a difference does not count.
+    """
     root = Path(__file__).resolve().parent
     git = lambda *words: subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)  # noqa: E731
     try:
         head = git("rev-parse", "HEAD")
         if head.returncode:
             return None
-        changed = git("status", "--porcelain").stdout.strip()
+        top = git("rev-parse", "--show-toplevel").stdout.strip()
+        changed = git("status", "--porcelain", "--", top, *(f":(exclude){path}" for path in but_for)).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+changes" if changed else "")
