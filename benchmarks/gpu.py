@@ -1,4 +1,4 @@
-"""Every comparison on a GPU in one call of under nine minutes: ours, torch eager, torch.compile; no TensorFlow needed.
+"""ResNet-50 on a GPU in one call of under nine minutes: ours, torch eager, torch.compile, timm; no TensorFlow needed.
 
     python -m benchmarks.gpu [--seconds=520] [--out=FILE] [--parts=ours:256,torch_compiled:256,…]
     JAX_PLATFORMS=cpu python -m benchmarks.gpu --small --out=/tmp/small.json      # that it works, on any machine
@@ -6,21 +6,16 @@
 Each part is a process of its own (benchmarks/gpu_parts.py), so that none finds the other's memory taken; it writes what
 it found at once, and a part that fails or runs out of time leaves a row that says so. The full train step: uint8 images
 on the device, normalised there, ResNet-50 (v1.5, 1,000 classes) in bfloat16 with float32 parameters, cross-entropy, SGD
-with momentum 0.9 and weight decay. Rates are medians over repetitions of ten steps that are not waited for in between.
+with momentum 0.9 and weight decay. Inference: uint8 images to logits, batch norms folded into the convolutions, weights
+in bfloat16, on either side. torch and torch_compiled train torchvision's network (benchmarks/torch_twin.py), timm its
+own. Rates are medians over repetitions of ten steps that are not waited for in between.
 """
 
 import argparse
-import json
-import re
-import subprocess
-import sys
-import tempfile
-import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from benchmarks import record
+from benchmarks.part_processes import Part, run_all
 
 # In order of worth: what comes late is what a short lease loses. NAME:BATCH.
 PARTS = (
@@ -35,6 +30,7 @@ PARTS = (
     "torch_compiled_eval:256",
     "ours_eval:1",
     "torch_compiled_eval:1",
+    "timm:256",
 )
 # Seconds of one part at most; torch's max-autotune compiles for minutes.
 LONGEST = 200
@@ -52,49 +48,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a tiny network and batch: whether it works, not how fast")
     parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/gpu_DEVICE.json)")
     arguments = parser.parse_args()
-    deadline = time.monotonic() + arguments.seconds
-    rows = []
-    for part in arguments.parts.split(","):
-        name, _, batch = part.partition(":")
-        left = deadline - time.monotonic()
-        row = (
-            run_part(name, int(batch), arguments.small, min(LONGEST, left)) if left > 15 else {"failed": "no time left"}
-        )
-        rows.append({"part": name, "batch_size": int(batch), **row})
-        print(json.dumps(rows[-1])[:300], flush=True)
-        save(arguments.out, rows, arguments.small)
+    named = [part.partition(":") for part in arguments.parts.split(",")]
+    parts = [Part({"part": name, "batch_size": int(batch)}, (name, batch)) for name, _, batch in named]
+    rows = run_all(
+        "gpu", "benchmarks.gpu_parts", parts, seconds=arguments.seconds, longest=LONGEST, out=arguments.out,
+        small=arguments.small,
+    )  # fmt: skip
     print(table(rows))
-
-
-def run_part(name: str, batch: int, small: bool, seconds: float) -> dict[str, Any]:
-    """What one part wrote, with 'failed' where it did not come to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "row.json"
-        command = [
-            sys.executable,
-            "-m",
-            "benchmarks.gpu_parts",
-            name,
-            str(batch),
-            str(out),
-            *(["small"] if small else []),
-        ]
-        start = time.monotonic()
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-            lines = done.stderr.strip().splitlines()
-            failed = {} if done.returncode == 0 else {"failed": (lines or [f"exit code {done.returncode}"])[-1][:300]}
-        except subprocess.TimeoutExpired:
-            failed = {"failed": f"stopped after {seconds:.0f} s"}
-        found = json.loads(out.read_text()) if out.exists() else {}
-        return {**found, **failed, "wall_seconds": time.monotonic() - start}
-
-
-def save(out: str, rows: list[dict[str, Any]], small: bool) -> None:
-    """Write what is known so far: a call that is cut off leaves it."""
-    device = next((row["device"] for row in rows if "device" in row), "unknown")
-    name = re.sub(r"[^a-z0-9]+", "_", f"gpu_{device}".lower())
-    record.write("gpu", {"small": small, "rows": rows}, out or record.RESULTS / f"{name}.json", device=device)
 
 
 def bounds(ceilings: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The parts of benchmarks/gpu.py: `python -m benchmarks.gpu_parts NAME BATCH OUT.json [small]`."""
+"""The parts of benchmarks/gpu.py: `python -m benchmarks.gpu_parts OUT.json NAME BATCH [small]`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ Call = Callable[[], Any]
 
 
 def main() -> None:
-    name, batch, out, small = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), "small" in sys.argv[4:]
+    out, name, batch, small = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), "small" in sys.argv[4:]
     # Else JAX takes most of the memory at once and its peak says nothing.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     found = PARTS[name](min(batch, 4) if small else batch, small)
@@ -51,77 +51,137 @@ def images_of(batch: int, small: bool) -> tuple[np.ndarray, np.ndarray]:
     return random.integers(0, 256, (batch, side, side, 3), np.uint8), random.integers(0, CLASSES, batch, np.int32)
 
 
-def ours(batch: int, small: bool, *, train: bool = True, steps_per_call: int = 1) -> dict[str, Any]:
-    """Our own train or evaluation step; steps_per_call: so many in one compiled loop."""
+def drawn_variables(spec: Any, image_size: int) -> Any:
+    """Variables as `initialise` would draw them (He et al. 2015, eq. 14), on the host: there is nothing to compile."""
+    import jax
+
+    from resnet.model.network import ResNet, initialise
+
+    shapes = jax.eval_shape(lambda key: initialise(ResNet(spec), key, image_size), jax.random.key(0))
+    generator = np.random.default_rng(0)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        kind = path[-1].key
+        if kind == "kernel":
+            outputs = np.prod(leaf.shape[:-2], dtype=int) * leaf.shape[-1]
+            return (generator.normal(size=leaf.shape) * (2 / outputs) ** 0.5).astype(np.float32)
+        return (np.ones if kind in ("scale", "var") else np.zeros)(leaf.shape, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
+    """Our own train step; steps_per_call: so many in one compiled loop."""
     import jax
     import jax.numpy as jnp
 
     from input_pipeline.augment import Augmentation
     from input_pipeline.contract import contract_by_name
-    from resnet.model.network import ResNet, initialise
+    from resnet.model.network import ResNet
     from resnet.model.variants import variant
     from resnet.train.optimizer import OptimizerSettings, make_optimizer
     from resnet.train.state import create_state
-    from resnet.train.steps import Recipe, make_eval_step, make_train_step, sum_names
+    from resnet.train.steps import Recipe, make_train_step, sum_names
 
     pixels, labels = images_of(batch, small)
     network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
     optimizer = make_optimizer(OptimizerSettings(), lambda step: 1e-3)
-    contract = contract_by_name("torch")
-    recipe = Recipe(0, contract, Augmentation(flip="none"))
-    variables = initialise(network, jax.random.key(0), pixels.shape[1])
+    recipe = Recipe(0, contract_by_name("torch"), Augmentation(flip="none"))
+    variables = jax.device_put(drawn_variables(network.spec, pixels.shape[1]))
     state = create_state(variables, optimizer, ema=False, sum_names=sum_names(CLASSES))
-    host = {
-        "image": pixels,
-        "label": labels,
-        "mask": np.ones(batch, np.float32),
-        "index": np.arange(batch, dtype=np.int32),
-    }
-    data = jax.device_put(host)
+    data = jax.device_put({"image": pixels, "label": labels, "mask": np.ones(batch, np.float32)})
     step = make_train_step(network, optimizer, recipe)
 
     def several(state: Any, data: Any) -> Any:
         return jax.lax.scan(lambda carry, _: step(carry, data), state, None, length=steps_per_call)
 
-    holder: list[Any] = [state if train else state.evaluated(), None]
+    holder: list[Any] = [state, None]
     start = time.perf_counter()
-    if train:
-        function = step if steps_per_call == 1 else several
-        compiled = jax.jit(function, donate_argnums=0).lower(state, data).compile()
-    else:
-        compiled = jax.jit(make_eval_step(network, contract)).lower(holder[0], data).compile()
+    compiled = jax.jit(step if steps_per_call == 1 else several, donate_argnums=0).lower(state, data).compile()
     compile_seconds = time.perf_counter() - start
 
     def call() -> None:
-        if train:
-            holder[0], holder[1] = compiled(holder[0], data)
-        else:
-            holder[1] = compiled(holder[0], data)
+        holder[0], holder[1] = compiled(holder[0], data)
 
     found = timed(call, lambda: jax.block_until_ready(holder[1]), batch, steps_per_call)
+    return {**found, "compile_seconds": compile_seconds, **of_jax()}
+
+
+def of_jax() -> dict[str, Any]:
+    """Peak memory, the device and the version, as JAX tells them."""
+    import jax
+
     device = jax.devices()[0]
-    memory = device.memory_stats() or {}
-    return {
-        **found,
-        "compile_seconds": compile_seconds,
-        "peak_bytes": memory.get("peak_bytes_in_use", 0),
-        "device": device.device_kind,
-        "versions": {"jax": jax.__version__},
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return {"peak_bytes": peak, "device": device.device_kind, "versions": {"jax": jax.__version__}}
+
+
+def ours_eval(batch: int, small: bool) -> dict[str, Any]:
+    """Our own inference: uint8 images -> logits, batch norms folded into the convolutions, weights kept in bfloat16."""
+    import jax
+    import jax.numpy as jnp
+
+    from input_pipeline.augment import prepare
+    from input_pipeline.contract import contract_by_name
+    from resnet.model.folding import fold
+    from resnet.model.layers import HEAD
+    from resnet.model.network import ResNet, evaluate
+    from resnet.model.variants import variant
+
+    pixels, _ = images_of(batch, small)
+    network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
+    network, folded = fold(network, drawn_variables(network.spec, pixels.shape[1]))
+    # As the convolutions take them; the head stays float32.
+    halved = {
+        name: part if name in HEAD else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), part)
+        for name, part in folded["params"].items()
     }
+    variables, images = jax.device_put(({"params": halved, "batch_stats": folded["batch_stats"]}, pixels))
+    contract = contract_by_name("torch")
+    start = time.perf_counter()
+    answer = jax.jit(lambda variables, images: evaluate(network, variables, prepare(images, contract)))
+    compiled = answer.lower(variables, images).compile()
+    compile_seconds = time.perf_counter() - start
+    last: list[Any] = [None]
+
+    def call() -> None:
+        last[0] = compiled(variables, images)
+
+    found = timed(call, lambda: jax.block_until_ready(last[0]), batch)
+    return {**found, "compile_seconds": compile_seconds, **of_jax()}
 
 
-def torch_peer(batch: int, small: bool, *, train: bool = True, compiled: bool = False) -> dict[str, Any]:
-    """torchvision's ResNet-50 in torch: channels_last, bfloat16 autocast, fused SGD, torch.compile(max-autotune)."""
-    import torch
+def torch_network(small: bool, library: str) -> Any:
+    """torchvision's ResNet-50 as our twin of it, or timm's own."""
+    if library == "timm":
+        import timm
 
+        return timm.create_model("resnet18" if small else "resnet50")
     from benchmarks.torch_twin import TorchResNet
+
+    return TorchResNet("basic", (2, 2, 2, 2)) if small else TorchResNet()
+
+
+def torch_peer(
+    batch: int, small: bool, *, train: bool = True, compiled: bool = False, library: str = "torchvision"
+) -> dict[str, Any]:
+    """ResNet-50 in torch: channels_last, bfloat16 autocast, fused SGD, torch.compile(max-autotune).
+
+    Not training: batch norms folded, all of the network in bfloat16, which no autocast then has to cast.
+    """
+    import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     pixels, numbers = images_of(batch, small)
-    network: Any = TorchResNet("basic", (2, 2, 2, 2)) if small else TorchResNet()
-    network = network.to(device, memory_format=torch.channels_last).train(train)
+    network: Any = torch_network(small, library).train(train)
+    if not train:
+        from benchmarks.inference import fold_torch
+
+        fold_torch(network)
+        network = network.to(torch.bfloat16)
+    network = network.to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
     labels = torch.from_numpy(numbers).long().to(device)
     mean = torch.tensor([123.675, 116.28, 103.53], device=device).view(1, 3, 1, 1)
@@ -129,8 +189,11 @@ def torch_peer(batch: int, small: bool, *, train: bool = True, compiled: bool = 
     optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4, fused=device == "cuda")
 
     def forward(pixels: Any) -> Any:
+        normalised = ((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last)
+        if not train:
+            return network(normalised.to(torch.bfloat16)).float()
         with torch.autocast(device, dtype=torch.bfloat16):
-            return network(((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last))
+            return network(normalised)
 
     run = torch.compile(forward, mode="max-autotune") if compiled else forward
 
@@ -149,11 +212,17 @@ def torch_peer(batch: int, small: bool, *, train: bool = True, compiled: bool = 
     finish()
     compile_seconds = time.perf_counter() - start
     found = timed(call, finish, batch)
+    return {**found, "compile_seconds": compile_seconds, **of_torch()}
+
+
+def of_torch() -> dict[str, Any]:
+    """Peak memory, the device and the version, as torch tells them."""
+    import torch
+
+    there = torch.cuda.is_available()
     return {
-        **found,
-        "compile_seconds": compile_seconds,
-        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else 0,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "peak_bytes": torch.cuda.max_memory_allocated() if there else 0,
+        "device": torch.cuda.get_device_name() if there else "cpu",
         "versions": {"torch": torch.__version__},
     }
 
@@ -181,9 +250,11 @@ PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "ceilings": ceilings,
     "ours": ours,
     "ours_scan": lambda batch, small: ours(batch, small, steps_per_call=2 if small else 10),
-    "ours_eval": lambda batch, small: ours(batch, small, train=False),
+    "ours_eval": ours_eval,
     "torch": torch_peer,
     "torch_compiled": lambda batch, small: torch_peer(batch, small, compiled=True),
+    "timm": lambda batch, small: torch_peer(batch, small, library="timm"),
+    "timm_compiled": lambda batch, small: torch_peer(batch, small, compiled=True, library="timm"),
     "torch_eval": lambda batch, small: torch_peer(batch, small, train=False),
     "torch_compiled_eval": lambda batch, small: torch_peer(batch, small, train=False, compiled=True),
 }

@@ -112,7 +112,8 @@ def data() -> ConfigDict:
     # In evaluation the shorter side becomes image_size × this, then the centre is cropped; -1: as the contract says;
     # 0: the whole image is squashed to the square.
     c.resize_shorter = -1.0
-    # Mirror at random: horizontal, vertical, both, none.
+    # Mirror at random: horizontal, vertical, both, none. alternating: horizontally, each image by its own coin in the
+    # first epoch, then every other epoch (Jordan 2024, Section 3.6).
     c.flip = "horizontal"
     # Colour jitter: each factor is drawn from [1-s, 1+s]; hue shifts by up to ±s turns (0 to 0.5). 0: off.
     c.brightness = 0.0
@@ -220,6 +221,8 @@ def run() -> ConfigDict:
     c.steps_per_call = 1
     # Epochs between evaluations on the validation split; a fraction is fine.
     c.eval_every = 1.0
+    # Evaluation, the evaluate command's too, takes the mean of the logits of each image and of its mirror image.
+    c.eval_flip = False
     # Steps between training lines in metrics.jsonl.
     c.log_every = 50
     # Besides metrics.jsonl and TensorBoard: ('wandb',), ('mlflow',) or both (`./run.sh setup writers`). Offline unless

@@ -17,11 +17,15 @@ from input_pipeline.errors import InputError, printable
 
 # Of the streams of randomness that a step draws from its key, augmentation's.
 AUGMENT = 0
-FLIPS = ("none", "horizontal", "vertical", "both")
+FLIPS = ("none", "horizontal", "vertical", "both", "alternating")
+ALTERNATING = "alternating"
 # Each kind's place among a row's draws. One call for all of them: every further one costs XLA on CPU 0.5 s to compile.
 _HORIZONTAL, _VERTICAL, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
 _ERASING = 6  # folded into a row's key: only erasing needs as many as 50 numbers
 _MIX = 2**31  # folded into the batch's key, beside the rows, whose numbers are smaller
+_ALTERNATE = 2**31  # folded into the seed's key, beside the steps, whose numbers are smaller
+# Above it the sum in `odd_epochs` might not fit 32 bits.
+_MOST_EXAMPLES = 1 << 26
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as in Pillow
 _ERASED_AREA = (0.02, 0.33)
 _ERASED_RATIO = (0.3, 3.3)
@@ -32,7 +36,8 @@ _TRIES = 10
 class Augmentation:
     """Which augmentations are on, and how strongly; 0 and 'none' are off.
 
-    flip: 'none' | 'horizontal' | 'vertical' | 'both', each axis with probability 1/2.
+    flip: 'none' | 'horizontal' | 'vertical' | 'both', each axis with probability 1/2; or 'alternating', horizontal, see
+    `alternately_mirrored`.
     brightness, contrast, saturation: a factor drawn from [max(0, 1 - s), 1 + s]; hue: a shift drawn from [-s, s] of the
     circle, s <= 0.5 (torchvision's ColorJitter, always applied in this order).
     erasing: probability per image (Zhong et al. 2020). mixup: alpha of Beta(alpha, alpha) (Zhang et al. 2018).
@@ -76,15 +81,21 @@ def augment(
     augmentation: Augmentation,
     contract: Contract,
     num_classes: int,
+    mirrored: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Training's way, to be called inside jit.
 
     key: already folded with (seed, step). images: uint8[B, H, W, 3], RGB. labels: int32[B] in 0..num_classes-1.
+    mirrored: bool[B], which of them flip='alternating' shows mirrored; ValueError without it.
     Returns (images float32[B, H, W, 3], normalised by `contract`; targets float32[B, num_classes], rows summing to 1).
     """
+    if augmentation.flip == ALTERNATING:
+        if mirrored is None:
+            raise ValueError("flip='alternating' needs to be told which images are mirrored (alternately_mirrored)")
+        images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0], dtype=jnp.uint32))
     jitters = augmentation.brightness or augmentation.contrast or augmentation.saturation or augmentation.hue
-    if augmentation.flip != "none" or jitters:
+    if augmentation.flip not in ("none", ALTERNATING) or jitters:
         draws = jax.vmap(lambda row_key: jax.random.uniform(row_key, (6,)))(keys)
         images = _flip(draws, images, augmentation.flip)
         images = _jitter(draws, images.astype(jnp.float32), augmentation) if jitters else images
@@ -95,6 +106,37 @@ def augment(
     if augmentation.mixup or augmentation.cutmix:
         images, targets = _mix(jax.random.fold_in(key, np.uint32(_MIX)), images, targets, augmentation)
     return images, targets
+
+
+def alternately_mirrored(
+    key: jax.Array, step: jax.Array | int, index: jax.Array | np.ndarray, num_examples: int
+) -> jax.Array:
+    """Which rows of a step's batch are shown mirrored under flip='alternating': bool[B]. To be called inside jit.
+
+    Each example is mirrored or not by a coin of its own in the first epoch, and then in every other epoch (Jordan 2024,
+    arXiv 2404.00498, Section 3.6): two epochs in a row always show both of its sides, where independent coins show the
+    same side twice in half of the cases. A pure function of (seed, step, example).
+    key: jax.random.key(seed). step: number of the step, from 0. index: int32[B], the examples of the whole batch, in
+    0..num_examples-1, as `order.Order` gives them. Raises InputError for more than 2**26 examples.
+    """
+    coins_key = jax.random.fold_in(key, np.uint32(_ALTERNATE))
+    coins = jax.vmap(lambda example: jax.random.bits(jax.random.fold_in(coins_key, example)) & 1)(index)
+    return (coins == 1) ^ odd_epochs(step, index.shape[0], num_examples)
+
+
+def odd_epochs(step: jax.Array | int, batch_size: int, num_examples: int) -> jax.Array:
+    """bool[B]: whether each row of the batch of `step` is of an odd epoch, counted from 0 as `order.Order` does.
+
+    The epoch of position p = step · B + row is p // N, odd where p mod 2N is at least N. p does not fit 32 bits for
+    long runs on large sets; so the bits of `step` add up their shares of p, each taken modulo 2N beforehand.
+    """
+    if num_examples > _MOST_EXAMPLES:
+        raise InputError(f"config.data.flip='alternating' counts at most {_MOST_EXAMPLES:,} images; take horizontal")
+    shares = np.array([(batch_size << bit) % (2 * num_examples) for bit in range(31)], np.uint32)
+    bits = (jnp.asarray(step, jnp.uint32) >> np.arange(31, dtype=np.uint32)) & 1
+    start = (bits * shares).sum(dtype=jnp.uint32) % np.uint32(2 * num_examples)
+    places = (start + jnp.arange(batch_size, dtype=jnp.uint32)) % np.uint32(2 * num_examples)
+    return places >= num_examples
 
 
 def soft_targets(labels: jax.Array, augmentation: Augmentation, num_classes: int) -> jax.Array:

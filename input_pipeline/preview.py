@@ -90,6 +90,7 @@ def write(config: ConfigDict, out: Path, *, step: int = 0, images: int = IMAGES)
         num_classes=len(source.class_names),
         parts=config.optim.accumulation,
         group=config.model.ghost_batch_size or 1,
+        num_examples=len(train),
     )
     shown = pictures[:images]
     title = describe(config, f"step {step}, {len(shown)} of {data.batch_size} images", plain=plain)

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from input_pipeline.augment import AUGMENT, Augmentation, augment
+from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternately_mirrored, augment
 from input_pipeline.contract import Contract, pictures
 from input_pipeline.errors import printable
 
@@ -33,13 +33,19 @@ def as_seen(
     num_classes: int,
     parts: int = 1,
     group: int = 1,
+    num_examples: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What step number `step` (from 0) of a run of this seed makes of a batch of `stream.train_batches`.
 
     parts: config.optim.accumulation, each of which is augmented by itself. group: rows that are dealt out to them
-    together (config.model.ghost_batch_size, 1 without). Returns (pictures uint8[B, S, S, 3], RGB, un-normalised, so
-    that what erasing set to 0 has the contract's mean colour; targets float32[B, num_classes]).
+    together (config.model.ghost_batch_size, 1 without). num_examples: of the training split, for flip='alternating';
+    with it the batch is a whole one, as its rows' epochs follow from their places.
+    Returns (pictures uint8[B, S, S, 3], RGB, un-normalised, so that what erasing set to 0 has the contract's mean
+    colour; targets float32[B, num_classes]).
     """
+    mirrored = None
+    if augmentation.flip == ALTERNATING:
+        mirrored = np.asarray(alternately_mirrored(jax.random.key(seed), step, batch["index"], num_examples))
     key = jax.random.fold_in(jax.random.key(seed), step)
     images = np.empty(batch["image"].shape, np.uint8)
     targets = np.empty((len(images), num_classes), np.float32)
@@ -48,7 +54,7 @@ def as_seen(
         rows = np.arange(len(images)).reshape(-1, parts, group)[:, part].ravel()
         inputs, soft = _augmented(
             jax.random.fold_in(own, AUGMENT), batch["image"][rows], batch["label"][rows], augmentation, contract,
-            num_classes,
+            num_classes, None if mirrored is None else mirrored[rows],
         )  # fmt: skip
         images[rows], targets[rows] = pictures(inputs, contract), soft
     return images, targets

@@ -49,7 +49,9 @@ def compiled_fast(monkeypatch) -> Iterator[None]:
 
 
 def test_the_recipes_are_found():
-    assert {"caltech101", "cifar10", "demo", "flowers", "folder", "imagenet", "mri", "transfer"} <= set(FILES)
+    assert {"caltech101", "cifar10", "cifar10_fast", "demo", "flowers", "folder", "imagenet", "mri", "transfer"} <= set(
+        FILES
+    )
 
 
 def test_large_batches_have_the_published_rates():

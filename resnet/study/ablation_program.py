@@ -13,12 +13,12 @@ import numpy as np
 
 from input_pipeline.augment import prepare
 from input_pipeline.resident import cut
-from resnet.model.network import evaluate, initialise
+from resnet.model.network import initialise
 from resnet.train.dispatch import loops_pay
 from resnet.train.metrics import eval_sums
 from resnet.train.plan import Plan
 from resnet.train.state import TrainState, Variables, create_state
-from resnet.train.steps import make_keyed_step, sum_names
+from resnet.train.steps import logits_of, make_keyed_step, sum_names
 
 Rows = dict[str, jax.Array]
 SUMS = ("count", "loss", "top1")
@@ -98,7 +98,7 @@ def make_advance(plan: Plan, together: str, *, loop: bool) -> Callable[..., tupl
     ) -> tuple[TrainState, jax.Array]:
         def one_seed(own: TrainState, key: jax.Array, index: jax.Array, offset: jax.Array) -> tuple[TrainState, Any]:
             batch = {"image": cut(images, index, offset, padding), "label": labels[index]}
-            batch["mask"] = jnp.ones(index.shape, jnp.float32)
+            batch |= {"mask": jnp.ones(index.shape, jnp.float32), "index": index}
             return step(own, batch, key)
 
         state, pulse = for_all(one_seed, (state, keys, row["index"], row["offset"]))
@@ -149,7 +149,7 @@ def make_evaluation(plan: Plan, together: str) -> Callable[[tuple[()], Variables
         images = prepare(batch["image"], plan.contract)
 
         def one_seed(own: Variables) -> dict[str, jax.Array]:
-            logits = evaluate(network, own, images)
+            logits = logits_of(network, own, images, flip=plan.eval_flip)
             sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
             return {name: sums[name] for name in SUMS}
 

@@ -90,9 +90,10 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     split = with_labels_of(model.meta, source, choose(source, name))
     size = min(batch_size, len(split))
     mesh = parallel.make_mesh()
+    flip = model.meta.config.get("run.eval_flip", False)
     # The norms stay norms (predict folds them): these figures are those that the run logged, to the last bit.
     predictions = evaluate_split(
-        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract), mesh),
+        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract, flip=flip), mesh),
         model.variables,
         split,
         model.crop,

@@ -75,6 +75,8 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     # A probe does many steps in one call.
     "run.profile": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "run.steps_per_call": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    # It evaluates on features of the images as they are.
+    "run.eval_flip": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     # A head learns on features: two images, once mixed, have none.
     "data.mixup": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.cutmix": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
@@ -152,7 +154,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.on_error": ("fail", "skip"),
     "data.feed": ("auto", "stream", "resident"),
     "data.crop": ("random_resized", "pad", "none"),
-    "data.flip": ("horizontal", "vertical", "both", "none"),
+    "data.flip": ("horizontal", "vertical", "both", "none", "alternating"),
     "data.class_weights": ("none", "balanced"),
     # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
     # told before that.
@@ -193,6 +195,10 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"config.optim.accumulation={given['optim.accumulation']} does not divide "
             f"config.data.batch_size={given['data.batch_size']}"
+        )
+    if given["data.flip"] == "alternating" and given["transfer.mode"] == "probe":
+        raise InputError(
+            "config.data.flip='alternating' goes by epochs, and a probe's views have none; take horizontal"
         )
     read_transfer(config)
     read_span(given["run.profile"])

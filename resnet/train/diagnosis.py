@@ -20,7 +20,7 @@ from resnet.train import hosts
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.progress import EpochBar
 from resnet.train.state import TrainState, Variables
-from resnet.train.steps import Batch, Recipe, loss_sum, split_parts
+from resnet.train.steps import Batch, Recipe, loss_sum, split_parts, with_mirrored
 from resnet.train.workdir import write_json
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     The step is compiled anew, with the readings in it: where XLA leaves open what comes out (the greater of 0 and NaN),
     a value may be NaN here and was not there, or the other way round.
     """
+    batch = with_mirrored(recipe, batch, jax.random.key(recipe.seed), step)
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
     # Layers inside what is computed again could not be looked at.
     network = network.clone(remat="none")

@@ -45,6 +45,8 @@ class Plan:
     eval_crop: Crop
     batch_size: int
     eval_batch_size: int
+    # Whether evaluation takes the mean of the logits of an image and its mirror.
+    eval_flip: bool
     steps_per_epoch: float
     total_steps: int
     eval_every: int
@@ -108,6 +110,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         eval_crop=make_crop(config, contract, pretrained, "none"),
         batch_size=batch_size,
         eval_batch_size=config.data.eval_batch_size or batch_size,
+        eval_flip=config.run.eval_flip,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         eval_every=every(config.run.eval_every),
@@ -145,6 +148,7 @@ def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recip
         class_weights=weights,
         accumulation=optim.accumulation,
         ema=optim.ema,
+        num_examples=len(source.splits["train"]),
     )
 
 

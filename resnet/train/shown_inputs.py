@@ -30,6 +30,7 @@ def first_shown(run: Stepping, batches: Iterable[Batch]) -> Iterator[Batch]:
                 pictures, targets = as_seen(
                     shown, recipe.augmentation, recipe.contract, seed=recipe.seed, step=0, num_classes=len(names),
                     parts=recipe.accumulation, group=run.plan.network.spec.ghost_batch_size or 1,
+                    num_examples=recipe.num_examples,
                 )  # fmt: skip
             run.writer.show(0, "train/inputs", sheet(pictures[:IMAGES], targets[:IMAGES], names))
         yield batch

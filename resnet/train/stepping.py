@@ -51,7 +51,9 @@ class Stepping:
         self.progress = Progress()
         self.wait = DataWait()
         self.begin(plan.stages[0])
-        self.eval_step = parallel.compile_eval_step(make_eval_step(plan.network, plan.contract), mesh)
+        self.eval_step = parallel.compile_eval_step(
+            make_eval_step(plan.network, plan.contract, flip=plan.eval_flip), mesh
+        )
         self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
         # Of several processes one traces; they do the same.
         self.profiler = Profiler(config.run.profile if hosts.primary() else "", workdir / TENSORBOARD_FOLDER)

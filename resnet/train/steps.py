@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from input_pipeline.augment import AUGMENT, Augmentation, augment, prepare
+from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternately_mirrored, augment, prepare
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import ResNetSpec
@@ -31,7 +31,7 @@ class Recipe:
     """What a step does besides the network and the optimizer; static under jit.
 
     class_weights: one positive weight per class, or () for none. accumulation: parts a batch is cut into. ema: decay of
-    the weight averages, 0 for none.
+    the weight averages, 0 for none. num_examples: of the training split, by which flip='alternating' knows the epoch.
     """
 
     seed: int
@@ -40,6 +40,7 @@ class Recipe:
     class_weights: tuple[float, ...] = ()
     accumulation: int = 1
     ema: float = 0.0
+    num_examples: int = 0
 
 
 def sum_names(num_classes: int) -> tuple[str, ...]:
@@ -92,6 +93,7 @@ def make_keyed_step(
     """
 
     def keyed_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Pulse]:
+        batch = with_mirrored(recipe, batch, key, state.step)
         key = jax.random.fold_in(key, state.step)
         gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
         old, resting = partition(state.params, learning)
@@ -126,6 +128,16 @@ def make_keyed_step(
         return new_state, pulse
 
     return keyed_step
+
+
+def with_mirrored(recipe: Recipe, batch: Batch, key: jax.Array, step: jax.Array | int) -> Batch:
+    """The batch of `step`, under flip='alternating' with 'mirrored' bool[B] in it; key: jax.random.key(seed).
+
+    Before the batch is cut into parts: a row's epoch follows from its place in the whole of it.
+    """
+    if recipe.augmentation.flip != ALTERNATING:
+        return batch
+    return {**batch, "mirrored": alternately_mirrored(key, step, batch["index"], recipe.num_examples)}
 
 
 def advanced_if(finite: jax.Array, advance: Callable[..., Any], old: Any, *given: Any) -> Any:
@@ -244,6 +256,7 @@ def loss_sum(
         recipe.augmentation,
         recipe.contract,
         num_classes,
+        batch.get("mirrored"),
     )
     logits, new = network.apply(
         {"params": params, "batch_stats": batch_stats},
@@ -269,20 +282,28 @@ def cross_entropy(
     return jnp.sum(losses * batch["mask"]), weight, sums
 
 
-def make_eval_step(network: ResNet, contract: Contract) -> Callable[[Variables, Batch], tuple[Batch, Batch]]:
-    """The evaluation step: (variables, batch) -> (masked sums of metrics.eval_sums, rows).
+def make_eval_step(
+    network: ResNet, contract: Contract, *, flip: bool = False
+) -> Callable[[Variables, Batch], tuple[Batch, Batch]]:
+    """The evaluation step: (variables, batch) -> (masked sums of metrics.eval_sums, rows). flip: see `logits_of`.
 
     Rows are the batch's, padding included: 'probabilities' float32[B, C], 'label', 'mask', 'index'. Running statistics,
     no augmentation, no dropout; rows with mask 0 (padding) count nothing in the sums.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
-        logits = evaluate(network, variables, prepare(batch["image"], contract))
+        logits = logits_of(network, variables, prepare(batch["image"], contract), flip=flip)
         sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
         rows = {name: batch[name] for name in ("label", "mask", "index")}
         return sums, {"probabilities": jax.nn.softmax(logits), **rows}
 
     return eval_step
+
+
+def logits_of(network: ResNet, variables: Variables, images: jax.Array, *, flip: bool) -> jax.Array:
+    """Evaluation's logits float32[B, C] of float[B, H, W, 3]; with flip their mean over each image and its mirror."""
+    logits = evaluate(network, variables, images)
+    return (logits + evaluate(network, variables, images[:, :, ::-1])) / 2 if flip else logits
 
 
 def reset_sums(state: TrainState) -> TrainState:

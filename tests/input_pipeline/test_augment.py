@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from input_pipeline.augment import Augmentation, augment, prepare, shift_hue
+from input_pipeline.augment import (
+    Augmentation,
+    alternately_mirrored,
+    augment,
+    odd_epochs,
+    prepare,
+    shift_hue,
+)
 from input_pipeline.contract import CONTRACTS, normalise
 from input_pipeline.errors import InputError
+from input_pipeline.order import Order
 
 RAW = CONTRACTS["raw"]  # 0..1: pixels stay readable
 CLASSES = 7
@@ -70,6 +78,41 @@ def test_flips_are_mirror_images_half_of_the_time(flip, axes):
     np.testing.assert_array_equal(hits.sum(0), 1)
     np.testing.assert_allclose(hits.mean(1), 1 / len(variants), atol=0.07)
     np.testing.assert_array_equal(targets.argmax(1), labels_of(images))
+
+
+def test_alternating_flips_each_image_every_other_epoch():
+    """Over three epochs, whose batches cross into the next: a fair coin first, then the other side each time."""
+    order = Order(num_examples=201, batch_size=32, seed=4)
+    sides = {}
+    for step in range(19):
+        mirrored = np.asarray(alternately_mirrored(KEY, step, order.indices(step).astype(np.int32), 201))
+        sides |= dict(zip(zip(order.epochs(step), order.indices(step), strict=True), mirrored, strict=True))
+    first, second, third = (np.array([sides[epoch, i] for i in range(201)]) for epoch in range(3))
+    assert 70 < first.sum() < 130
+    np.testing.assert_array_equal(second, ~first)
+    np.testing.assert_array_equal(third, first)
+    other = np.asarray(alternately_mirrored(jax.random.key(6), 0, np.arange(201, dtype=np.int32), 201))
+    assert 50 < (other != first).sum() < 150
+
+    images = photos(201, 4)
+    shown, _ = _jitted(KEY, images, labels_of(images), Augmentation("alternating"), RAW, CLASSES, first)
+    expected = np.where(first[:, None, None, None], images[:, :, ::-1], images)
+    np.testing.assert_allclose(shown, expected / 255.0, atol=1e-6)
+    with pytest.raises(ValueError, match="alternating"):
+        run(Augmentation("alternating"), images)
+
+
+@pytest.mark.parametrize(("num_examples", "batch_size"), [(7, 5), (50_000, 512), (1_281_167, 32_768), (1 << 26, 8192)])
+def test_an_epoch_is_odd_as_the_order_says_however_long_the_run(num_examples, batch_size):
+    for step in (0, 1, 97, 98, 1_000_003, 2**31 - 2):
+        positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
+        expected = positions // num_examples % 2 == 1
+        np.testing.assert_array_equal(odd_epochs(np.int32(step), batch_size, num_examples), expected)
+
+
+def test_too_many_images_to_alternate_are_refused():
+    with pytest.raises(InputError, match="alternating"):
+        odd_epochs(0, 8, (1 << 26) + 1)
 
 
 def test_the_same_key_gives_the_same_batch_and_another_key_another():

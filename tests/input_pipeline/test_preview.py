@@ -30,12 +30,12 @@ def test_pictures_undo_the_contract(name):
     np.testing.assert_array_equal(pictures(normalise(images, contract), contract), images)
 
 
-@pytest.mark.parametrize("parts", [1, 2])
-def test_it_is_what_the_train_step_feeds_its_network(data, parts, monkeypatch):
+@pytest.mark.parametrize(("parts", "flip"), [(1, "horizontal"), (2, "alternating")])
+def test_it_is_what_the_train_step_feeds_its_network(data, parts, flip, monkeypatch):
     """Taken from inside the loss of the step itself."""
     config = tiny_config(data)
     config.data.mixup, config.data.erasing, config.data.hue = 0.4, 0.5, 0.2
-    config.optim.label_smoothing, config.optim.accumulation = 0.1, parts
+    config.optim.label_smoothing, config.optim.accumulation, config.data.flip = 0.1, parts, flip
     plan = make_plan(config, open_data(config))
     fed = []
     augment = steps.augment
@@ -55,12 +55,13 @@ def test_it_is_what_the_train_step_feeds_its_network(data, parts, monkeypatch):
         "image": draw.integers(0, 256, (8, 16, 16, 3)).astype(np.uint8),
         "label": draw.integers(0, spec.num_classes, 8).astype(np.int32),
         "mask": np.ones(8, np.float32),
+        "index": draw.integers(0, plan.recipe.num_examples, 8).astype(np.int32),
     }
     jax.block_until_ready(jax.jit(step)(state, batch))
     jax.effects_barrier()
     found, targets = as_seen(
         batch, plan.recipe.augmentation, plan.contract, seed=config.run.seed, step=3, num_classes=spec.num_classes,
-        parts=parts,
+        parts=parts, num_examples=plan.recipe.num_examples,
     )  # fmt: skip
     assert len(fed) == parts
     for part, (images, soft) in enumerate(fed):

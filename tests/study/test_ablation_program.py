@@ -31,6 +31,7 @@ def shared_data():
 def planned(seed: int = 0) -> plan.Plan:
     """A plan with everything that draws: flips, crops, dropout, momentum, averages."""
     config = get_config()
+    config.data.flip = "alternating"
     config.model.name, config.model.stage_sizes, config.model.width = "cifar_resnet20", (1,), 8
     config.model.dropout = 0.3
     config.data.image_size, config.data.batch_size, config.data.crop, config.data.crop_padding = SIDE, ROWS, "pad", 2
@@ -61,7 +62,7 @@ def alone() -> list:
         for at in range(STEPS):
             index = rows["index"][at]
             batch = {"image": cut(train.images, index, rows["offset"][at], own.train_crop.padding)}
-            batch |= {"label": train.labels[index], "mask": np.ones(ROWS, np.float32)}
+            batch |= {"label": train.labels[index], "mask": np.ones(ROWS, np.float32), "index": index}
             state, _ = step(state, batch)
         states.append(jax.device_get(state))
     return states

@@ -55,6 +55,15 @@ def test_the_figures_of_the_test_split_are_those_that_training_logged(run, ask):
     assert told["classes"] == json.loads((run[1] / "classes.json").read_text())
 
 
+def test_a_run_that_evaluates_both_sides_is_evaluated_so(tmp_path, run, ask):
+    config = tiny_config(run[0])
+    config.run.eval_flip, config.data.flip, config.run.steps = True, "alternating", 2
+    assert train(config, tmp_path / "run") == 0
+    told = json.loads(ask("--json", "--batch_size=8", checkpoint=tmp_path / "run"))
+    expected = logged(tmp_path / "run", "test")
+    assert {key: told[key] for key in expected} == expected
+
+
 def test_the_figures_of_the_validation_split_are_those_that_training_logged(run, ask):
     told = json.loads(ask("--json", "--batch_size=8", "--split=val"))
     expected = logged(run[1], "val", told["checkpoint_step"])

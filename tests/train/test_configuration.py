@@ -92,6 +92,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
     "run.steps_per_call": (4, {}, {**FINETUNE, "transfer.mode": "probe"}),
+    "run.eval_flip": (True, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
 }
@@ -119,6 +120,10 @@ def test_what_varies_images_is_refused_where_a_probe_varies_none(key):
         changes["data.crop"] = "pad"
     assert "a probe of one view" in refusal(changes)
     validate(config_with({**changes, "transfer.views": 2}))
+
+
+def test_a_probe_has_no_epochs_to_alternate_by():
+    assert "epochs" in refusal({**WITH["transfer.views"], "transfer.views": 2, "data.flip": "alternating"})
 
 
 def test_what_a_named_variant_says_counts_as_said():

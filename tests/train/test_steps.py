@@ -12,9 +12,9 @@ import numpy as np
 import optax
 import pytest
 
-from input_pipeline.augment import Augmentation
+from input_pipeline.augment import Augmentation, prepare
 from input_pipeline.contract import CONTRACTS
-from resnet.model.network import ResNet
+from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import CHOICES, ResNetSpec
 from resnet.train import parallel
 from resnet.train.optimizer import OptimizerSettings, make_optimizer
@@ -276,6 +276,20 @@ def test_the_evaluation_step_has_no_randomness_and_leaves_padding_out():
     fewer, _ = jax.device_get(step(variables, padded))
     assert fewer["count"] == 4 == fewer["confusion"].sum()
     assert fewer["loss"] == pytest.approx(-np.log(own)[padded["mask"] > 0].sum(), rel=1e-5)
+
+
+def test_evaluation_with_flip_is_the_mean_over_both_sides():
+    spec = dataclasses.replace(TINY, num_classes=7)
+    network, variables, batch = ResNet(spec, backend=LAX), random_variables(spec), batch_of(6, num_classes=7)
+    step = jax.jit(make_eval_step(network, CONTRACTS["torch"], flip=True))
+    logits = lambda pixels: evaluate(network, variables, prepare(pixels, CONTRACTS["torch"]))  # noqa: E731
+    expected = jax.nn.softmax((logits(batch["image"]) + logits(batch["image"][:, :, ::-1])) / 2)
+    assert np.abs(jax.nn.softmax(logits(batch["image"])) - expected).max() > 0.01
+    sums, rows = jax.device_get(step(variables, batch))
+    np.testing.assert_allclose(rows["probabilities"], expected, atol=1e-5)
+    assert sums["top1"] == (np.argmax(expected, 1) == batch["label"]).sum()
+    mirrored = batch | {"image": batch["image"][:, :, ::-1]}
+    np.testing.assert_allclose(step(variables, mirrored)[1]["probabilities"], rows["probabilities"], atol=1e-5)
 
 
 def three_steps() -> dict[str, np.ndarray]:

@@ -1,0 +1,336 @@
+"""The parts of benchmarks/gpu_cifar.py: `python -m benchmarks.gpu_cifar_parts OUT.json NAME ARRAYS.npz [small]`."""
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu_parts import of_jax, of_torch
+
+BATCH, SEEDS = 128, 10
+# Of a measurement of speed: steps before the clock runs, and seconds after which it stops.
+WARM_STEPS, MEASURED_SECONDS = 800, 15.0
+# After so many seconds no further seed is begun.
+LAST_BEGIN = 140.0
+# Name -> what configs/cifar10_fast.py is to say instead, as 'section.key': value.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    # More depth at the same widths.
+    "resnet18": {"model.stage_sizes": (2, 2, 2, 2)},
+    # Three stages, twice as wide, each halving the map in its first convolution: little is done at 32×32 pixels.
+    "early": {"model.stage_sizes": (1, 1, 1), "model.width": 128, "model.stride_block": "last"},
+    "longer": {"run.epochs": 24.0, "optim.warmup_epochs": 6.0, "run.eval_every": 24.0, "run.checkpoint_every": 24.0},
+    "shorter": {"run.epochs": 10.0, "optim.warmup_epochs": 2.5, "run.eval_every": 10.0, "run.checkpoint_every": 10.0},
+    "batch1024": {"data.batch_size": 1024, "optim.lr": 1.0, "model.norm_momentum": 0.6},
+    "hot": {"optim.lr": 1.0},
+    # Norms' biases learn faster (Jordan 2024, Section 3.4, has 64 times).
+    "biases": {"transfer.lr_multipliers": ("bn[0-9]*/bias=16",)},
+    "averaged": {"optim.ema": 0.99},
+}
+
+
+def main() -> None:
+    out, name, arrays, small = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), "small" in sys.argv[4:]
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    family, _, candidate = name.partition("_")
+    if family == "fast":
+        fast(out, arrays, small, CANDIDATES[candidate] if candidate else {}, 2 if candidate or small else SEEDS)
+    else:
+        out.write_text(json.dumps(RATES[name](arrays, small)))
+
+
+def resnet20(small: bool) -> Any:
+    """configs/cifar10.py with option B, which torch's twin has, in bfloat16."""
+    from configs.cifar10 import get_config
+
+    config = get_config()
+    config.model.name, config.run.dtype = "cifar_resnet20_b", "bfloat16"
+    if small:
+        config.model.stage_sizes, config.model.width, config.data.batch_size = (1,), 8, 32
+    return config
+
+
+class Trainer:
+    """A recipe over data that lie on the device, compiled for so many seeds at once: many steps of them a call.
+
+    The program of an ablation (resnet/study/ablation_program.py): each seed does what an ordinary run with it does.
+    """
+
+    def __init__(self, config: Any, arrays: Path, seeds_at_once: int = 1, steps_per_call: int = 0) -> None:
+        import jax
+
+        from input_pipeline.resident import evaluation_rows, read_arrays
+        from resnet.study import ablation_program as program
+        from resnet.train.plan import make_plan
+
+        begun = time.perf_counter()
+        data = read_arrays(arrays, config.data.image_size)
+        self.plan = make_plan(config, data.as_source("arrays"))
+        self.together = "unrolled" if seeds_at_once == 1 else "vmap"
+        self.steps_per_call = min(steps_per_call or config.run.steps_per_call, self.plan.total_steps)
+        train, test = data.splits["train"], data.splits["test"]
+        batches = evaluation_rows(test, min(self.plan.eval_batch_size, len(test)))
+        self.images, self.labels, self.test = jax.device_put((train.images, train.labels, batches))
+        jax.block_until_ready((self.images, self.labels, self.test))
+        self.data_seconds = time.perf_counter() - begun
+
+        begun, seeds = time.perf_counter(), tuple(range(seeds_at_once))
+        state = self.first_states(seeds)
+        keys, (rows, count) = program.seed_keys(seeds), next(self.calls(seeds, 0))
+        advance = program.make_advance(self.plan, self.together, loop=True)
+        shared = (self.images, self.labels, count)
+        self.advance = program.compile_for_all(advance, self.together, state, (keys, rows), shared)
+        evaluation = program.make_evaluation(self.plan, self.together)
+        self.evaluation = program.compile_for_all(evaluation, self.together, (), state.evaluated(), self.test[0])
+        self.compile_seconds = time.perf_counter() - begun
+
+    def first_states(self, seeds: tuple[int, ...]) -> Any:
+        """The states before step 0, stacked."""
+        from resnet.study import ablation_program as program
+
+        return program.first_states(self.plan, seeds, self.plan.train_crop.image_size)
+
+    def calls(self, seeds: tuple[int, ...], step: int, last: int | None = None) -> Iterator[tuple[Any, Any]]:
+        """What each call from `step` on is given: (rows of all its steps, their number), to step `last` or for ever."""
+        import jax
+
+        from input_pipeline.resident import step_rows
+
+        orders = [dataclasses.replace(self.plan.order, seed=seed) for seed in seeds]
+        while last is None or step < last:
+            count = self.steps_per_call if last is None else min(self.steps_per_call, last - step)
+            each = [step_rows(order, self.plan.train_crop, step, count) for order in orders]
+            fill = [(0, 0), (0, self.steps_per_call - count), (0, 0)]
+            rows = {
+                "index": np.pad(np.stack([one["index"] for one in each]), fill),
+                "offset": np.pad(np.stack([one["offset"] for one in each]), [*fill, (0, 0)]),
+            }
+            yield jax.device_put((rows, np.int32(count)))
+            step += count
+
+    def train(self, seeds: tuple[int, ...], state: Any, last: int | None = None) -> Iterator[Any]:
+        """The state after each call, to step `last` or for ever; nothing is waited for."""
+        from resnet.study import ablation_program as program
+
+        keys = program.seed_keys(seeds)
+        for rows, count in self.calls(seeds, 0, last):
+            state, _ = self.advance(state, (keys, rows), (self.images, self.labels, count))
+            yield state
+
+    def accuracy(self, state: Any) -> np.ndarray:
+        """Test accuracy of each seed, 0..1."""
+        import jax
+
+        from resnet.study import ablation_program as program
+
+        sums = [self.evaluation((), state.evaluated(), batch) for batch in self.test]
+        return program.add_up(jax.device_get(sums))["top1"]
+
+
+def ours(arrays: Path, small: bool, seeds_at_once: int = 1) -> dict[str, Any]:
+    """Images/s of all seeds, from what the host draws to the last update; two calls are under way at a time."""
+    import jax
+
+    trainer = Trainer(resnet20(small), arrays, seeds_at_once, steps_per_call=5 if small else 400)
+    seeds, batch = tuple(range(seeds_at_once)), trainer.plan.batch_size
+    warm, seconds = (5, 0.5) if small else (WARM_STEPS, MEASURED_SECONDS)
+    done, begun, previous = 0, 0.0, None
+    for state in trainer.train(seeds, trainer.first_states(seeds)):
+        # Steps are donated their state: what is waited for is a number that they leave behind.
+        now, previous = previous, state.step + 0
+        if now is not None:
+            jax.block_until_ready(now)
+        done += trainer.steps_per_call
+        if begun and time.perf_counter() - begun > seconds:
+            break
+        if not begun and done >= warm:
+            jax.block_until_ready(previous)
+            done, begun = 0, time.perf_counter()
+    jax.block_until_ready(previous)
+    took = time.perf_counter() - begun
+    return {
+        "batch_size": batch,
+        "seeds": seeds_at_once,
+        "images_per_second": done * batch * seeds_at_once / took,
+        "step_milliseconds": 1e3 * took / done,
+        "measured_steps": done,
+        "compile_seconds": trainer.compile_seconds,
+        "data_seconds": trainer.data_seconds,
+        **of_jax(),
+    }
+
+
+def torch_peer(arrays: Path, small: bool, *, compiled: bool, resident: bool = False) -> dict[str, Any]:
+    """Images/s of torch's loop over epochs of CIFAR-10, from images in memory to updates."""
+    import torch
+
+    from benchmarks.torch_twin import TorchResNet
+    from input_pipeline.resident import read_arrays
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
+    sizes, width, batch = ((1,), 8, 32) if small else ((3, 3, 3), 16, BATCH)
+    network: Any = TorchResNet("basic", sizes, width=width, num_classes=10, stem="cifar")
+    network = network.to(device, memory_format=torch.channels_last).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=device == "cuda")
+    mean = torch.tensor([123.675, 116.28, 103.53], device=device).view(1, 3, 1, 1)
+    std = torch.tensor([58.395, 57.12, 57.375], device=device).view(1, 3, 1, 1)
+
+    def forward(pixels: Any) -> Any:
+        with torch.autocast(device, dtype=torch.bfloat16):
+            return network(((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last))
+
+    run = torch.compile(forward, mode="max-autotune") if compiled else forward
+    train = read_arrays(arrays, 32).splits["train"]
+    images, labels = torch.from_numpy(train.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(train.labels)
+    batches = batches_on_device if resident else batches_of_loader
+    warm, seconds = (2, 0.5) if small else (100, MEASURED_SECONDS)
+    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
+    entered, done, begun, compile_seconds = time.perf_counter(), 0, 0.0, 0.0
+    for pixels, targets in batches(images, labels.long(), batch, device):
+        optimizer.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(run(pixels).float(), targets).backward()
+        optimizer.step()
+        done += 1
+        if not compile_seconds:
+            finish()
+            compile_seconds = time.perf_counter() - entered
+        if not begun and done >= warm:
+            finish()
+            done, begun = 0, time.perf_counter()
+        elif begun and time.perf_counter() - begun > seconds:
+            break
+    finish()
+    took = time.perf_counter() - begun
+    return {
+        "batch_size": batch,
+        "images_per_second": done * batch / took,
+        "step_milliseconds": 1e3 * took / done,
+        "measured_steps": done,
+        "compile_seconds": compile_seconds,
+        "workers": 0 if resident else os.cpu_count(),
+        **of_torch(),
+    }
+
+
+def batches_of_loader(images: Any, labels: Any, batch: int, device: str) -> Iterator[tuple[Any, Any]]:
+    """Epochs of a shuffled DataLoader whose workers, one a core, pad by 4, crop and flip each image."""
+    import torch
+
+    class Varied(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, index: int) -> tuple[Any, Any]:
+            image = torch.nn.functional.pad(images[index], (4, 4, 4, 4))
+            top, left, mirrored = torch.randint(0, 9, (3,)).tolist()
+            image = image[:, top : top + 32, left : left + 32]
+            return image.flip(-1) if mirrored < 4.5 else image, labels[index]
+
+    loader = torch.utils.data.DataLoader(
+        Varied(), batch, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1, persistent_workers=True,
+        pin_memory=device == "cuda", prefetch_factor=4,
+    )  # fmt: skip
+    while True:
+        for pixels, targets in loader:
+            yield pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+
+
+def batches_on_device(images: Any, labels: Any, batch: int, device: str) -> Iterator[tuple[Any, Any]]:
+    """The same with all images on the device, where each batch is cropped and flipped at once."""
+    import torch
+
+    padded, labels = torch.nn.functional.pad(images, (4, 4, 4, 4)).to(device), labels.to(device)
+    places = torch.arange(32, device=device)
+    while True:
+        order = torch.randperm(len(labels), device=device)
+        for start in range(0, len(labels) - batch + 1, batch):
+            index = order[start : start + batch]
+            top, left = torch.randint(0, 9, (2, batch, 1), device=device)
+            columns = left + torch.where(torch.rand(batch, 1, device=device) < 0.5, places, 31 - places)
+            rows = (top + places)[:, None, :, None]
+            channels = torch.arange(3, device=device)[None, :, None, None]
+            yield padded[index[:, None, None, None], channels, rows, columns[:, None, None, :]], labels[index]
+
+
+def fast(out: Path, arrays: Path, small: bool, changes: dict[str, Any], seeds: int) -> None:
+    """cifar10_fast, changed, for so many seeds one after the other; written after each."""
+    import jax
+
+    from configs.cifar10_fast import get_config
+    from resnet.train.configuration import validate
+
+    config = get_config()
+    for key, value in changes.items():
+        section, name = key.split(".")
+        config[section][name] = value
+    if small:
+        config.model.stage_sizes, config.model.width, config.data.batch_size = (1,), 8, 32
+        config.run.epochs, config.optim.warmup_epochs, config.optim.lr = 2.0, 0.5, 0.1
+        config.run.steps_per_call = 10
+    validate(config)
+    trainer = Trainer(config, arrays)
+    states, total = trainer.first_states(tuple(range(seeds))), trainer.plan.total_steps
+    told: dict[str, list[float]] = {"seconds": [], "evaluation_seconds": [], "accuracy": []}
+    entered = time.perf_counter()
+    # The first seed is done twice: a device's first run of a program is slower, and not counted.
+    for number in [0, *range(seeds)]:
+        state = jax.tree.map(lambda leaf, number=number: leaf[number : number + 1] + 0, states)
+        jax.block_until_ready(state)
+        begun = time.perf_counter()
+        for newest in trainer.train((number,), state, total):
+            state = newest
+        jax.block_until_ready(state)
+        trained = time.perf_counter()
+        accuracy = float(trainer.accuracy(state)[0])
+        evaluated = time.perf_counter()
+        if number == 0 and "first" not in told:
+            told["first"] = [trained - begun]
+            continue
+        told["seconds"].append(trained - begun)
+        told["evaluation_seconds"].append(evaluated - trained)
+        told["accuracy"].append(100 * accuracy)
+        found = {
+            **told,
+            "batch_size": trainer.plan.batch_size,
+            "steps": total,
+            "epochs": total / trainer.plan.steps_per_epoch,
+            "seeds": len(told["seconds"]),
+            "changes": {key: str(value) for key, value in changes.items()},
+            "compile_seconds": trainer.compile_seconds,
+            "data_seconds": trainer.data_seconds,
+            **mean_and_deviation("seconds", told["seconds"]),
+            **mean_and_deviation("accuracy", told["accuracy"]),
+            **of_jax(),
+        }
+        out.write_text(json.dumps(found))
+        if evaluated - entered > LAST_BEGIN:
+            break
+
+
+def mean_and_deviation(name: str, values: list[float]) -> dict[str, float]:
+    """Of a sample, under NAME_mean and NAME_std; the deviation of one value is 0."""
+    return {
+        f"{name}_mean": statistics.mean(values),
+        f"{name}_std": statistics.stdev(values) if len(values) > 1 else 0.0,
+    }
+
+
+RATES: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
+    "ours": ours,
+    "ours_seeds": lambda arrays, small: ours(arrays, small, 2 if small else 8),
+    "torch": lambda arrays, small: torch_peer(arrays, small, compiled=False),
+    "torch_compiled": lambda arrays, small: torch_peer(arrays, small, compiled=True),
+    "torch_resident": lambda arrays, small: torch_peer(arrays, small, compiled=not small, resident=True),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""CIFAR-10 to 94 % in seconds on one accelerator, in the spirit of airbench (Jordan 2024, arXiv 2404.00498).
+
+    python train_main.py --config=configs/cifar10_fast.py --workdir=runs/cifar_fast --config.data.dir=PATH/cifar10
+
+Result to expect: about 94 % of the test images after 16 epochs, to be measured by `python -m benchmarks.gpu_cifar` on a
+GPU, which nobody has run yet; docs/feeding.md says why each choice, and what a CPU showed. All 50,000 images train, as
+there: nothing is chosen by validation, and the last step's weights are tested.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+EPOCHS = 16.0
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.model.name = "cifar_resnet20"
+    # Shallow and wide: four stages of one block, 64 to 512 channels, which fill a matrix unit; steps are few and large.
+    config.model.stage_sizes = (1, 1, 1, 1)
+    config.model.width = 64
+    config.model.shortcut = "B"
+    # Weights move fast to the end: running statistics that look back 5 steps, not 10.
+    config.model.norm_momentum = 0.8
+    config.data.image_size = 32
+    config.data.batch_size = 512
+    config.data.eval_batch_size = 2000
+    config.data.val_fraction = 0.0
+    config.data.feed = "resident"
+    config.data.crop = "pad"
+    config.data.crop_padding = 2
+    config.data.flip = "alternating"
+    config.data.resize_shorter = 0.0
+    config.optim.lr = 0.5
+    config.optim.nesterov = True
+    config.optim.weight_decay = 5e-4
+    config.optim.label_smoothing = 0.2
+    # A triangle: up over the first quarter, then straight down to zero.
+    config.optim.schedule = "polynomial"
+    config.optim.warmup_epochs = EPOCHS / 4
+    config.run.epochs = EPOCHS
+    config.run.dtype = "bfloat16"
+    # An epoch's 97.7 steps in one call; lines, evaluations and checkpoints would end calls early.
+    config.run.steps_per_call = config.run.log_every = 98
+    config.run.eval_every = config.run.checkpoint_every = EPOCHS
+    config.run.eval_flip = True
+    return config

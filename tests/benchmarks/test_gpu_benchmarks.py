@@ -1,0 +1,119 @@
+"""What the GPU benchmarks are made of that needs no GPU: bytes counted, parts as processes, recipes, tables."""
+
+import json
+
+import pytest
+
+from benchmarks import gpu, gpu_cifar, gpu_cifar_parts, gpu_ideas, gpu_parts, part_processes
+from benchmarks.gpu_idea_bytes import (
+    ELEMENTWISE,
+    EVERYTHING,
+    NOTHING,
+    PRODUCTS,
+    PROLOGUES,
+    Fusion,
+    layers,
+    step_bytes,
+)
+from configs import cifar10_fast
+from resnet.model.counting import count
+from resnet.model.variants import variant
+from resnet.train.configuration import make_spec, validate
+
+
+@pytest.mark.parametrize(("fusion", "gigabytes"), [(NOTHING, 121.5), (ELEMENTWISE, 91.6), (EVERYTHING, 61.4)])
+def test_a_step_of_resnet50_moves_the_bytes_that_were_counted_before(fusion, gigabytes):
+    """For 256 images at 224 px in bfloat16; the two counts share no code, and differ where they fuse small kernels."""
+    assert step_bytes(256, fusion) / 1e9 == pytest.approx(gigabytes, rel=0.012)
+
+
+def test_each_fusion_saves_bytes_and_bytes_go_with_the_batch():
+    ordered = [step_bytes(256, fusion) for fusion in (NOTHING, ELEMENTWISE, PROLOGUES, PRODUCTS, EVERYTHING)]
+    assert ordered == sorted(ordered, reverse=True)
+    assert step_bytes(512, PRODUCTS) == 2 * ordered[3]
+    assert step_bytes(256, Fusion()) == ordered[1]
+
+
+def test_the_layers_are_those_of_resnet50():
+    """By the multiply-adds that follow from their sizes, and the dense layer's."""
+    stem, blocks = layers()
+    spec = variant("resnet50").spec
+    found = sum(
+        one.outputs * one.channels * one.kernel**2 for one in (stem, *(one for block in blocks for one in block))
+    )
+    assert found + 2048 * spec.num_classes == count(spec, 224).multiply_adds
+
+
+def test_every_part_that_is_named_exists():
+    parts = {name for group in gpu_ideas.GROUPS.values() for name in group}
+    assert parts >= {*gpu_ideas.PIECES, *gpu_ideas.FLAGS, *gpu_ideas.LENGTHS, "kernels"}
+    for name in parts:
+        part = gpu_ideas.part_of(name)
+        assert part.arguments[0] in {*gpu_ideas.PIECES, "kernels"}
+        assert ("XLA_FLAGS" in part.environment) == (name in gpu_ideas.FLAGS)
+    assert gpu_ideas.PREDICTED.keys() <= gpu_ideas.PIECES.keys()
+    assert {part.partition(":")[0] for part in gpu.PARTS} <= gpu_parts.PARTS.keys()
+    known = {*gpu_cifar_parts.RATES, "fast", *(f"fast_{name}" for name in gpu_cifar_parts.CANDIDATES)}
+    assert set(gpu_cifar.PARTS) <= known
+
+
+@pytest.mark.parametrize("candidate", gpu_cifar_parts.CANDIDATES)
+def test_a_candidate_is_a_valid_recipe(candidate):
+    config = cifar10_fast.get_config()
+    for key, value in gpu_cifar_parts.CANDIDATES[candidate].items():
+        section, name = key.split(".")
+        config[section][name] = value
+    validate(config)
+    make_spec(config, 10)
+
+
+PART = """
+import json, os, sys, time
+from pathlib import Path
+
+out, name = Path(sys.argv[1]), sys.argv[2]
+if name == "slow":
+    out.write_text(json.dumps({"images_per_second": 5.0}))
+    time.sleep(600)
+if name == "broken":
+    sys.exit(f"ValueError: no such thing")
+out.write_text(json.dumps({"device": "Card 9", "word": os.environ["WORD"], "small": sys.argv[3:] == ["small"]}))
+"""
+
+
+def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch):
+    (tmp_path / "a_part.py").write_text(PART)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(part_processes, "LEAST_SECONDS", 0)
+    parts = [part_processes.Part({"part": name}, (name,), {"WORD": "up"}) for name in ("slow", "broken", "well")]
+    rows = part_processes.run_all(
+        "some", "a_part", parts, seconds=60, longest=2, out=str(tmp_path / "found.json"), small=True
+    )
+    told = json.loads((tmp_path / "found.json").read_text())
+    assert told["rows"] == rows
+    assert (told["device"], told["small"], told["benchmark"]) == ("Card 9", True, "some")
+    slow, broken, well = rows
+    assert slow["images_per_second"] == 5.0
+    assert slow["failed"].startswith("stopped after")
+    assert broken["failed"] == "ValueError: no such thing"
+    assert (well["word"], well["small"]) == ("up", True)
+    assert "failed" not in well
+
+
+def test_the_tables_show_what_there_is():
+    rate = {"images_per_second": 100.0, "step_milliseconds": 2.0, "compile_seconds": 1.0, "peak_bytes": 1e9}
+    rows = [
+        {"part": "reference", "batch_size": 8, **rate},
+        {"part": "fused", "batch_size": 8, "failed": "no time left"},
+    ]
+    rows.append({"part": "kernels", "shapes": [{"side": 7, "xla": 0.5, "fused_0": "ValueError: too large"}]})
+    table = gpu_ideas.table(rows)
+    assert "| reference | 8 | 100 | 1.000 | 1.000 |" in table
+    assert "no time left" in table
+    assert "side 7, xla 0.500 ms, fused_0 ValueError: too large" in table
+    cifar = [{"part": "ours", **rate}, {"part": "torch", **rate, "images_per_second": 8.0}]
+    spread = {"accuracy_mean": 94.0, "accuracy_std": 0.1, "seconds_mean": 3.0, "seconds_std": 0.2}
+    cifar.append({"part": "fast", "seeds": 10, "compile_seconds": 9.0, **spread})
+    table = gpu_cifar.table(cifar)
+    assert "DataLoader: 12.5 (bar: 10)" in table
+    assert "| fast | 10 | 3.00 ± 0.20 | 94.00 ± 0.10 | 9.0 |" in table
