@@ -92,7 +92,8 @@ def _backward(epsilon: float, kept: tuple[Any, ...], gradients: tuple[Array, Arr
     by_bias = g.sum(axes)
     by_scale = ((g * wide).sum(axes) - mean * by_bias) * inverse
     centred = g - by_bias / count - (wide - mean) * (inverse * by_scale / count)
-    return ((scale * inverse) * centred).astype(x.dtype), by_scale, by_bias
+    by_input = ((scale * inverse) * centred).astype(x.dtype)
+    return by_input, by_scale.astype(scale.dtype), by_bias.astype(scale.dtype)
 
 
 _normalise.defvjp(_forward, _backward)

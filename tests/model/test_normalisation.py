@@ -58,6 +58,17 @@ def test_equals_flax(batch, size, channels, offset, seed):
     jax.tree.map(lambda f, e: np.testing.assert_allclose(f, e, rtol=2e-4, atol=2e-4), found, expected)
 
 
+def test_double_precision_is_kept():
+    """Against flax in float64, where the order of sums no longer shows."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 3, 2)))
+        ours, flax = norms(jnp.float64)
+        found, expected = (applied(norm, variables(2, 0), x, jnp.cos(x)) for norm in (ours, flax))
+        assert found[0].dtype == found[2][1].dtype == jnp.float64
+        np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(found[2][1], expected[2][1], rtol=1e-10, atol=1e-10)
+
+
 def test_running_statistics_normalise_and_stay():
     x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
     ours, flax = norms(jnp.float32, running=True)
