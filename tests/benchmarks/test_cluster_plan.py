@@ -82,8 +82,8 @@ def test_an_unknown_network_is_refused():
 
 
 def test_the_single_device_step_comes_from_a_results_file(tmp_path):
-    stored = json.loads((ROOT / "benchmarks" / "results" / "step_64_cpu2.json").read_text())
-    speed = command.measured(ROOT / "benchmarks" / "results" / "step_64_cpu2.json")
+    stored = json.loads((ROOT / "benchmarks" / "results" / "step_resnet50_64_cpu2.json").read_text())
+    speed = command.measured(ROOT / "benchmarks" / "results" / "step_resnet50_64_cpu2.json")
     assert speed == (stored["images_per_second"]["ours"]["train"], 32)
     rows = [
         {"part": "ours", "batch_size": 128, "images_per_second": 2000.0},
