@@ -1,0 +1,53 @@
+"""What a step moves (parameters, statistics, optimizer state, averages), or leaves as it was where it is not finite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet.train.freezing import Names, merge, moving_statistics, partition
+from resnet.train.optimizer import ema_update
+from resnet.train.state import Variables
+
+
+def advanced_if(finite: jax.Array, advance: Callable[..., Any], old: Any, *given: Any) -> Any:
+    """advance(old, *given) where `finite` (bool scalar) holds, else `old`; chosen by platform when lowered.
+
+    On a CPU a branch: with a selection both the new parameters and the new momentum read both old ones, so that neither
+    can be written in its place, and XLA copies them first (ResNet-50: 29 ms and 102 MB, with a branch 17 ms and none).
+    Elsewhere a selection, because a branch makes a GPU ask the host.
+    """
+
+    def by_branch(finite: jax.Array, old: Any, *given: Any) -> Any:
+        return jax.lax.cond(finite, advance, lambda old, *_: old, old, *given)
+
+    def by_selection(finite: jax.Array, old: Any, *given: Any) -> Any:
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), advance(old, *given), old)
+
+    return jax.lax.platform_dependent(finite, old, *given, cpu=by_branch, default=by_selection)
+
+
+def averaged(
+    ema: Variables, newest: Variables, decay: float, step: jax.Array, learning: Names | None, frozen: frozenset[str]
+) -> Variables:
+    """The averages {'params', 'batch_stats'} moved towards the newest that learn and move; the rest as it was.
+
+    An average of equal numbers is not always the same number in floating point: what rests is left out.
+    newest: 'params' of what learns alone.
+    """
+    moving = moving_statistics(newest["batch_stats"], frozen)
+    params, resting = partition(ema["params"], learning)
+    stats, standing = partition(ema["batch_stats"], moving)
+    newest = {"params": newest["params"], "batch_stats": partition(newest["batch_stats"], moving)[0]}
+    moved = ema_update({"params": params, "batch_stats": stats}, newest, decay, step)
+    return {"params": merge(moved["params"], resting), "batch_stats": merge(moved["batch_stats"], standing)}
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """bool scalar: no leaf holds a NaN or an infinity.
+
+    A variance that overflows to infinity normalises to zeros: loss and gradient stay finite while nothing is learnt.
+    """
+    leaves = [leaf.ravel() for leaf in jax.tree.leaves(tree)]
+    return jnp.isfinite(jnp.concatenate(leaves)).all() if leaves else jnp.ones((), bool)
