@@ -93,7 +93,7 @@ case "$job" in
     ;;
   test)
     setup dev
-    exec .venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)" --dist=loadfile "$@"
+    exec .venv/bin/python -m pytest -n "$(nproc 2>/dev/null || echo 2)" --dist=loadfile --no-loadscope-reorder "$@"
     ;;
   lint)
     setup dev

@@ -11,6 +11,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Files of a minute and more, the longest first: run.sh gives each worker a file at a time, in this order, and what
+# begins last should be short. xdist's own order, by numbers of tests, leaves the longest for the end.
+LONGEST = (
+    "train/test_processes.py",
+    "train/test_steps_per_call.py",
+    "train/test_devices.py",
+    "test_bad_input.py",
+    "train/test_interruption.py",
+    "test_docs.py",
+    "weights/test_full_depth_parity.py",
+    "study/test_export.py",
+    "weights/test_parity.py",
+    "train/test_resume.py",
+    "train/test_transfer.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of LONGEST first; the rest stays as it was collected."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def folder_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> None:

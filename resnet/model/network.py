@@ -12,7 +12,7 @@ from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
 from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
-from resnet.model.pooling import max_pool
+from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride
 
 # What is computed again on the way back, in place of being kept: nothing, the inside of each block, of each stage.
@@ -28,7 +28,8 @@ class ResNet(nn.Module):
 
     spec: ResNetSpec
     dtype: Any = jnp.float32
-    # lax.conv_general_dilated or ours (the same result, faster where XLA's own is slow); counting traces lax' one.
+    # lax.conv_general_dilated or ours (the same result, faster where XLA's own is slow). With lax' one the pooling is
+    # XLA's own too: counting and the ONNX export read such a program.
     backend: Convolution = conv_general_dilated
     # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
     # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
@@ -105,10 +106,11 @@ class ResNet(nn.Module):
                 x = activation(self._norm(x, f"bn{suffix}", train))
         if spec.stem == "cifar":
             return x
+        pool = max_pool_by_xla if self.backend is jax.lax.conv_general_dilated else max_pool
         if spec.stem_norm:
-            return max_pool(x)
+            return pool(x)
         # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
-        return max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
+        return pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
 
     def _stage(
         self, x: jax.Array, stage: int, train: bool, offsets: Mapping[str, jax.Array]
