@@ -21,6 +21,7 @@ TITLES = {
     "keras": "Keras on TensorFlow",
     "onnxruntime": "onnxruntime, our export",
     "unfolded": "ours, BN not folded",
+    "torch_loader": "torch's DataLoader",
     "tf_data": "plain tf.data",
     "decode": "bare decoding",
     "synthetic": "a batch that is there already",
@@ -121,6 +122,11 @@ def title(name: str) -> str:
     return TITLES.get(name, name)
 
 
+def feed_title(name: str) -> str:
+    """A feed's: torch's is its DataLoader."""
+    return title("torch_loader" if name == "torch" else name)
+
+
 def left_out(record: Record, what: str, unit: str, ours: float | None) -> Iterator[Comparison]:
     """A line for each peer that did not take part."""
     for peer, reason in record.figures.get("left_out", {}).items():
@@ -169,7 +175,7 @@ def feed(record: Record) -> Iterator[Comparison]:
     what = f"feed, {data} at {figures['image_size']} px, stream"
     for peer, rate in fed.items():
         if peer not in ("stream", "resident") and "stream" in fed:
-            yield Comparison(what, "images/s", fed["stream"], title(peer), rate, bars.get(peer), "", *where)
+            yield Comparison(what, "images/s", fed["stream"], feed_title(peer), rate, bars.get(peer), "", *where)
     if "stream" in fed:
         yield from left_out(record, what, "images/s", fed["stream"])
     for name in ("stream", "resident"):

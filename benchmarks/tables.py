@@ -66,7 +66,7 @@ def everything(records: list[Record]) -> str:
 def versioned(name: str, of: Record) -> str:
     """A peer's title with the version that took part, where the record has it."""
     versions = of.figures.get("versions", {})
-    title = comparisons.title(name)
+    title = comparisons.feed_title(name) if of.benchmark == "feed" else comparisons.title(name)
     for package in ("torch", "keras", "onnxruntime"):
         if name.startswith(package) and package in versions:
             title += f" ({package} {versions[package].partition('+')[0]})"

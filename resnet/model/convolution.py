@@ -11,6 +11,10 @@ What is slow in XLA on a CPU (jax 0.10.2, float32, two cores), and what stands h
 * With few outputs in all, each of those nine products is too small for two threads and reads its part of the kernel
   for a few rows: one image of 7×7×512, ms: XLA 4.4, nine products 1.7 alone and 2.7 in a program, one im2col product
   1.1; two of 7 px the same way. A folded ResNet-50 answers one image of 224 px in 26 ms, not 38.
+* XLA brings the dimensions of a convolution into the order that its library wants only in a program's outermost
+  computation. Inside a loop lax' gradients, whose dimensions are not in that order, get naive code (JAX issue 12868),
+  ms for input / weight gradient: 128×32×32×16, 3×3, 76 / 966 and not 3.3 / 8.7; 32×56×56×64 175 / 12,170 and not
+  36 / 86. Here the operands are transposed beforehand, which is what XLA does outside loops: there it takes as long.
 
 Measured and left out: im2col of the whole batch (forward 1.2 to 2.7 times slower than XLA at 3×3, stride 1, from
 32×8×8×128 to 128×32×32×16), a loop over images (breaks a sharded batch), Winograd's F(2×2, 3×3) and F(4×4, 3×3) (with
@@ -66,10 +70,10 @@ def conv_general_dilated(
     """Drop-in for `jax.lax.conv_general_dilated`, for `linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
 
     `lhs` float[N, H, W, I] and `rhs` float[kh, kw, I, O], both float32 or both float64, with explicit padding of 0 or
-    more, no groups and no dilation, take this module's way where it has one: 1×1 kernels, and kernels up to 3×3 with
-    outputs up to 7×7. Anything else (larger maps, bfloat16, 'SAME', NCHW, groups, one or three dimensions, …) is handed
-    to lax unchanged, and so are its errors. The result, float[N, H', W', O], and its gradients equal lax's up to
-    rounding.
+    more, no groups and no dilation, take this module's way: products for 1×1 kernels and for kernels up to 3×3 with
+    outputs up to 7×7, and elsewhere lax' convolution with gradients that are fast inside loops as well. Anything else
+    (bfloat16, 'SAME', NCHW, groups, one or three dimensions, …) is handed to lax unchanged, and so are its errors. The
+    result, float[N, H', W', O], and its gradients equal lax's up to rounding.
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
     one traced function serves every device. jit, grad, grad of grad, vmap, scan, checkpoint and export work. A batch
@@ -87,7 +91,7 @@ def conv_general_dilated(
         and preferred_element_type in (None, lhs.dtype)
     )
     nhwc = ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == _NHWC
-    if window and nhwc and _has_own_form(window, lhs, rhs):
+    if window and nhwc:
         return _convolve(window, lhs, rhs)
     return lax.conv_general_dilated(
         lhs,
@@ -204,8 +208,53 @@ def _weight_gradient(form: Any, window: _Window, x: Array, w: Array, g: Array) -
     return jax.vjp(lambda w: form(window, x, w), w)[1](g)[0]
 
 
+def _input_gradient_in_order(window: _Window, x: Array, w: Array, g: Array) -> Array:
+    """What `_input_gradient` of `_by_lax` is, as a convolution whose dimensions are in the library's order.
+
+    g float[N, H', W', O], its elements set apart by the strides, with the kernel turned round.
+    """
+    padding = []
+    for axis, (before, _) in enumerate(window.padding):
+        reach = (g.shape[axis + 1] - 1) * window.strides[axis] + 1
+        first = w.shape[axis] - 1 - before
+        padding.append((first, x.shape[axis + 1] + w.shape[axis] - 1 - reach - first))
+    turned = lax.rev(w, (0, 1)).transpose(0, 1, 3, 2)
+    return lax.conv_general_dilated(
+        g,
+        turned,
+        (1, 1),
+        padding,
+        lhs_dilation=window.strides,
+        dimension_numbers=_NHWC,
+        precision=window.precision,
+    )
+
+
+def _weight_gradient_in_order(window: _Window, x: Array, w: Array, g: Array) -> Array:
+    """What `_weight_gradient` of `_by_lax` is, as a convolution whose dimensions are in the library's order.
+
+    Batch and channels change places: x as [I, H, W, N], and g as a kernel [H', W', N, O].
+    """
+    padding = []
+    for axis, (before, _) in enumerate(window.padding):
+        reach = (g.shape[axis + 1] - 1) * window.strides[axis] + 1
+        padding.append((before, w.shape[axis] - 1 + reach - x.shape[axis + 1] - before))
+    turned = lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0),
+        g.transpose(1, 2, 0, 3),
+        (1, 1),
+        padding,
+        rhs_dilation=window.strides,
+        dimension_numbers=_NHWC,
+        precision=window.precision,
+    )
+    return turned.transpose(1, 2, 0, 3)
+
+
 # The choice of platform stands inside the custom_vjp: outside, differentiating it would save what either branch needs.
 def _either(window: _Window, x: Array, w: Array) -> Array:
+    if not _has_own_form(window, x, w):
+        return _by_lax(window, x, w)
     return lax.platform_dependent(x, w, cpu=partial(_forward_on_cpu, window), default=partial(_by_lax, window))
 
 
@@ -214,20 +263,19 @@ def _save(window: _Window, x: Array, w: Array) -> tuple[Array, tuple[Array, Arra
 
 
 def _differentiate(window: _Window, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    by_input: Any = _input_gradient_in_order
+    by_weight: Any = _weight_gradient_in_order
+    if _has_own_form(window, *saved):
+        by_input, by_weight = (partial(f, _forward_on_cpu) for f in (_input_gradient, _weight_gradient))
     # Two choices, not one: the stem's input gradient is never used and falls away.
-    by_input = lax.platform_dependent(
-        *saved,
-        g,
-        cpu=partial(_input_gradient, _forward_on_cpu, window),
-        default=partial(_input_gradient, _by_lax, window),
+    return (
+        lax.platform_dependent(
+            *saved, g, cpu=partial(by_input, window), default=partial(_input_gradient, _by_lax, window)
+        ),
+        lax.platform_dependent(
+            *saved, g, cpu=partial(by_weight, window), default=partial(_weight_gradient, _by_lax, window)
+        ),
     )
-    by_weight = lax.platform_dependent(
-        *saved,
-        g,
-        cpu=partial(_weight_gradient, _forward_on_cpu, window),
-        default=partial(_weight_gradient, _by_lax, window),
-    )
-    return by_input, by_weight
 
 
 _convolve = jax.custom_vjp(_either, nondiff_argnums=(0,))

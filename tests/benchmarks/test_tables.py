@@ -90,7 +90,7 @@ def test_of_two_records_the_newer_counts_and_other_machines_stay(tmp_path):
 def test_bars_of_feeding_are_for_photographs(tmp_path):
     rows = rows_of(records(tmp_path, feed_224_cpu2=FEED))
     stream = "feed, flower_photos (300×200 px) at 224 px, stream"
-    assert (rows[stream, "torch, eager"].ratio, rows[stream, "torch, eager"].verdict) == (3.0, "≥ 2.4, met")
+    assert (rows[stream, "torch's DataLoader"].ratio, rows[stream, "torch's DataLoader"].verdict) == (3.0, "≥ 2.4, met")
     assert rows[stream, "bare decoding"].verdict == "≥ 0.7, missed"
     trained = [row.verdict for row in rows.values() if row.what.startswith("training resnet18")]
     assert trained == ["≥ 0.95, met", "≥ 0.95, missed"]

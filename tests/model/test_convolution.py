@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -211,6 +212,25 @@ def test_platform_is_chosen_at_lowering(size, kernel):
     cuda, cpu = (export.export(step, platforms=[p])(x, w).mlir_module() for p in ("cuda", "cpu"))
     assert (cuda.count("stablehlo.convolution"), cuda.count("stablehlo.dot_general")) == (3, 0)
     assert cpu.count("stablehlo.convolution") == (3 if size == 9 else 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "pad"), [(9, 3, 1, 1), (18, 3, 2, 1), (18, 7, 2, 3), (27, 2, 3, 0)]
+)
+def test_inside_a_loop_each_convolution_has_the_order_of_the_cpu_library(size, kernel, stride, pad):
+    """XLA brings only a program's outermost computation into it; in any other order a loop runs naive code."""
+    x, w = arrays((2, size, size, 3), (kernel, kernel, 3, 4))
+    all_three = outputs_and_gradients(conv_general_dilated, **window(stride, pad))
+
+    def summed(x, w):
+        add = lambda number, total: jax.tree.map(jnp.add, total, all_three(x + number, w))  # noqa: E731
+        return lax.fori_loop(0, 3, add, jax.tree.map(jnp.zeros_like, all_three(x, w)))
+
+    compiled = jax.jit(summed).lower(x, w).compile()
+    orders = re.findall(r" convolution\(.*dim_labels=(\S+?),", compiled.as_text())
+    assert orders == ["b01f_01io->b01f"] * 3
+    outside = [all_three(x + number, w) for number in range(3)]
+    assert_near(compiled(x, w), jax.tree.map(lambda *each: sum(each), *outside))
 
 
 SHARDED = """

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,17 @@ def test_parts_of_a_batch_add_up_to_the_whole():
     assert whole_sums["count"] == parts_sums["count"] == 6
     for name, value in whole_sums.items():
         assert parts_sums[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_parts_run_no_convolution_that_is_slow_in_loops():
+    """Parts go through a loop, where a CPU has fast code for one order of dimensions only (see convolution.py)."""
+    spec = dataclasses.replace(TINY, stage_sizes=(1, 2))
+    network, optimizer = ResNet(spec), optax.sgd(0.1)
+    step = jax.jit(make_train_step(network, optimizer, recipe(accumulation=2)))
+    compiled = step.lower(state_for(spec, optimizer), batch_of(4, size=20)).compile().as_text()
+    orders = re.findall(r" convolution\(.*dim_labels=(\S+?),", compiled)
+    assert len(orders) >= 3 * 6 - 1
+    assert set(orders) == {"b01f_01io->b01f"}
 
 
 def test_loss_with_class_weights_and_smoothing_is_the_formula():
