@@ -17,7 +17,7 @@ TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
 Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25, all else paused; in the same runs
 torch.compile 0.85 to 0.95 s, torch eager folded 1.24 s and more, onnxruntime 0.57 s): all 32 at once 1.02 to 1.32 s, by
 eights 0.98 to 1.08 s, by ones 0.83 to 0.94 s, by twos 0.86 to 0.98 s; Winograd for 3×3 (see
-resnet/model/convolution.py): 59 ms for one image where ours takes 26; im2col on 7 px maps for four and eight images:
+convolution_forms): 59 ms for one image where ours takes 26; im2col on 7 px maps for four and eight images:
 within the noise. What is left to onnxruntime: XLA's products alone reach its speed from four images on (350 to 470
 GFLOP/s), but XLA on a CPU goes over each result once more for bias, shortcut and ReLU. That cause is a guess from
 sizes, not measured.

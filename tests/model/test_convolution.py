@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export, lax
 
+from resnet.model import convolution_forms
 from resnet.model.convolution import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -231,6 +232,19 @@ def test_inside_a_loop_each_convolution_has_the_order_of_the_cpu_library(size, k
     assert orders == ["b01f_01io->b01f"] * 3
     outside = [all_three(x + number, w) for number in range(3)]
     assert_near(compiled(x, w), jax.tree.map(lambda *each: sum(each), *outside))
+
+
+@pytest.mark.parametrize("images", [16, 24, 36, 100])
+def test_a_weight_gradient_in_chunks_of_the_batch_is_that_of_the_whole(images):
+    x, w = arrays((images, 9, 9, 3), (3, 3, 3, 4))
+    assert convolution_forms._chunks(images) > 1
+    assert_same_as_lax(x, w, **window(1, 1))
+
+
+def test_chunks_are_equal_and_hold_eight_images_at_least():
+    assert [convolution_forms._chunks(images) for images in (1, 8, 15, 16, 32, 50, 100, 128, 1024)] == [
+        *(1, 1, 1, 2, 4, 2, 4, 16, 16)
+    ]
 
 
 SHARDED = """

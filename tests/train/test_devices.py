@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resnet.model import convolution_forms
 from resnet.train import loop
 from tests.commands import ROOT
 from tests.tiny import tiny_data
@@ -46,10 +47,16 @@ def eight(data, tmp_path_factory) -> tuple[Path, dict]:
 
 @pytest.fixture(scope="module")
 def one(data, tmp_path_factory) -> tuple[list[dict], list[np.ndarray]]:
-    """(lines, arrays) of the same run on one device."""
+    """(lines, arrays) of the same run on one device.
+
+    With weight gradients summed over the whole batch at once, as in a process of several devices: in chunks they are
+    rounded otherwise, and 20 steps make 1e-5 of it.
+    """
     workdir = tmp_path_factory.mktemp("one") / "run"
     config = config_for(data, "data=-1")
-    assert loop.train(config, workdir) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution_forms, "_chunks", lambda images: 1)
+        assert loop.train(config, workdir) == 0
     return lines(workdir), final_arrays(config, workdir)
 
 

@@ -125,7 +125,7 @@ def test_parts_of_a_batch_add_up_to_the_whole():
 
 
 def test_parts_run_no_convolution_that_is_slow_in_loops():
-    """Parts go through a loop, where a CPU has fast code for one order of dimensions only (see convolution.py)."""
+    """Parts go through a loop, where a CPU has fast code for one order of dimensions only (see convolution_forms)."""
     spec = dataclasses.replace(TINY, stage_sizes=(1, 2))
     network, optimizer = ResNet(spec), optax.sgd(0.1)
     step = jax.jit(make_train_step(network, optimizer, recipe(accumulation=2)))
