@@ -3,10 +3,9 @@
     JAX_PLATFORMS=cpu python -m benchmarks.step_costs [--rounds=3] [--only=resnet50]
 
 Of ResNet-50 at 64 px and of CIFAR ResNet-20, float32, batch 32: the whole train step (augmentation, gradient, SGD) with
-config.run.remat none, block, stage; and several steps in one call, in the compiled loop that accelerators take (a CPU
-takes single steps, for the reason that these figures show). All programs of a network are compiled first, then timed in
-turn. Kept: what jax.vjp hands from the forward to the backward pass, parameters left out. Temporary:
-compiled.memory_analysis(). Writes benchmarks/results/step_costs_DEVICE.json.
+config.run.remat none, block, stage; and several steps in one call, in a compiled loop. All programs of a network are
+compiled first, then timed in turn. Kept: what jax.vjp hands from the forward to the backward pass, parameters left out.
+Temporary: compiled.memory_analysis(). Writes benchmarks/results/step_costs_DEVICE.json.
 """
 
 import argparse

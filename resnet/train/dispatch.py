@@ -32,15 +32,6 @@ def next_dispatch(step: int, total: int, marks: tuple[int, ...], longest: int) -
     return Dispatch(step, min(stops))
 
 
-def loops_pay(platform: str) -> bool:
-    """Whether a loop over steps saves anything on a platform ('cpu', 'gpu', …).
-
-    On a CPU it costs: XLA gives convolutions inside loops other, slower kernels (JAX issue 12868). A step of CIFAR
-    ResNet-20 for one seed, batch 128, 2 cores, takes 0.98 CPU seconds when dispatched and 3.58 inside a loop.
-    """
-    return platform != "cpu"
-
-
 def repeat(step: Step) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Batch]]:
     """`step` made (state, batches of K steps, count) -> (state after the first `count` of them, their pulses).
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet.train import dispatch, loop, stepping
+from resnet.train import loop, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from tests.commands import ROOT
 from tests.tiny import tiny_data
@@ -30,7 +30,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def looping(monkeypatch) -> list[int]:
-    """Makes this CPU loop; the number of steps of each call."""
+    """The number of steps of each call that was heeded."""
     calls: list[int] = []
     note = stepping.Stepping.heed
 
@@ -38,7 +38,6 @@ def looping(monkeypatch) -> list[int]:
         calls.append(done.steps)
         note(self, pulse, done, step, state)
 
-    monkeypatch.setattr(stepping, "loops_pay", lambda platform: True)
     monkeypatch.setattr(stepping.Stepping, "heed", heed)
     return calls
 
@@ -63,17 +62,6 @@ def same(workdir: Path, data: Path, single: tuple[list[dict], list[np.ndarray]])
     assert lines(workdir) == single[0]
     for got, expected in zip(final_arrays(config_for(data, 1), workdir), single[1], strict=True):
         np.testing.assert_array_equal(got, expected)
-
-
-def test_a_cpu_does_not_loop(data, tmp_path, monkeypatch):
-    assert not dispatch.loops_pay("cpu")
-    assert dispatch.loops_pay("gpu")
-    taken = []
-    monkeypatch.setattr(stepping.Stepping, "heed", lambda self, pulse, done, step, state: taken.append(done.steps))
-    config = config_for(data, 4)
-    config.run.steps = 5
-    assert loop.train(config, tmp_path / "run") == 0
-    assert set(taken) == {1}
 
 
 @pytest.mark.parametrize("steps_per_call", [2, 16])
@@ -114,10 +102,7 @@ def test_a_run_that_diverges_inside_a_call_names_the_same_steps(data, looping, t
 RECIPE = """
 from pathlib import Path
 
-from resnet.train import stepping
 from tests.train.test_steps_per_call import several_config
-
-stepping.loops_pay = lambda platform: True
 
 
 def get_config():
@@ -152,9 +137,8 @@ def test_two_processes_loop_as_they_step(data, tmp_path):
 EIGHT = """
 import sys
 from pathlib import Path
-from resnet.train import loop, stepping
+from resnet.train import loop
 from tests.train.test_steps_per_call import several_config
-stepping.loops_pay = lambda platform: True
 config = several_config(Path(sys.argv[1]), 4)
 config.run.mesh = "data=2,fsdp=4"
 config.model.width = 32
