@@ -19,7 +19,7 @@ from resnet.model.convolution_forms import (
     by_taps,
     extent,
     input_gradient_in_order,
-    weight_gradient_in_chunks,
+    weight_gradient_by_parts,
 )
 
 # Largest output, and kernel, that is computed element by element of the kernel (see convolution_forms).
@@ -47,9 +47,9 @@ def conv_general_dilated(
     """Drop-in for `jax.lax.conv_general_dilated`, for `linen.Conv(..., conv_general_dilated=conv_general_dilated)`.
 
     `lhs` float[N, H, W, I] and `rhs` float[kh, kw, I, O], both float32 or both float64, with explicit padding of 0 or
-    more, no groups and no dilation, take this module's way: products for 1×1 kernels and for kernels up to 3×3 with
-    outputs up to 7×7, and elsewhere lax' convolution with gradients that are fast inside loops as well. Anything else
-    (bfloat16, 'SAME', NCHW, groups, one or three dimensions, …) is handed to lax unchanged, and so are its errors. The
+    more and no dilation, take this module's way: products for 1×1 kernels and for kernels up to 3×3 with outputs up to
+    7×7, and elsewhere (in groups always) lax' convolution with gradients of our own. Anything else (bfloat16, 'SAME',
+    NCHW, groups of the batch, one or three dimensions, …) is handed to lax unchanged, and so are its errors. The
     result, float[N, H', W', O], and its gradients equal lax's up to rounding.
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
@@ -61,10 +61,10 @@ def conv_general_dilated(
     To count multiply-adds, trace the network with `jax.lax.conv_general_dilated` in this function's place: a jaxpr of
     this one holds the forms for both platforms, and ours leaves out multiplications by padding.
     """
-    window = _window(lhs, rhs, window_strides, padding, precision)
+    window = _window(lhs, rhs, window_strides, padding, feature_group_count, precision)
     ordinary = (
         all(dilation is None or set(dilation) <= {1} for dilation in (lhs_dilation, rhs_dilation))
-        and feature_group_count == batch_group_count == 1
+        and batch_group_count == 1
         and preferred_element_type in (None, lhs.dtype)
     )
     nhwc = ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
@@ -85,23 +85,25 @@ def conv_general_dilated(
     )
 
 
-def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, precision: Any) -> Window | None:
+def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, groups: int, precision: Any) -> Window | None:
     """The window, or None where shapes, types or padding are not of the kind that this module computes itself."""
     if isinstance(padding, str) or not (x.ndim == w.ndim == 4) or x.dtype != w.dtype:
         return None
-    if x.dtype not in (jnp.float32, jnp.float64) or x.shape[3] != w.shape[2] or not (x.size and w.size):
+    if x.dtype not in (jnp.float32, jnp.float64) or not (x.size and w.size):
+        return None
+    if groups < 1 or x.shape[3] != w.shape[2] * groups or w.shape[3] % groups:
         return None
     if len(strides) != 2 or len(padding) != 2 or any(side < 0 for pair in padding for side in pair):
         return None
     (top, bottom), (left, right) = padding
-    window = Window((strides[0], strides[1]), ((top, bottom), (left, right)), precision)
+    window = Window((strides[0], strides[1]), ((top, bottom), (left, right)), groups, precision)
     return window if min(extent(window, x, w)) > 0 else None
 
 
 def _has_own_form(window: Window, x: Array, w: Array) -> bool:
     """Whether there is a form here that is faster on a CPU than XLA's."""
     small = max(extent(window, x, w)) <= _SMALL_MAP and max(w.shape[:2]) <= _SMALL_KERNEL
-    return small or w.shape[:2] == (1, 1)
+    return window.groups == 1 and (small or w.shape[:2] == (1, 1))
 
 
 def _forward_on_cpu(window: Window, x: Array, w: Array) -> Array:
@@ -135,7 +137,7 @@ def _save(window: Window, x: Array, w: Array) -> tuple[Array, tuple[Array, Array
 
 def _differentiate(window: Window, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     by_input: Any = input_gradient_in_order
-    by_weight: Any = weight_gradient_in_chunks
+    by_weight: Any = weight_gradient_by_parts
     if _has_own_form(window, *saved):
         by_input, by_weight = (partial(f, _forward_on_cpu) for f in (_input_gradient, _weight_gradient))
     # Two choices, not one: the stem's input gradient is never used and falls away.

@@ -50,8 +50,8 @@ TOGETHER: dict[str, Callable[[Callable[..., Any], Any], Any]] = {
 def default_together(platform: str) -> str:
     """How seeds go together on a platform ('cpu', 'gpu', …).
 
-    On a CPU one seed fills the cores. A step of CIFAR ResNet-20 for 3 seeds, batch 128, 2 cores, in CPU seconds: 1.09 in
-    turns, 1.04 unrolled, 1.07 under lax.map, 2.82 under vmap (its convolutions become grouped ones). In turns it is
+    On a CPU one seed fills the cores. A step of CIFAR ResNet-20 for 3 seeds, batch 128, 2 cores, in CPU seconds: 1.09
+    in turns, 1.04 unrolled, 1.07 under lax.map, 2.82 under vmap (its convolutions become grouped ones). In turns it is
     compiled once, not once a seed, and is bit for bit what a run alone does.
     """
     return "turns" if platform == "cpu" else "vmap"
