@@ -44,7 +44,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--peers", default="ours,unfolded,linen,torch,torch_folded,onnxruntime")
+    parser.add_argument("--peers", default="ours,unfolded,linen,torch,torch_folded,torch_compiled,onnxruntime")
     parser.add_argument("--batches", default="1,32", help="images at a time (default: 1,32)")
     parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/inference_DEVICE.json)")
     arguments = parser.parse_args()
