@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from resnet.model.folding import fold, folded_norms
 from resnet.model.network import ResNet
@@ -31,7 +31,10 @@ def families() -> dict[ResNetSpec, str]:
 
 
 def assert_same_function(spec: ResNetSpec, size: int) -> None:
-    """Logits and features of the folded network to 1e-4 of their spread, on drawn statistics."""
+    """Logits and features of the folded network to 1e-4 of their spread, on drawn statistics.
+
+    Or to four roundings of the largest: a single class' logits may be spread over less than that (its bias is all).
+    """
     network, variables = ResNet(spec, backend=jax.lax.conv_general_dilated), random_variables(spec)
     folded, new = fold(network, variables)
     images = np.random.default_rng(1).normal(size=(3, size, size + 1, spec.in_channels)).astype(np.float32)
@@ -44,7 +47,8 @@ def assert_same_function(spec: ResNetSpec, size: int) -> None:
     for name, value in {**features, "logits": logits}.items():
         found = {**same, "logits": ours}[name]
         spread = value.std() or 1.0
-        np.testing.assert_allclose(found, value, rtol=0, atol=1e-4 * spread, err_msg=name)
+        rounding = np.spacing(np.abs(value).max())
+        np.testing.assert_allclose(found, value, rtol=0, atol=max(1e-4 * spread, 4 * rounding), err_msg=name)
 
 
 @pytest.mark.parametrize(("spec", "size"), [pytest.param(spec, 16, id=name) for spec, name in families().items()])
@@ -79,6 +83,20 @@ def norms_in_program(spec: ResNetSpec) -> set[str]:
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@example(
+    (
+        ResNetSpec(
+            block="basic",
+            stage_sizes=(2,),
+            width=8,
+            in_channels=1,
+            num_classes=1,
+            shortcut="none",
+            squeeze_excitation=16,
+        ),
+        4,
+    )
+)
 @given(specs())
 def test_any_network_is_the_same_function(drawn):
     assert_same_function(*drawn)
