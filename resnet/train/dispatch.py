@@ -32,6 +32,14 @@ def next_dispatch(step: int, total: int, marks: tuple[int, ...], longest: int) -
     return Dispatch(step, min(stops))
 
 
+def loops_pay(platform: str, dtype: str) -> bool:
+    """Whether steps on a platform ('cpu', 'gpu', …) in a dtype ('float32', 'bfloat16') may go into a loop.
+
+    On a CPU bfloat16 convolutions are lax' own, whose gradients XLA gives naive code inside loops (convolution_forms).
+    """
+    return platform != "cpu" or dtype != "bfloat16"
+
+
 def repeat(step: Step) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Batch]]:
     """`step` made (state, batches of K steps, count) -> (state after the first `count` of them, their pulses).
 

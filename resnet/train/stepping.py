@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
 from resnet.train import diagnosis, hosts, parallel, peers, screen
-from resnet.train.dispatch import Dispatch, next_dispatch, repeat
+from resnet.train.dispatch import Dispatch, loops_pay, next_dispatch, repeat
 from resnet.train.feeding import Kept
 from resnet.train.freezing import Stage, joined_state
 from resnet.train.interruption import Interruption
@@ -112,7 +112,8 @@ class Stepping:
     @property
     def longest(self) -> int:
         """Steps that one call of the device does at most."""
-        return min(self.config.run.steps_per_call, self.plan.total_steps)
+        wanted = min(self.config.run.steps_per_call, self.plan.total_steps)
+        return wanted if loops_pay(self.mesh.devices.flat[0].platform, self.config.run.dtype) else 1
 
     def dispatch_at(self, step: int) -> Dispatch:
         """The steps of the call that begins at `step`, up to one after which something is due."""

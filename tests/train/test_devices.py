@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -56,7 +57,10 @@ def one(data, tmp_path_factory) -> tuple[list[dict], list[np.ndarray]]:
     config = config_for(data, "data=-1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution_forms, "_chunks", lambda images: 1)
+        # What another test has traced would keep its chunks, and what is traced here its lack of them.
+        jax.clear_caches()
         assert loop.train(config, workdir) == 0
+    jax.clear_caches()
     return lines(workdir), final_arrays(config, workdir)
 
 

@@ -64,6 +64,14 @@ def same(workdir: Path, data: Path, single: tuple[list[dict], list[np.ndarray]])
         np.testing.assert_array_equal(got, expected)
 
 
+def test_bfloat16_on_a_cpu_does_not_loop(data, tmp_path, looping):
+    """As in configs/cifar10_fast.py, which asks for an epoch a call."""
+    config = config_for(data, 4)
+    config.run.steps, config.run.dtype = 5, "bfloat16"
+    assert loop.train(config, tmp_path / "run") == 0
+    assert set(looping) == {1}
+
+
 @pytest.mark.parametrize("steps_per_call", [2, 16])
 def test_any_number_of_steps_in_a_call_gives_the_run_of_single_steps(steps_per_call, data, single, looping, tmp_path):
     assert loop.train(config_for(data, steps_per_call), tmp_path / "run") == 0
