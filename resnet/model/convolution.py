@@ -1,8 +1,10 @@
 """The convolution that every network here runs on: `jax.lax.conv_general_dilated`, made faster on a CPU.
 
-What is slow there, the forms that are taken in its place and the evidence for each are in convolution_forms.
+There large batches in float32 are computed by oneDNN, where it can be had (see onednn). For all else, what is slow, the
+forms that are taken in its place and the evidence for each are in convolution_forms.
 """
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from resnet.model import onednn, onednn_library
 from resnet.model.convolution_forms import (
     NHWC,
     Window,
@@ -29,6 +32,8 @@ _SMALL_KERNEL = 3
 # latter is worth its products with padding.
 _FEW_OUTPUTS = 128
 _NOT_ALL_BORDER = 4
+# Fewest outputs, over the batch, for which oneDNN is faster: it lays the whole kernel out anew for each call.
+_MANY_OUTPUTS = 600
 
 
 def conv_general_dilated(
@@ -69,7 +74,7 @@ def conv_general_dilated(
     )
     nhwc = ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
     if window and nhwc:
-        return _convolve(window, lhs, rhs)
+        return onednn.output(window, lhs, rhs) if _is_for_onednn(window, lhs, rhs) else _convolve(window, lhs, rhs)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -98,6 +103,20 @@ def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, groups: in
     (top, bottom), (left, right) = padding
     window = Window((strides[0], strides[1]), ((top, bottom), (left, right)), groups, precision)
     return window if min(extent(window, x, w)) > 0 else None
+
+
+def _is_for_onednn(window: Window, x: Array, w: Array) -> bool:
+    """Whether this is a convolution that oneDNN does faster, and can do here.
+
+    Its threads share the batch, so there must be an image for each. XLA's compiler cannot cut its calls up, so there
+    must be one device.
+    """
+    if x.dtype != jnp.float32 or not all(isinstance(size, int) for size in x.shape):
+        return False
+    high, wide = extent(window, x, w)
+    if x.shape[0] * high * wide < _MANY_OUTPUTS or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    return not onednn_library.missing() and x.shape[0] >= len(os.sched_getaffinity(0))
 
 
 def _has_own_form(window: Window, x: Array, w: Array) -> bool:

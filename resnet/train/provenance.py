@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from input_pipeline.sources import Source
+from resnet.model import onednn_library
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
 
@@ -26,6 +27,8 @@ def provenance(source: Source) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
+        # Of a CPU's figures it decides the speed and the last digits.
+        **({"convolutions": onednn_library.description()} if jax.default_backend() == "cpu" else {}),
         "dataset": {
             "source": source.name,
             "fingerprint": source.fingerprint,

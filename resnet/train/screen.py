@@ -10,6 +10,7 @@ from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.sources import Source
 from resnet.model.counting import count
+from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan
 from resnet.train.pretrained import Pretrained
@@ -21,13 +22,13 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     """Dataset, network, device, schedule and place, one line each."""
     images = ", ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.run.dtype}{convolutions(config)}"
     optim = config.optim
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px, "
         f"feed {'resident' if plan.resident else 'stream'}",
         f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
-        f"Device    {device}, {config.run.dtype}",
+        f"Device    {device}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
         f"Run       {printable(str(workdir))}",
@@ -43,6 +44,12 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
         lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def convolutions(config: ConfigDict) -> str:
+    """Whose they are, where that is a question: it doubles the speed of small networks, and a C compiler may be missing."""
+    alone = jax.default_backend() == "cpu" and jax.device_count() == 1 and config.run.dtype == "float32"
+    return f", convolutions by {description()}" if alone else ""
 
 
 def multiply_adds(plan: Plan, image_size: int) -> str:
