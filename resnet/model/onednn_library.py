@@ -38,7 +38,7 @@ def missing() -> str:
     try:
         _require_processor()
         library = _library()
-        handlers = ctypes.CDLL(str(_compiled()))
+        handlers = _load()
         handlers.start.restype = ctypes.c_char_p
         wrong = handlers.start(os.fsencode(library))
         if wrong:
@@ -59,7 +59,7 @@ def missing() -> str:
 def description() -> str:
     """Who computes float32 convolutions of large batches on this machine's CPU, and if it is not oneDNN, why."""
     reason = missing()
-    return f"XLA, without oneDNN: {reason}" if reason else f"oneDNN (package {importlib.metadata.version(PACKAGE)})"
+    return f"XLA, without oneDNN: {reason}" if reason else f"oneDNN ({PACKAGE} {importlib.metadata.version(PACKAGE)})"
 
 
 def target(name: str) -> str:
@@ -82,6 +82,15 @@ def _library() -> Path:
         if file.name == "libdnnl.so.3" and path.exists():
             return path
     raise FileNotFoundError(f"the package {PACKAGE} is there without its libdnnl.so.3")
+
+
+def _load() -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except OSError:
+        # What was kept is damaged, or there is nothing yet and no way to make it, which shows again.
+        _compiled().unlink()
+        return ctypes.CDLL(str(_compiled()))
 
 
 def _compiled() -> Path:

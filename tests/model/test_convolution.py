@@ -16,10 +16,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import export, lax
 
-from resnet.model import convolution_forms
+from resnet.model import convolution_forms, onednn_library
 from resnet.model.convolution import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forms_alone():
+    """What is computed where oneDNN is missing or not for: test_onednn has the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onednn_library, "missing", lambda: "left out by this test")
+        yield
 
 
 def arrays(*shapes, dtype=jnp.float32):
