@@ -32,8 +32,9 @@ _SMALL_KERNEL = 3
 # latter is worth its products with padding.
 _FEW_OUTPUTS = 128
 _NOT_ALL_BORDER = 4
-# Fewest outputs, over the batch, for which oneDNN is faster: it lays the whole kernel out anew for each call.
-_MANY_OUTPUTS = 600
+# Fewest outputs, over the batch, of a kernel of one and of more elements, for which oneDNN is faster: in each call it
+# lays the whole kernel out anew. For the latter, 300 are as fast as 600, and compile a second sooner in ResNet-50.
+_MANY_OUTPUTS, _ENOUGH_OUTPUTS = 600, 300
 
 
 def conv_general_dilated(
@@ -59,9 +60,9 @@ def conv_general_dilated(
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
     one traced function serves every device. jit, grad, grad of grad, vmap, scan, checkpoint and export work. A batch
-    that is sharded over a mesh stays sharded: only weight gradients are summed across devices. Forward mode (`jax.jvp`,
-    `jax.jacfwd`, `jax.linearize`) of the result raises TypeError, because this is a `jax.custom_vjp`; forward over
-    reverse works.
+    that is sharded over a mesh stays sharded: only weight gradients are summed across devices. Forward over reverse
+    mode works; forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of a result that oneDNN does not compute raises
+    TypeError, because that is a `jax.custom_vjp`.
 
     To count multiply-adds, trace the network with `jax.lax.conv_general_dilated` in this function's place: a jaxpr of
     this one holds the forms for both platforms, and ours leaves out multiplications by padding.
@@ -114,7 +115,8 @@ def _is_for_onednn(window: Window, x: Array, w: Array) -> bool:
     if x.dtype != jnp.float32 or not all(isinstance(size, int) for size in x.shape):
         return False
     high, wide = extent(window, x, w)
-    if x.shape[0] * high * wide < _MANY_OUTPUTS or jax.default_backend() != "cpu" or jax.device_count() > 1:
+    enough = _MANY_OUTPUTS if w.shape[:2] == (1, 1) else _ENOUGH_OUTPUTS
+    if x.shape[0] * high * wide < enough or jax.default_backend() != "cpu" or jax.device_count() > 1:
         return False
     return not onednn_library.missing() and x.shape[0] >= len(os.sched_getaffinity(0))
 

@@ -11,6 +11,7 @@
  * With threads of OpenMP's beside XLA's, as oneDNN would have it, whatever stands between two convolutions is slowed by
  * those of the last one spinning on: ResNet-50, 64 px, batch 32 on 2 cores, 300 ms a step; without them 238.
  */
+#define _GNU_SOURCE
 #include <stdio.h>
 #include <string.h>
 
@@ -26,6 +27,7 @@ typedef struct {
 /* One that is compiled. `reorder` is NULL where the kernel is laid out as oneDNN wants it (or leaves its gradient). */
 typedef struct Compiled {
   Shape shape;
+  int status; /* not SUCCESS: oneDNN has refused it, and nothing else here counts */
   void *primitive, *reorder;
   void *image, *output, *kernel;        /* descriptions of memory */
   const void *laid_out, *scratch;       /* the same; oneDNN's own */
@@ -33,8 +35,9 @@ typedef struct Compiled {
   struct Compiled *next;
 } Compiled;
 
-/* Weight gradients of this many parts at most are added up, whatever the number of threads. */
-enum { MOST_SUMMANDS = 16 };
+/* Weight gradients of this many parts at most are added up, whatever the number of threads; and the bytes of memory
+ * beside operands and result, of all parts, for which there are fewer parts. */
+enum { MOST_SUMMANDS = 16, MOST_MEMORY = 1 << 30 };
 
 static void *engine, *caller_scratch; /* the latter: attributes that ask for scratch memory of the caller's */
 static Compiled *compiled[1024];
@@ -102,48 +105,67 @@ static int find(const Shape *shape, const Compiled **found) {
   uint32_t hash = 2166136261u; /* FNV-1a */
   for (size_t i = 0; i < sizeof *shape; ++i) hash = (hash ^ bytes[i]) * 16777619u;
   Compiled **first = &compiled[hash % (sizeof compiled / sizeof *compiled)], *c;
-  int status = SUCCESS;
   pthread_mutex_lock(&compiling);
   for (c = *first; c && memcmp(&c->shape, shape, sizeof *shape); c = c->next) continue;
-  if (!c && !(c = calloc(1, sizeof *c))) {
-    status = OUT_OF_MEMORY;
-  } else if (!c->primitive) {
+  if (!c && (c = calloc(1, sizeof *c))) {
     c->shape = *shape;
+    c->status = compile(c);
     c->next = *first;
-    status = compile(c);
-    if (!status) *first = c;
+    *first = c;
   }
   pthread_mutex_unlock(&compiling);
   *found = c;
-  return status;
+  return c ? c->status : OUT_OF_MEMORY;
 }
 
-/* Memory of this thread's, for scratch (0) and for kernels laid out anew (1), as large as was ever asked for. */
+/* What a thread keeps until it ends: a stream, and memory for scratch and for kernels that are laid out anew, as large
+ * as was ever asked for. */
+enum { SCRATCH, LAID_OUT };
+typedef struct {
+  void *stream, *memory[2];
+  size_t size[2];
+} Own;
+static pthread_key_t own_key;
+
+static void free_own(void *of_a_thread) {
+  Own *own = of_a_thread;
+  if (own->stream) dnnl.stream_destroy(own->stream);
+  free(own->memory[SCRATCH]);
+  free(own->memory[LAID_OUT]);
+  free(own);
+}
+
+static Own *get_own(void) {
+  Own *own = pthread_getspecific(own_key);
+  if (own || !(own = calloc(1, sizeof *own))) return own;
+  if (!dnnl.stream_create(&own->stream, engine, IN_ORDER) && !pthread_setspecific(own_key, own)) return own;
+  free_own(own);
+  return NULL;
+}
+
 static void *own_memory(int which, size_t size) {
-  static _Thread_local struct {
-    void *memory;
-    size_t size;
-  } own[2];
-  if (own[which].size < size) {
-    free(own[which].memory);
-    own[which].size = 0;
-    if (posix_memalign(&own[which].memory, 64, size)) return own[which].memory = NULL;
-    own[which].size = size;
+  Own *own = get_own();
+  if (!own) return NULL;
+  if (own->size[which] < size) {
+    free(own->memory[which]);
+    own->size[which] = 0;
+    if (posix_memalign(&own->memory[which], 64, size)) return own->memory[which] = NULL;
+    own->size[which] = size;
   }
-  return own[which].memory;
+  return own->memory[which];
 }
 
 static int execute(const void *primitive, int count, const int *names, const void *const *descriptions,
                    void *const *memory) {
-  static _Thread_local void *stream;
+  const Own *own = get_own();
   Argument arguments[4];
-  int status = stream ? SUCCESS : dnnl.stream_create(&stream, engine, IN_ORDER), made = 0;
+  int status = own ? SUCCESS : OUT_OF_MEMORY, made = 0;
   for (; made < count && !status; made += !status) {
     arguments[made].name = names[made];
     status = dnnl.memory_create(&arguments[made].memory, descriptions[made], engine, memory[made]);
   }
-  if (!status) status = dnnl.primitive_execute(primitive, stream, count, arguments);
-  if (!status) status = dnnl.stream_wait(stream);
+  if (!status) status = dnnl.primitive_execute(primitive, own->stream, count, arguments);
+  if (!status) status = dnnl.stream_wait(own->stream);
   while (made) dnnl.memory_destroy(arguments[--made].memory);
   return status;
 }
@@ -174,7 +196,7 @@ static void do_part(void *context, int number) {
   const int scratched = c->scratch_size > 0, threads = omp_get_max_threads();
   const void *const descriptions[] = {c->image, c->laid_out, c->output, c->scratch};
   void *const memory[] = {call->image + number * call->image_step, call->kernel + number * call->kernel_step,
-                          call->output + number * call->output_step, own_memory(0, c->scratch_size)};
+                          call->output + number * call->output_step, own_memory(SCRATCH, c->scratch_size)};
   omp_set_num_threads(1);
   const int status = scratched && !memory[3]
                          ? OUT_OF_MEMORY
@@ -195,22 +217,44 @@ static void add_slice(void *context, int number) {
   }
 }
 
+/* Cut the batch into `most` parts or fewer, the last of which may be smaller; find what is compiled for both. */
+static int cut(const Shape *shape, int64_t most, Call *call) {
+  const int64_t images = shape->image[0], each = (images + most - 1) / most;
+  Shape part = *shape, last = *shape;
+  part.image[0] = part.output[0] = each;
+  call->parts = (int)((images + each - 1) / each);
+  last.image[0] = last.output[0] = images - (call->parts - 1) * each;
+  TRY(find(&part, &call->part));
+  return find(&last, &call->last);
+}
+
+/* For a smaller part oneDNN may want the kernel laid out otherwise, of which there is but one: then into equal parts. */
+static int cut_alike(const Shape *shape, int64_t most, Call *call) {
+  TRY(cut(shape, most, call));
+  if (dnnl.memory_desc_equal(call->part->laid_out, call->last->laid_out)) return SUCCESS;
+  while (shape->image[0] % most) --most;
+  return cut(shape, most, call);
+}
+
+static int cut_up(const Shape *shape, int64_t most, Call *call) {
+  TRY(cut_alike(shape, most, call));
+  const int gradient = shape->kind == WEIGHT_GRADIENT;
+  const size_t memory = call->part->scratch_size + (gradient ? call->part->laid_out_size : 0);
+  const int64_t fit = memory ? MOST_MEMORY / (int64_t)memory : call->parts;
+  return fit >= call->parts ? SUCCESS : cut_alike(shape, fit > 1 ? fit : 1, call);
+}
+
 static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shape, void *image, void *kernel, void *output) {
   const int threads = threads_of_pool(frame), gradient = shape->kind == WEIGHT_GRADIENT;
-  const int64_t images = shape->image[0], most = gradient && threads > MOST_SUMMANDS ? MOST_SUMMANDS : threads;
-  Shape part = *shape, last = *shape;
-  part.image[0] = part.output[0] = (images + most - 1) / most;
+  const int64_t images = shape->image[0], wanted = gradient && threads > MOST_SUMMANDS ? MOST_SUMMANDS : threads;
   Call call = {.image = image, .kernel = kernel, .output = output, .slices = threads};
-  call.parts = (int)((images + part.image[0] - 1) / part.image[0]);
-  last.image[0] = last.output[0] = images - (call.parts - 1) * part.image[0];
-  TRY(find(&part, &call.part));
-  TRY(find(&last, &call.last));
-  const int64_t *i = part.image, *o = part.output;
+  TRY(cut_up(shape, wanted < images ? wanted : images, &call));
+  const int64_t *i = call.part->shape.image, *o = call.part->shape.output;
   call.image_step = i[0] * i[1] * i[2] * i[3] * sizeof(float);
   call.output_step = o[0] * o[1] * o[2] * o[3] * sizeof(float);
   const size_t size = call.part->laid_out_size, aligned = (size + 63) / 64 * 64;
   if (call.part->reorder || (gradient && call.parts > 1)) {
-    call.kernel = own_memory(1, gradient ? call.parts * aligned : size);
+    call.kernel = own_memory(LAID_OUT, gradient ? call.parts * aligned : size);
     if (!call.kernel) return OUT_OF_MEMORY;
   }
   if (gradient) call.kernel_step = aligned;
@@ -254,6 +298,8 @@ static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
   memcpy(shape.kernel, kernel->dims, sizeof shape.kernel);
   memcpy(shape.output, output->dims, sizeof shape.output);
   memcpy(shape.window, window->data, sizeof shape.window);
+  if (shape.image[0] < 1 || shape.image[0] != shape.output[0] || shape.window[6] < 1)
+    return failure(frame, "a convolution by oneDNN takes one image or more, and gives as many, in one group or more");
   /* Also while it compiles: what is compiled is for one thread. */
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
@@ -269,10 +315,12 @@ XLA_FFI_Error *convolution_output(XLA_FFI_CallFrame *frame) { return handle(fram
 XLA_FFI_Error *convolution_input_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, INPUT_GRADIENT); }
 XLA_FFI_Error *convolution_weight_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, WEIGHT_GRADIENT); }
 
-/* To be called once, before any of them, with the library's file; NULL, or what is wrong. */
+/* To be called before any of them, by one thread, with the library's file; NULL, or what is wrong. */
 const char *start(const char *path) {
+  if (engine) return NULL;
   const char *wrong = open_library(path);
   if (wrong) return wrong;
+  if (pthread_key_create(&own_key, free_own)) return "the process has no thread-specific memory left";
   if (dnnl.engine_create(&engine, CPU, 0)) return "oneDNN does not know this processor";
   if (dnnl.primitive_attr_create(&caller_scratch) ||
       dnnl.primitive_attr_set_scratchpad_mode(caller_scratch, USER_SCRATCHPAD))

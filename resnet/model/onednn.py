@@ -6,8 +6,8 @@ them only where `onednn_library.missing()` is empty.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 2026-11-26), steps in ms without and with oneDNN, in turns in one process:
 CIFAR ResNet-20, batch 128, 242 / 106; ResNet-18 at 64 px, batch 32, 127 / 87; ResNet-50 266 / 228. With no more than
-AVX2 CIFAR ResNet-20 287 / 206. For less than 600 outputs over the batch it does not pay, for the kernel is laid out
-anew in each call: ResNet-50 285 ms with all of its convolutions by oneDNN.
+AVX2 CIFAR ResNet-20 287 / 206. For few outputs over the batch it does not pay (see `convolution`), for the kernel is
+laid out anew in each call: ResNet-50 285 ms with all of its convolutions by oneDNN.
 """
 
 from collections.abc import Callable

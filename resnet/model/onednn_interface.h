@@ -2,7 +2,7 @@
  *
  * The library is opened when the program runs, so that neither it nor its headers need be there to compile against.
  */
-#include <dlfcn.h>
+#include <dlfcn.h> /* RTLD_DEFAULT needs _GNU_SOURCE, see onednn.c */
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,6 +23,7 @@ static struct {
   int (*engine_create)(void **, int kind, size_t index);
   int (*stream_create)(void **, void *engine, unsigned flags);
   int (*stream_wait)(void *);
+  int (*stream_destroy)(void *);
   int (*memory_desc_create_with_strides)(void **, int rank, const Dims, int type, const Dims strides);
   int (*memory_desc_create_with_tag)(void **, int rank, const Dims, int type, int tag);
   int (*memory_desc_equal)(const void *, const void *);
@@ -61,14 +62,17 @@ static int (*omp_get_max_threads)(void);
 static const char *open_library(const char *path) {
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library) return dlerror();
-#define FIND(pointer, name) \
-  if (!(*(void **)&(pointer) = dlsym(library, name))) return dlerror()
-  FIND(omp_set_num_threads, "omp_set_num_threads");
-  FIND(omp_get_max_threads, "omp_get_max_threads");
-#define FIND_DNNL(name) FIND(dnnl.name, "dnnl_" #name)
+#define FIND(pointer, place, name) \
+  if (!(*(void **)&(pointer) = dlsym(place, name))) return dlerror()
+  /* The library's own calls go to an OpenMP that is open to the whole process first, if there is one. */
+  void *const openmp = dlsym(RTLD_DEFAULT, "omp_set_num_threads") ? RTLD_DEFAULT : library;
+  FIND(omp_set_num_threads, openmp, "omp_set_num_threads");
+  FIND(omp_get_max_threads, openmp, "omp_get_max_threads");
+#define FIND_DNNL(name) FIND(dnnl.name, library, "dnnl_" #name)
   FIND_DNNL(engine_create);
   FIND_DNNL(stream_create);
   FIND_DNNL(stream_wait);
+  FIND_DNNL(stream_destroy);
   FIND_DNNL(memory_desc_create_with_strides);
   FIND_DNNL(memory_desc_create_with_tag);
   FIND_DNNL(memory_desc_equal);

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import jax
@@ -25,14 +26,22 @@ SWITCH = "RESNET_ONEDNN"
 TARGETS = tuple(f"convolution_{name}" for name in ("output", "input_gradient", "weight_gradient"))
 _SOURCES = ("onednn.c", "onednn_interface.h", "onednn_work.h")
 _COMPILERS = ("cc", "gcc", "clang")
+_OPTIONS = ("-O3", "-shared", "-fPIC", "-pthread")
+# Guards `_outcome`: cache alone would let two threads that come first at the same time both load.
+_loading = threading.Lock()
 
 
-@functools.cache
 def missing() -> str:
     """What this machine lacks for convolutions by oneDNN, in one line; empty where they can be called.
 
     The first call loads, and if need be compiles, and makes TARGETS known to XLA; the others only repeat its answer.
     """
+    with _loading:
+        return _outcome()
+
+
+@functools.cache
+def _outcome() -> str:
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH}=0 is set"
     try:
@@ -50,7 +59,7 @@ def missing() -> str:
     except subprocess.CalledProcessError as error:
         said = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr)
         return _in_one_line(f"{error.cmd[0]} could not compile {_SOURCES[0]} (exit code {error.returncode}) {said}")
-    except (OSError, AttributeError, subprocess.TimeoutExpired) as error:
+    except (OSError, RuntimeError, AttributeError, subprocess.TimeoutExpired) as error:
         about = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         return _in_one_line(about)
     return ""
@@ -89,7 +98,7 @@ def _load() -> ctypes.CDLL:
         return ctypes.CDLL(str(_compiled()))
     except OSError:
         # What was kept is damaged, or there is nothing yet and no way to make it, which shows again.
-        _compiled().unlink()
+        _compiled().unlink(missing_ok=True)
         return ctypes.CDLL(str(_compiled()))
 
 
@@ -104,7 +113,7 @@ def _compiled() -> Path:
     sources = [Path(__file__).with_name(name) for name in _SOURCES]
     interface = Path(jax.ffi.include_dir())
     contents = [path.read_bytes() for path in (*sources, interface / "xla" / "ffi" / "api" / "c_api.h")]
-    name = hashlib.sha256(b"\0".join([*contents, os.fsencode(compiler)])).hexdigest()[:16]
+    name = hashlib.sha256(b"\0".join([*contents, *map(os.fsencode, (compiler, *_OPTIONS))])).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "onednn"
     library = folder / f"{name}.so"
     if library.exists():
@@ -112,8 +121,7 @@ def _compiled() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own, library.name)
-        options = ["-O3", "-shared", "-fPIC", "-pthread", f"-I{interface}", "-o", str(made)]
-        command = [compiler, *options, str(sources[0]), "-ldl"]
+        command = [compiler, *_OPTIONS, f"-I{interface}", "-o", str(made), str(sources[0]), "-ldl"]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
         # In one step: other processes may be at it too, or be killed.
         made.replace(library)

@@ -133,6 +133,79 @@ def test_threads_that_run_programs_at_once_get_the_bits_of_one_alone():
     assert not wrong
 
 
+ON_MANY_CORES = """
+import sys
+import jax
+from resnet.model import onednn, onednn_library
+from resnet.model.convolution_forms import by_lax
+from tests.model.test_convolution import arrays, assert_near
+from tests.model.test_onednn import all_three, both, square
+
+assert not onednn_library.missing()
+images, size, inputs, kernel, outputs, stride, pad = map(int, sys.argv[1:])
+x, w = arrays((images, size, size, inputs), (kernel, kernel, inputs, outputs))
+assert_near(*both(lambda convolve, x, w: all_three(convolve, square(stride, pad), x, w), x, w), 2e-5)
+"""
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("threads", "convolution"),
+    [
+        # Of these oneDNN wants the kernel laid out otherwise for the last, smaller part of the batch.
+        (10, (125, 7, 24, 5, 64, 1, 2)),
+        (16, (100, 14, 32, 1, 320, 1, 0)),
+        (20, (96, 16, 160, 1, 512, 1, 0)),
+        (7, (9, 11, 8, 3, 8, 2, 1)),
+        (1, (9, 11, 8, 3, 8, 1, 1)),
+    ],
+)
+def test_any_number_of_threads(threads, convolution):
+    """XLA makes as many as NPROC says; this machine may have few."""
+    command = [sys.executable, "-c", ON_MANY_CORES, *map(str, convolution)]
+    done = subprocess.run(
+        command, env=os.environ | {"NPROC": str(threads)}, capture_output=True, text=True, timeout=120
+    )
+    assert not done.returncode, done.stderr
+
+
+FIRST_AT_ONCE = """
+import threading
+import jax
+from resnet.model import onednn, onednn_library
+from tests.model.test_convolution import arrays
+from tests.model.test_onednn import square
+
+slow, failed = onednn_library._load, []
+
+def load():
+    library = slow()
+    threading.Event().wait(0.5)
+    return library
+
+def first(channels):
+    try:
+        assert not onednn_library.missing()
+        x, w = arrays((4, 9, 9, channels), (3, 3, channels, 4))
+        jax.block_until_ready(onednn.output(square(1, 1), x, w))
+    except BaseException as error:
+        failed.append(error)
+
+onednn_library._load = load
+threads = [threading.Thread(target=first, args=(channels,)) for channels in (1, 2, 3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+first(4)
+assert not failed, failed
+"""
+
+
+@needs_onednn
+def test_threads_that_come_first_at_once_load_it_once():
+    done = subprocess.run([sys.executable, "-c", FIRST_AT_ONCE], capture_output=True, text=True, timeout=120)
+    assert not done.returncode, done.stderr
+
+
 @needs_onednn
 def test_outside_jit_and_donated():
     x, w = arrays((4, 12, 12, 8), (3, 3, 8, 8))
