@@ -8,19 +8,15 @@ uint8[B, 224, 224, 3] and gives float32[B, 1000]; what it does to the pixels is 
 asks each peer once, so that a noisy machine disturbs all alike; medians are quoted. Each peer is a process of its own
 (benchmarks/processes.py).
 
-Peers: `ours` is what `predict` calls, which takes 32 images two at a time, so that they stay in the cache; `unfolded`
-the same network with its norms, all images at once; `linen` that on lax' own convolution: a plain flax ResNet; `torch`
-and `torch_folded` eager and channels_last, the latter with torch's own folding (torch.nn.utils.fusion);
-`torch_compiled` the latter under torch.compile; `onnxruntime` our ONNX export; `keras` keras.applications.ResNet50 on
-TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
+Peers: `ours` is what `predict` calls; `unfolded` the same network with its norms; `linen` that on lax' own convolution:
+a plain flax ResNet; `torch` and `torch_folded` eager and channels_last, the latter with torch's own folding
+(torch.nn.utils.fusion); `torch_compiled` the latter under torch.compile; `onnxruntime` our ONNX export; `keras`
+keras.applications.ResNet50 on TensorFlow (its v1 network: 3.86 instead of 4.09 GMAC).
 
-Tried for ours and left out (32 images at 224 px, two cores with AVX-512, 2026-11-25, all else paused; in the same runs
-torch.compile 0.85 to 0.95 s, torch eager folded 1.24 s and more, onnxruntime 0.57 s): all 32 at once 1.02 to 1.32 s, by
-eights 0.98 to 1.08 s, by ones 0.83 to 0.94 s, by twos 0.86 to 0.98 s; Winograd for 3×3 (see
-convolution_forms): 59 ms for one image where ours takes 26; im2col on 7 px maps for four and eight images:
-within the noise. What is left to onnxruntime: XLA's products alone reach its speed from four images on (350 to 470
-GFLOP/s), but XLA on a CPU goes over each result once more for bias, shortcut and ReLU. That cause is a guess from
-sizes, not measured.
+Tried for ours and left out (two cores with AVX-512): Winograd for 3×3 (see convolution_forms): 59 ms for one image
+where ours takes 26; im2col on 7 px maps for four and eight images: within the noise; fewer images at a time (see
+`resnet.study.inference.best_batch`). What is left to onnxruntime: bias, shortcut and ReLU inside its convolutions,
+where XLA goes over each result once more. That cause is a guess from sizes, not measured.
 """
 
 import argparse

@@ -16,8 +16,9 @@ from resnet.model.network import ResNet, evaluate
 from resnet.train.checkpoints import Meta, load
 from resnet.train.state import Variables
 
+# Images a call, and pixels in them: larger images go fewer at a time, for the memory that their feature maps take.
 BATCH = 32
-CACHED_PIXELS = 2 * 224**2
+PIXELS = BATCH * 224**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Model:
     def probabilities(self, images: np.ndarray, batch_size: int = 0) -> np.ndarray:
         """uint8[N, S, S, 3], cropped as `crop` says -> softmax float32[N, C]; compiled once for one batch size.
 
-        batch_size: images in one call, 0 for what the device takes best. Norms are folded: equal to evaluation's
+        batch_size: images in one call, 0 for `best_batch`. Norms are folded: equal to evaluation's
         probabilities up to rounding.
         """
         size = max(1, min(batch_size or best_batch(self.crop.image_size), len(images)))
@@ -51,12 +52,12 @@ class Model:
 
 
 def best_batch(image_size: int) -> int:
-    """Images a call: on a CPU so many that their feature maps stay in its cache.
+    """Images a call.
 
-    ResNet-50, 224 px, 32 images, two cores: 1.02 to 1.32 s all at once, 0.98 to 1.08 by eights, 0.83 to 0.94 by ones,
-    0.86 to 0.98 by twos.
+    ResNet-50, 224 px, seconds for 32 images on two cores, by 1, 2, 4, 8, 16 and 32: 1.00, 0.85, 0.79, 0.77, 0.74, 0.70
+    (without oneDNN by 1, 2, 4, 8 and 32: 1.00, 0.95, 0.94, 0.90, 0.89).
     """
-    return max(1, min(BATCH, CACHED_PIXELS // image_size**2)) if jax.default_backend() == "cpu" else BATCH
+    return max(1, min(BATCH, PIXELS // image_size**2))
 
 
 Answer = Callable[[Variables, jax.Array | np.ndarray], jax.Array]
