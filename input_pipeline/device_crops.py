@@ -4,8 +4,11 @@ A resize along one axis is a product with a matrix whose rows are the filter at 
 products cut and resize an image: 0.08 G multiply-adds at 224 px out of 256×256, of the 12 G of a ResNet-50 step.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def cut_boxes(
@@ -17,7 +20,24 @@ def cut_boxes(
     width) in canvas coordinates. interpolation: 'bilinear' or 'bicubic', antialiased. To be called inside jit.
     The same pixels as `decode.training_image` gives, to the rounding of a level: the piece is cut first and then
     resized (a filter does not look over the edge of the box), and halves round up.
+
+    On a CPU one image after the other, which stays in its cache: 32 of 406×406 at 224 px in 34 to 48 ms, not 52 to 56
+    (two cores, 2026-11-26); a resident feed alone gives 756 images/s, not 283. Not among several devices, over which
+    the batch is spread.
     """
+    whole = partial(_cut_all, image_size=image_size, interpolation=interpolation)
+    if jax.device_count() > 1:
+        return whole(canvas, index, turned, boxes)
+
+    def one_by_one(canvas: jax.Array, *rows: jax.Array) -> jax.Array:
+        return lax.map(lambda row: whole(canvas, *(entry[None] for entry in row))[0], rows)
+
+    return lax.platform_dependent(canvas, index, turned, boxes, cpu=one_by_one, default=whole)
+
+
+def _cut_all(
+    canvas: jax.Array, index: jax.Array, turned: jax.Array, boxes: jax.Array, image_size: int, interpolation: str
+) -> jax.Array:
     rows = filter_matrix(boxes[:, 0], boxes[:, 2], canvas.shape[1], image_size, interpolation)
     columns = filter_matrix(boxes[:, 1], boxes[:, 3], canvas.shape[2], image_size, interpolation)
     pixels = canvas[index].astype(jnp.float32)
