@@ -5,6 +5,7 @@ onednn-cpu-gomp. onednn.c is made into a library by the machine's C compiler the
 than a second, and kept in the user's cache. Whatever is missing for it, `missing` says.
 """
 
+import argparse
 import ctypes
 import functools
 import hashlib
@@ -132,5 +133,13 @@ def _in_one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-if __name__ == "__main__":
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description="Say who computes float32 convolutions on this machine's CPU, and why."
+    )
+    parser.parse_args()
     print(description())
+
+
+if __name__ == "__main__":
+    main()

@@ -49,7 +49,7 @@ def convolutions(draw):
 
 
 @needs_onednn
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(convolutions())
 @example(((5, 30, 30, 3), (7, 7, 3, 64), square(2, 3)))  # the stem
 @example(((3, 14, 14, 64), (1, 1, 64, 128), square(2)))  # the shortcut of a stage
@@ -155,7 +155,6 @@ assert_near(*both(lambda convolve, x, w: all_three(convolve, square(stride, pad)
         # Of these oneDNN wants the kernel laid out otherwise for the last, smaller part of the batch.
         (10, (125, 7, 24, 5, 64, 1, 2)),
         (16, (100, 14, 32, 1, 320, 1, 0)),
-        (20, (96, 16, 160, 1, 512, 1, 0)),
         (7, (9, 11, 8, 3, 8, 2, 1)),
         (1, (9, 11, 8, 3, 8, 1, 1)),
     ],

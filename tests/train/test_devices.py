@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet.model import convolution_forms
+from resnet.model import convolution_forms, onednn_library
 from resnet.train import loop
 from tests.commands import ROOT
 from tests.tiny import tiny_data
@@ -50,14 +50,15 @@ def eight(data, tmp_path_factory) -> tuple[Path, dict]:
 def one(data, tmp_path_factory) -> tuple[list[dict], list[np.ndarray]]:
     """(lines, arrays) of the same run on one device.
 
-    With weight gradients summed over the whole batch at once, as in a process of several devices: in chunks they are
-    rounded otherwise, and 20 steps make 1e-5 of it.
+    With the convolutions of a process of several devices, without oneDNN and with weight gradients summed over the
+    whole batch at once: others are rounded otherwise, and 20 steps make 1e-5 of it.
     """
     workdir = tmp_path_factory.mktemp("one") / "run"
     config = config_for(data, "data=-1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(convolution_forms, "_chunks", lambda images: 1)
-        # What another test has traced would keep its chunks, and what is traced here its lack of them.
+        patch.setattr(onednn_library, "missing", lambda: "left out by this test")
+        # What another test has traced would keep its own, and what is traced here would stay.
         jax.clear_caches()
         assert loop.train(config, workdir) == 0
     jax.clear_caches()
