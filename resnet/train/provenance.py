@@ -27,8 +27,8 @@ def provenance(source: Source) -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
-        # Of a CPU's figures it decides the speed and the last digits.
-        **({"convolutions": onednn_library.description()} if jax.default_backend() == "cpu" else {}),
+        # Of the figures of one CPU it decides the speed and the last digits; several have no part in it.
+        **({"convolutions": onednn_library.description()} if one_cpu() else {}),
         "dataset": {
             "source": source.name,
             "fingerprint": source.fingerprint,
@@ -38,6 +38,10 @@ def provenance(source: Source) -> dict[str, Any]:
             "dropped": {name: dict(kinds) for name, kinds in source.dropped.items()},
         },
     }
+
+
+def one_cpu() -> bool:
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def revision(*, but_for: Sequence[str] = ()) -> str | None:
