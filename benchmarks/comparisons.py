@@ -79,9 +79,9 @@ COMPILE_BAR = Bar(0.5, at_most=True)
 # Seconds in which a network's train step is to be compiled, whatever others take.
 COMPILE_MOST_SECONDS = {"cifar_resnet110": 20.0}
 INFERENCE_BARS = {"torch_folded": Bar(1)}
-# Set for photographs of full size; other data get none.
+# Set for photographs; other data get none.
 FEED_BARS = {"torch": Bar(2.4), "tf_data": Bar(2.5), "keras": Bar(3), "decode": Bar(0.7)}
-PHOTOGRAPHS = "flower_photos"
+PHOTOGRAPHS = ("flower_photos", "flower_mosaics")
 TRAINED_BAR = Bar(0.95)
 GPU_BARS = {"torch_compiled": Bar(1.3), "torch_compiled_eval": Bar(1.3)}
 # Training of ResNet-50, images/s of one H100: who published it, and the bar beside it.
@@ -169,7 +169,7 @@ def inference(record: Record) -> Iterator[Comparison]:
 
 def feed(record: Record) -> Iterator[Comparison]:
     figures, where = record.figures, (record.date, record.device)
-    bars = FEED_BARS if figures["data"] == PHOTOGRAPHS else {}
+    bars = FEED_BARS if figures["data"] in PHOTOGRAPHS else {}
     data = f"{figures['data']} ({figures['mean_width']:.0f}×{figures['mean_height']:.0f} px)"
     fed, trained = figures["fed_images_per_second"], figures["trained_images_per_second"]
     what = f"feed, {data} at {figures['image_size']} px, stream"

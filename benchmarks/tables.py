@@ -145,7 +145,7 @@ def feed_tables(records: list[Record]) -> str:
     texts = []
     for of in comparisons.newest(each for each in records if each.benchmark == "feed"):
         figures = of.figures
-        bars = comparisons.FEED_BARS if figures["data"] == comparisons.PHOTOGRAPHS else {}
+        bars = comparisons.FEED_BARS if figures["data"] in comparisons.PHOTOGRAPHS else {}
         fed, trained = figures["fed_images_per_second"], figures["trained_images_per_second"]
         rows = []
         for name, rate in fed.items():

@@ -87,7 +87,7 @@ def test_a_broken_link_is_seen(tmp_path, monkeypatch):
 def checkout(tmp_path_factory) -> Path:
     """A folder in which a reader's commands run: this checkout's code, and nothing that they write goes into it."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("train_main.py", "input_pipeline", "resnet", "benchmarks"):
+    for name in ("train_main.py", "input_pipeline", "native", "resnet", "benchmarks"):
         (folder / name).symlink_to(ROOT / name)
     for path in [*(ROOT / "configs").glob("*.py"), *(ROOT / "configs").glob("*/*.py")]:
         copy = folder / path.relative_to(ROOT)
@@ -188,6 +188,7 @@ def test_every_module_has_a_page_and_every_page_a_place(tmp_path):
     code = [
         *(ROOT / "configs").rglob("*.py"),
         *(ROOT / "input_pipeline").rglob("*.py"),
+        *(ROOT / "native").rglob("*.py"),
         *(ROOT / "resnet").rglob("*.py"),
     ]
     modules = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in code if path.name != "__init__.py"}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = ("configs", "input_pipeline", "resnet", "benchmarks")
+ROOMS = ("configs", "input_pipeline", "native", "resnet", "benchmarks")
 FILES = sorted([ROOT / "train_main.py", *(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))])
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 LONGEST_FILE, LONGEST_FUNCTION = 350, 75
@@ -81,6 +81,7 @@ def within(module: str, *packages: str) -> bool:
         ("resnet/train", ["resnet.study", "benchmarks"]),
         ("resnet/weights", ["resnet.study", "benchmarks"]),
         ("resnet", ["benchmarks", "tests", "train_main"]),
+        ("native", ["resnet", "input_pipeline", "configs", "benchmarks", "jax"]),
         ("configs", ["resnet", "input_pipeline", "jax"]),
     ],
 )

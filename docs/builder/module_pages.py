@@ -19,6 +19,7 @@ ROOMS = {
     "resnet.weights": "Pretrained weights in and out.",
     "resnet.train": "A run.",
     "resnet.study": "What people do with runs.",
+    "native": "C sources made into libraries by the machine's compiler.",
     "benchmarks": "One script a claim.",
 }
 
@@ -27,7 +28,7 @@ def modules() -> dict[str, Path]:
     """Import path -> file of every module that has a page, in the order of ROOMS and then by name."""
     found = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path
-        for room in ("configs", "input_pipeline", "resnet", "benchmarks")
+        for room in ("configs", "input_pipeline", "native", "resnet", "benchmarks")
         for path in sorted((ROOT / room).rglob("*.py"))
         if path.name != "__init__.py"
     }

@@ -8,26 +8,23 @@ than a second, and kept in the user's cache. Whatever is missing for it, `missin
 import argparse
 import ctypes
 import functools
-import hashlib
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
 import jax
+
+from native.library import compiled, in_one_line, reason
 
 PACKAGE = "onednn-cpu-gomp"
 # Set to 0, convolutions are computed without oneDNN.
 SWITCH = "RESNET_ONEDNN"
 TARGETS = tuple(f"convolution_{name}" for name in ("output", "input_gradient", "weight_gradient"))
 _SOURCES = ("onednn.c", "onednn_interface.h", "onednn_work.h")
-_COMPILERS = ("cc", "gcc", "clang")
-_OPTIONS = ("-O3", "-shared", "-fPIC", "-pthread")
 # Guards `_outcome`: cache alone would let two threads that come first at the same time both load.
 _loading = threading.Lock()
 
@@ -52,24 +49,18 @@ def _outcome() -> str:
         handlers.start.restype = ctypes.c_char_p
         wrong = handlers.start(os.fsencode(library))
         if wrong:
-            return _in_one_line(wrong.decode(errors="replace"))
+            return in_one_line(wrong.decode(errors="replace"))
         for name in TARGETS:
             jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
-    except importlib.metadata.PackageNotFoundError:
-        return f"the package {PACKAGE} is not installed"
-    except subprocess.CalledProcessError as error:
-        said = next((line for line in error.stderr.splitlines() if "error" in line), error.stderr)
-        return _in_one_line(f"{error.cmd[0]} could not compile {_SOURCES[0]} (exit code {error.returncode}) {said}")
-    except (OSError, RuntimeError, AttributeError, subprocess.TimeoutExpired) as error:
-        about = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
-        return _in_one_line(about)
+    except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+        return reason(error)
     return ""
 
 
 def description() -> str:
     """Who computes float32 convolutions of large batches on this machine's CPU, and if it is not oneDNN, why."""
-    reason = missing()
-    return f"XLA, without oneDNN: {reason}" if reason else f"oneDNN ({PACKAGE} {importlib.metadata.version(PACKAGE)})"
+    lacking = missing()
+    return f"XLA, without oneDNN: {lacking}" if lacking else f"oneDNN ({PACKAGE} {importlib.metadata.version(PACKAGE)})"
 
 
 def target(name: str) -> str:
@@ -104,33 +95,11 @@ def _load() -> ctypes.CDLL:
 
 
 def _compiled() -> Path:
-    """The library made of onednn.c, from the cache or made now; one for each source, interface and compiler.
-
-    Raises FileNotFoundError without a compiler, CalledProcessError with what it said, OSError for an unwritable cache.
-    """
-    compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *_COMPILERS))), None)
-    if not compiler:
-        raise FileNotFoundError("there is no C compiler (Debian: apt install gcc libc6-dev)")
+    """The library made of onednn.c. Raises as `native.library.compiled` does."""
     sources = [Path(__file__).with_name(name) for name in _SOURCES]
-    interface = Path(jax.ffi.include_dir())
-    contents = [path.read_bytes() for path in (*sources, interface / "xla" / "ffi" / "api" / "c_api.h")]
-    name = hashlib.sha256(b"\0".join([*contents, *map(os.fsencode, (compiler, *_OPTIONS))])).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "onednn"
-    library = folder / f"{name}.so"
-    if library.exists():
-        return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as own:
-        made = Path(own, library.name)
-        command = [compiler, *_OPTIONS, f"-I{interface}", "-o", str(made), str(sources[0]), "-ldl"]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-        # In one step: other processes may be at it too, or be killed.
-        made.replace(library)
-    return library
-
-
-def _in_one_line(text: str) -> str:
-    return " ".join(text.split())
+    include = Path(jax.ffi.include_dir())
+    interface = include / "xla" / "ffi" / "api" / "c_api.h"
+    return compiled("onednn", sources, headers=(interface,), options=(f"-I{include}", "-ldl"))
 
 
 def main() -> None:

@@ -1,0 +1,102 @@
+"""The resizing operation: TensorFlow's bits, in graphs and out of them; and what is done where it is missing."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from input_pipeline import decode, resampling
+from input_pipeline.stream import _tensorflow
+
+tf = _tensorflow()
+needs_operation = pytest.mark.skipif(
+    bool(resampling.missing(tf)), reason=f"no resizing operation: {resampling.missing(tf)}"
+)
+
+
+def noise(seed, *shape):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@needs_operation
+@settings(max_examples=60, deadline=None)
+@given(
+    before=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    after=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    interpolation=st.sampled_from(["bilinear", "bicubic"]),
+    seed=st.integers(0, 9),
+)
+@example((447, 441), (224, 224), "bilinear", 0)
+@example((224, 224), (224, 224), "bicubic", 0)
+@example((1, 1), (7, 5), "bicubic", 0)
+@example((1500, 3), (11, 224), "bicubic", 0)  # spans of 546 rows
+@example((3, 1999), (5, 64), "bilinear", 0)
+def test_the_bits_are_those_of_tensorflow(before, after, interpolation, seed):
+    # Black and white alone overshoot most; noise has every level.
+    for image in (noise(seed, *before, 3), 255 * (noise(seed, *before, 3) % 2)):
+        ours = resampling.resized(tf, tf.constant(image), *after, interpolation)
+        theirs = decode.resize_by_tensorflow(tf, tf.constant(image), *after, interpolation)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_operation
+def test_it_works_inside_a_pipeline_in_threads():
+    images = [noise(i, 20 + i, 50 - i, 3) for i in range(30)]
+    pipeline = tf.data.Dataset.from_generator(
+        lambda: iter(images), output_signature=tf.TensorSpec((None, None, 3), tf.uint8)
+    )
+    small = pipeline.map(lambda image: decode.resize(tf, image, 16, 12, "bilinear"), num_parallel_calls=8)
+    assert small.element_spec.shape.as_list() == [None, None, 3]
+    for image, found in zip(images, small.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(found, decode.resize_by_tensorflow(tf, image, 16, 12, "bilinear"))
+
+
+@needs_operation
+@pytest.mark.parametrize(
+    ("image", "size", "said"),
+    [
+        ((4, 4, 1), (2, 2), "image must be"),
+        ((4, 4), (2, 2), "image must be"),
+        ((4, 4, 3), (2, 0), "a pixel at least"),
+        ((4, 4, 3), (-1, 2), "a pixel at least"),
+        ((0, 4, 3), (2, 2), "a pixel at least"),
+    ],
+)
+def test_other_shapes_are_refused(image, size, said):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=said):
+        resampling.resized(tf, tf.zeros(image, tf.uint8), *size, "bilinear")
+
+
+def test_where_it_is_missing_tensorflow_resizes(monkeypatch):
+    monkeypatch.setattr(resampling, "missing", lambda tf: "left out by this test")
+    monkeypatch.setattr(resampling, "resized", None)
+    image = noise(0, 9, 14, 3)
+    np.testing.assert_array_equal(decode.resize(tf, tf.constant(image), 9, 14, "bilinear"), image)
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with monkeypatch.context() as inside:
+        inside.setenv("PATH", "/nowhere")
+        _, said = resampling._outcome.__wrapped__(tf)
+    assert said == "there is no C compiler (Debian: apt install gcc libc6-dev)"
+    monkeypatch.setenv(resampling.SWITCH, "0")
+    assert resampling._outcome.__wrapped__(tf)[1] == f"{resampling.SWITCH}=0 is set"
+
+
+@needs_operation
+def test_a_damaged_library_is_made_anew(tmp_path):
+    code = """
+from input_pipeline import resampling
+from input_pipeline.stream import _tensorflow
+kept = resampling._compiled()
+kept.write_bytes(b"not a library")
+print(resampling.missing(_tensorflow()), kept.stat().st_size > 1000)
+"""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
