@@ -1,12 +1,22 @@
 """Residual blocks: basic and bottleneck branches × shortcuts × orders of norm, activation and addition."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model.layers import ACTIVATIONS, BranchScale, Convolution, SqueezeExcitation, convolution, norm
+from resnet.model.layers import (
+    ACTIVATIONS,
+    BranchScale,
+    Convolution,
+    Norm,
+    SqueezeExcitation,
+    convolution,
+    convolve,
+    norm,
+)
 from resnet.model.spec import ResNetSpec, block_width
 
 
@@ -38,6 +48,9 @@ class Block(nn.Module):
         out_channels = spec.width * 2**self.stage * spec.expansion
         changes_channels = x.shape[-1] != out_channels
         changes_shape = self.stride != 1 or changes_channels
+        if not train and self._ends_in_one(changes_shape):
+            shortcut = self._shortcut(x, out_channels, changes_channels, train) if spec.shortcut != "none" else None
+            return self._branch(x, train, addend=shortcut, activation=activation)
         activated = self._activate_input(x, train)
         branch = self._branch(activated, train)
         if spec.squeeze_excitation:
@@ -60,18 +73,34 @@ class Block(nn.Module):
         if self.is_mutable_collection("diagnostics"):
             self.sow("diagnostics", "branch_to_shortcut", norm_ratio(branch, shortcut))
         if spec.order == "bn_after_addition":
-            return activation(self._norm(out, self._last_norm, train))
+            return activation(self._normalised(out, self._last_norm, train))
         return activation(out) if spec.order == "original" else out
 
     @property
     def _last_norm(self) -> str:
         return "bn3" if self.spec.block == "bottleneck" else "bn2"
 
-    def _norm(self, x: jax.Array, name: str, train: bool, zero_scale: bool = False) -> jax.Array:
-        if name in self.folded:
-            return x
+    def _ends_in_one(self, changes_shape: bool) -> bool:
+        """Whether nothing but its norm, the addition and the activation is behind the branch's last convolution."""
+        spec = self.spec
+        return (
+            spec.order == "original"
+            and spec.norm != "none"
+            and not spec.squeeze_excitation
+            and (changes_shape or spec.shortcut_transform in ("identity", "conv1x1"))
+            and not self.is_mutable_collection("diagnostics")
+        )
+
+    def _norm(self, channels: int, name: str | None, train: bool, zero_scale: bool = False) -> Norm | None:
+        """None where there is none, or it is folded."""
+        if name is None or name in self.folded:
+            return None
         train = train and name not in self.frozen
-        return norm(self.spec, x, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
+        return norm(self.spec, channels, name=name, train=train, dtype=self.dtype, zero_scale=zero_scale)
+
+    def _normalised(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        module = self._norm(x.shape[-1], name, train)
+        return x if module is None else module(x)
 
     def _bias_for(self, name: str | None) -> bool | None:
         """`convolution`'s bias where the norm `name` is behind it: what the spec says, unless it is folded."""
@@ -81,11 +110,20 @@ class Block(nn.Module):
         if not self.spec.preactivated or (self.first and self.spec.stem_norm):
             return x
         if self.spec.order == "full_preactivation":
-            x = self._norm(x, "bn1", train)
+            x = self._normalised(x, "bn1", train)
         return ACTIVATIONS[self.spec.activation](x)
 
-    def _branch(self, x: jax.Array, train: bool) -> jax.Array:
-        """The convolutions of the branch with norms and activations between them and, by the order, behind the last."""
+    def _branch(
+        self,
+        x: jax.Array,
+        train: bool,
+        addend: jax.Array | None = None,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """The convolutions of the branch with norms and activations between them and, by the order, behind the last.
+
+        Then `addend` and `activation`, where given.
+        """
         spec, width = self.spec, block_width(self.spec, self.stage)
         planes = spec.width * 2**self.stage
         if spec.block == "bottleneck":
@@ -112,12 +150,11 @@ class Block(nn.Module):
                 dtype=self.dtype,
                 backend=self.backend,
             )
-            x = layer(x)
-            if name:
-                zero = last and spec.zero_init_last_gamma
-                x = self._norm(x, name, train, zero_scale=zero)
-            if not last:
-                x = ACTIVATIONS[spec.activation](x)
+            behind = self._norm(features, name, train, zero_scale=last and spec.zero_init_last_gamma)
+            if last:
+                x = convolve(layer, behind, x, train=train, addend=addend, activation=activation)
+            else:
+                x = convolve(layer, behind, x, train=train, activation=ACTIVATIONS[spec.activation])
         return x
 
     def _adapts(self, changes_channels: bool) -> bool:
@@ -146,11 +183,9 @@ class Block(nn.Module):
             dtype=self.dtype,
             backend=self.backend,
         )
-        x = layer(x)
-        if spec.preactivated:
-            # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
-            return x
-        return self._norm(x, "downsample_bn", train)
+        # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
+        behind = None if spec.preactivated else self._norm(out_channels, "downsample_bn", train)
+        return convolve(layer, behind, x, train=train)
 
     def _transform(
         self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool

@@ -106,6 +106,14 @@ def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, groups: in
     return window if min(extent(window, x, w)) > 0 else None
 
 
+def window_for_onednn(
+    x: Any, w: Any, strides: Sequence[int], padding: Sequence[tuple[int, int]], groups: int
+) -> Window | None:
+    """The window of a convolution that `conv_general_dilated` would have oneDNN compute; None of any other."""
+    window = _window(x, w, strides, padding, groups, None)
+    return window if window and _is_for_onednn(window, x, w) else None
+
+
 def _is_for_onednn(window: Window, x: Array, w: Array) -> bool:
     """Whether this is a convolution that oneDNN does faster, and can do here.
 

@@ -1,16 +1,22 @@
 """The layers of blocks, as a spec asks for them: convolution, norm, activation, squeeze-and-excitation."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet.model import onednn
+from resnet.model.convolution import conv_general_dilated, window_for_onednn
+from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
 from resnet.model.spec import ResNetSpec
 
 Convolution = Callable[..., jax.Array]
+Norm = BatchNorm | nn.GroupNorm
 
 # He et al. 2015 (arXiv 1502.01852), eq. 14 (fan-out form), which keeps the gradients' variance; torchvision's choice.
 HE_INITIALIZER = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -27,6 +33,64 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+class Behind(NamedTuple):
+    """What is done to a convolution's output: · scale[C], + shift[C], + addend, and with `relu` negative ones are 0."""
+
+    scale: jax.Array
+    shift: jax.Array
+    addend: jax.Array | None
+    relu: bool
+
+
+class Conv(nn.Module):
+    """A convolution, float[B, H, W, I] -> float[B, H', W', features], with linen.Conv's variables and results."""
+
+    features: int
+    kernel: int
+    stride: int
+    groups: int
+    use_bias: bool
+    bias_init: nn.initializers.Initializer
+    dtype: Any
+    backend: Convolution
+
+    @nn.compact
+    def __call__(self, x: jax.Array, behind: Behind | None = None) -> jax.Array:
+        """`behind` only where there is a `window` for x."""
+        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
+        kernel = self.param("kernel", HE_INITIALIZER, shape, jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
+        window = self.window(x)
+        if behind and window:
+            shift = behind.shift if bias is None else behind.shift + bias * behind.scale
+            return onednn.evaluated(window, x, kernel, behind.scale, shift, behind.addend, relu=behind.relu)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = self.backend(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            self._padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if bias is None else y + bias
+
+    @property
+    def _padding(self) -> tuple[tuple[int, int], ...]:
+        # Torch's, on all sides. SAME differs from it at stride 2 (it pads less on the left), which breaks converted
+        # weights silently.
+        return ((self.kernel // 2, self.kernel // 2),) * 2
+
+    def window(self, x: jax.Array) -> Window | None:
+        """The window, where oneDNN computes this convolution of x, so that it can do what is `Behind` it as well."""
+        if self.backend is not conv_general_dilated or self.dtype != jnp.float32:
+            return None
+        kernel = jax.ShapeDtypeStruct(
+            (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features), jnp.float32
+        )
+        return window_for_onednn(x, kernel, (self.stride, self.stride), self._padding, self.groups)
+
+
 def convolution(
     spec: ResNetSpec,
     features: int,
@@ -40,38 +104,37 @@ def convolution(
     bias: bool | None = None,
     normed: bool = True,
     bias_init: float = 0.0,
-) -> nn.Conv:
-    """A kernel×kernel convolution with torch's explicit padding of kernel // 2 on all sides.
+) -> Conv:
+    """A kernel×kernel convolution with torch's padding of kernel // 2 on all sides.
 
-    SAME padding differs from it at stride 2 (it pads less on the left), which breaks converted weights silently.
     `normed`: whether a norm follows, which would take a bias away again. `bias`: whatever the spec says.
     """
     own = spec.conv_bias or spec.norm == "none" or (spec.bias_without_norm and not normed)
-    use_bias = own if bias is None else bias
-    return nn.Conv(
+    return Conv(
         features,
-        (kernel, kernel),
-        strides=(stride, stride),
-        padding=[(kernel // 2, kernel // 2)] * 2,
-        feature_group_count=groups,
-        use_bias=use_bias,
-        dtype=dtype,
-        kernel_init=HE_INITIALIZER,
+        kernel,
+        stride,
+        groups,
+        use_bias=own if bias is None else bias,
         bias_init=nn.initializers.constant(bias_init),
-        conv_general_dilated=backend,
+        dtype=dtype,
+        backend=backend,
         name=name,
     )
 
 
-def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, zero_scale: bool = False) -> jax.Array:
-    """Normalise float[B, H, W, C]; statistics, scale and bias are float32 whatever `dtype` is.
+def norm(
+    spec: ResNetSpec, channels: int, *, name: str, train: bool, dtype: Any, zero_scale: bool = False
+) -> Norm | None:
+    """What normalises float[B, H, W, channels]; statistics, scale and bias are float32 whatever `dtype` is.
 
     Under jit over a mesh the batch statistics are those of the global batch or, with `spec.ghost_batch_size`, of its
-    groups. Raises SpecError where these do not divide the batch.
+    groups. Raises SpecError, when it is called, where these do not divide the batch. None where the spec has no norms.
     """
     scale_init = nn.initializers.zeros if zero_scale else nn.initializers.ones
     if spec.norm == "batch":
         return BatchNorm(
+            channels,
             spec.norm_momentum,
             spec.norm_epsilon,
             dtype,
@@ -79,12 +142,39 @@ def norm(spec: ResNetSpec, x: jax.Array, *, name: str, train: bool, dtype: Any, 
             use_running_average=not train,
             group=spec.ghost_batch_size if train else 0,
             name=name,
-        )(x)
-    if spec.norm == "group":
-        return nn.GroupNorm(spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name)(
-            x
         )
-    return x
+    if spec.norm == "group":
+        return nn.GroupNorm(spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name)
+    return None
+
+
+def convolve(
+    layer: Conv,
+    norm: Norm | None,
+    x: jax.Array,
+    *,
+    train: bool,
+    addend: jax.Array | None = None,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
+    """activation(norm(layer(x)) + addend), of which all but the layer may be missing.
+
+    In evaluation by oneDNN in one call, where it computes the convolution; any activation but ReLU, and any norm but
+    batch norm with all that comes after it, is left out of that.
+    """
+    affine = norm is None or (isinstance(norm, BatchNorm) and norm.use_running_average)
+    alone = norm is None and addend is None and activation is None
+    if not train and affine and not alone and layer.window(x):
+        channels = layer.features
+        factors = norm.affine() if isinstance(norm, BatchNorm) else (jnp.ones(channels), jnp.zeros(channels))
+        x = layer(x, Behind(*factors, addend, relu=activation is nn.relu))
+        return x if activation in (None, nn.relu) else activation(x)
+    x = layer(x)
+    if norm is not None:
+        x = norm(x)
+    if addend is not None:
+        x = x + addend
+    return activation(x) if activation else x
 
 
 def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
-from resnet.model.layers import ACTIVATIONS, Convolution, classify, convolution, norm
+from resnet.model.layers import ACTIVATIONS, Convolution, Norm, classify, convolution, convolve, norm
 from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride
 
@@ -101,9 +101,11 @@ class ResNet(nn.Module):
                 dtype=self.dtype,
                 backend=self.backend,
             )
-            x = layer(x)
-            if not bare:
-                x = activation(self._norm(x, f"bn{suffix}", train))
+            if bare:
+                x = layer(x)
+            else:
+                behind = self._norm(features, f"bn{suffix}", train)
+                x = convolve(layer, behind, x, train=train, activation=activation)
         if spec.stem == "cifar":
             return x
         pool = max_pool_by_xla if self.backend is jax.lax.conv_general_dilated else max_pool
@@ -145,16 +147,17 @@ class ResNet(nn.Module):
         """function(network, x); with `remat` of this unit, in training, only x is kept for its gradient."""
         return (nn.remat(function) if train and self.remat == unit else function)(self, x)
 
-    def _norm(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+    def _norm(self, channels: int, name: str, train: bool) -> Norm | None:
+        """None where there is none, or it is folded."""
         if name in self.folded:
-            return x
-        return norm(self.spec, x, name=name, train=train and name not in self.frozen, dtype=self.dtype)
+            return None
+        return norm(self.spec, channels, name=name, train=train and name not in self.frozen, dtype=self.dtype)
 
     def _head(self, x: jax.Array, train: bool, features: dict[str, jax.Array]) -> jax.Array:
         """Global average pooling and the dense layers, in float32 from the pooling on."""
         spec = self.spec
-        if spec.order == "full_preactivation":
-            x = self._norm(x, "bn_last", train)
+        last = self._norm(x.shape[-1], "bn_last", train) if spec.order == "full_preactivation" else None
+        x = last(x) if last is not None else x
         if spec.preactivated:
             x = ACTIVATIONS[spec.activation](x)
         x = features["pooled"] = x.astype(jnp.float32).mean(axis=(1, 2))

@@ -35,6 +35,7 @@ class BatchNorm(nn.Module):
     divides B.
     """
 
+    channels: int
     momentum: float
     epsilon: float
     dtype: Any
@@ -42,26 +43,32 @@ class BatchNorm(nn.Module):
     use_running_average: bool = False
     group: int = 0
 
-    @nn.compact
+    def setup(self) -> None:
+        shape = (self.channels,)
+        self.mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        self.var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        self.scale = self.param("scale", self.scale_init, shape, jnp.float32)
+        self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+
+    def affine(self) -> tuple[Array, Array]:
+        """(scale, shift), float32[C]: what normalising by the running statistics does to each channel."""
+        factor = lax.rsqrt(self.var.value + self.epsilon) * self.scale
+        return factor, self.bias - self.mean.value * factor
+
     def __call__(self, x: Array) -> Array:
-        channels = (x.shape[-1],)
-        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
-        running_var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        scale = self.param("scale", self.scale_init, channels, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, channels, jnp.float32)
         if self.use_running_average:
-            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
-            return ((x - running_mean.value) * factor + bias).astype(self.dtype)
+            factor = lax.rsqrt(self.var.value + self.epsilon) * self.scale
+            return ((x - self.mean.value) * factor + self.bias).astype(self.dtype)
         groups, normalise = x, _normalise
         if self.group:
             if x.shape[0] % self.group:
                 raise SpecError(f"ghost_batch_size={self.group} does not divide a batch of {x.shape[0]} images")
             groups = x.reshape(-1, self.group, *x.shape[1:])
             normalise = jax.vmap(_normalise, in_axes=(None, 0, None, None))
-        y, mean, var = normalise(self.epsilon, groups, scale, bias)
+        y, mean, var = normalise(self.epsilon, groups, self.scale, self.bias)
         if not self.is_initializing():
-            move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.reshape(-1, *channels).mean(0)  # noqa: E731
-            running_mean.value, running_var.value = move(running_mean.value, mean), move(running_var.value, var)
+            move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.reshape(-1, self.channels).mean(0)  # noqa: E731
+            self.mean.value, self.var.value = move(self.mean.value, mean), move(self.var.value, var)
         return y.reshape(x.shape).astype(self.dtype)
 
 

@@ -1,9 +1,12 @@
 /* A float32 convolution and its two gradients as XLA custom calls, computed by oneDNN; onednn.py builds and loads it.
  *
- * Three handlers for XLA's foreign function interface (https://docs.jax.dev/en/latest/ffi.html), each of two operands,
- * one result and one attribute, `window`, int64[7]: strides down and across, padding top, bottom, left and right, groups.
+ * Handlers for XLA's foreign function interface (https://docs.jax.dev/en/latest/ffi.html), each of one result and one
+ * attribute, `window`, int64[8]: strides down and across, padding top, bottom, left and right, groups, and whether the
+ * second of them ends in a ReLU.
  *
  *   convolution_output            image [N,H,W,I], kernel [h,w,I/groups,O] -> output [N,H',W',O]
+ *   convolution_evaluated         image, kernel, scale [O], shift [O], addend [N,H',W',O] or none -> output
+ *                                 output = ReLU(convolution · scale + shift + addend)
  *   convolution_input_gradient    output's gradient, kernel                -> image's gradient
  *   convolution_weight_gradient   image, output's gradient                 -> kernel's gradient
  *
@@ -19,9 +22,10 @@
 #include "onednn_work.h"
 
 /* What oneDNN compiles a convolution for. */
-typedef enum { OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT } Kind;
+typedef enum { OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT, EVALUATED, EVALUATED_SUM } Kind;
+enum { GROUPS = 6, RELU = 7 }; /* in a window */
 typedef struct {
-  int64_t kind, image[4], kernel[4], output[4], window[7];
+  int64_t kind, image[4], kernel[4], output[4], window[8];
 } Shape;
 
 /* One that is compiled. `reorder` is NULL where the kernel is laid out as oneDNN wants it (or leaves its gradient). */
@@ -30,6 +34,7 @@ typedef struct Compiled {
   int status; /* not SUCCESS: oneDNN has refused it, and nothing else here counts */
   void *primitive, *reorder;
   void *image, *output, *kernel;        /* descriptions of memory */
+  void *channels;                       /* the same, of scale and shift; NULL where there are none */
   const void *laid_out, *scratch;       /* the same; oneDNN's own */
   size_t laid_out_size, scratch_size;   /* bytes */
   struct Compiled *next;
@@ -51,7 +56,7 @@ static pthread_mutex_t compiling = PTHREAD_MUTEX_INITIALIZER;
 
 /* The kernel [h,w,I,O] in oneDNN's order of dimensions, ([groups,] O, I, h, w). */
 static int describe_kernel(const Shape *s, Dims dims, Dims strides) {
-  const int64_t groups = s->window[6], in = s->kernel[2], out = s->kernel[3];
+  const int64_t groups = s->window[GROUPS], in = s->kernel[2], out = s->kernel[3];
   const int64_t size[] = {groups, out / groups, in, s->kernel[0], s->kernel[1]};
   const int64_t step[] = {out / groups, 1, out, s->kernel[1] * in * out, in * out};
   const int skip = groups == 1;
@@ -66,20 +71,36 @@ static int describe_rows(const int64_t *rows, void **description) {
   return dnnl.memory_desc_create_with_strides(description, 4, dims, FLOAT32, strides);
 }
 
+/* What is done to each output before it is written: · scale, + shift, + addend, ReLU. */
+static int make_attributes(Compiled *c, void **attributes) {
+  const Dims channels = {1, c->shape.kernel[3], 1, 1}, strides = {c->shape.kernel[3], 1, 1, 1};
+  void *steps;
+  TRY(dnnl.memory_desc_create_with_strides(&c->channels, 4, channels, FLOAT32, strides));
+  TRY(dnnl.post_ops_create(&steps));
+  TRY(dnnl.post_ops_append_binary(steps, MULTIPLY, c->channels));
+  TRY(dnnl.post_ops_append_binary(steps, ADD, c->channels));
+  if (c->shape.kind == EVALUATED_SUM) TRY(dnnl.post_ops_append_binary(steps, ADD, c->output));
+  if (c->shape.window[RELU]) TRY(dnnl.post_ops_append_eltwise(steps, RECTIFY, 0, 0));
+  TRY(dnnl.primitive_attr_create(attributes));
+  TRY(dnnl.primitive_attr_set_scratchpad_mode(*attributes, USER_SCRATCHPAD));
+  return dnnl.primitive_attr_set_post_ops(*attributes, steps);
+}
+
 /* What oneDNN makes for it stays for the life of the process: a network has some dozens of shapes. */
 static int compile(Compiled *c) {
   const Shape *s = &c->shape;
   const int64_t *w = s->window;
   const Dims strides = {w[0], w[1]}, undilated = {0, 0}, before = {w[2], w[4]}, after = {w[3], w[5]};
   Dims dims, steps;
-  void *any, *forward, *description, *reorder;
+  void *any, *forward, *description, *reorder, *attributes = caller_scratch;
   const int rank = describe_kernel(s, dims, steps), gradient = s->kind == WEIGHT_GRADIENT;
   TRY(dnnl.memory_desc_create_with_strides(&c->kernel, rank, dims, FLOAT32, steps));
   TRY(dnnl.memory_desc_create_with_tag(&any, rank, dims, FLOAT32, ANY_LAYOUT));
   TRY(describe_rows(s->image, &c->image));
   TRY(describe_rows(s->output, &c->output));
+  if (s->kind >= EVALUATED) TRY(make_attributes(c, &attributes));
   TRY(dnnl.convolution_forward_primitive_desc_create(&forward, engine, FORWARD_TRAINING, DIRECT, c->image, any, NULL,
-                                                     c->output, strides, undilated, before, after, caller_scratch));
+                                                     c->output, strides, undilated, before, after, attributes));
   description = forward;
   if (s->kind == INPUT_GRADIENT)
     TRY(dnnl.convolution_backward_data_primitive_desc_create(&description, engine, DIRECT, c->image, any, c->output,
@@ -155,10 +176,12 @@ static void *own_memory(int which, size_t size) {
   return own->memory[which];
 }
 
+enum { MOST_ARGUMENTS = 7 };
+
 static int execute(const void *primitive, int count, const int *names, const void *const *descriptions,
                    void *const *memory) {
   const Own *own = get_own();
-  Argument arguments[4];
+  Argument arguments[MOST_ARGUMENTS];
   int status = own ? SUCCESS : OUT_OF_MEMORY, made = 0;
   for (; made < count && !status; made += !status) {
     arguments[made].name = names[made];
@@ -182,25 +205,37 @@ static int reorder(const Compiled *c, void *from, void *to) {
 typedef struct {
   const Compiled *part, *last; /* of each part, and of the last, which may have fewer images */
   int parts, slices;
-  char *image, *kernel, *output;
+  char *image, *kernel, *output, *scale, *shift, *addend;
   size_t image_step, output_step, kernel_step; /* bytes; the last is 0 unless each part has a kernel's gradient */
   atomic_int status;
 } Call;
 
 static void do_part(void *context, int number) {
-  static const int names[][4] = {{SRC, WEIGHTS, DST, SCRATCHPAD},
-                                 {DIFF_SRC, WEIGHTS, DIFF_DST, SCRATCHPAD},
-                                 {SRC, DIFF_WEIGHTS, DIFF_DST, SCRATCHPAD}};
+  static const int operands[][3] = {
+      {SRC, WEIGHTS, DST}, {DIFF_SRC, WEIGHTS, DIFF_DST}, {SRC, DIFF_WEIGHTS, DIFF_DST}, {SRC, WEIGHTS, DST}, {SRC, WEIGHTS, DST}};
   Call *call = context;
   const Compiled *c = number == call->parts - 1 ? call->last : call->part;
-  const int scratched = c->scratch_size > 0, threads = omp_get_max_threads();
-  const void *const descriptions[] = {c->image, c->laid_out, c->output, c->scratch};
-  void *const memory[] = {call->image + number * call->image_step, call->kernel + number * call->kernel_step,
-                          call->output + number * call->output_step, own_memory(SCRATCH, c->scratch_size)};
+  const int threads = omp_get_max_threads(), *own = operands[c->shape.kind];
+  int names[MOST_ARGUMENTS] = {own[0], own[1], own[2]}, count = 3;
+  const void *descriptions[MOST_ARGUMENTS] = {c->image, c->laid_out, c->output};
+  void *memory[MOST_ARGUMENTS] = {call->image + number * call->image_step, call->kernel + number * call->kernel_step,
+                                  call->output + number * call->output_step};
+  const struct { size_t needed; int name; const void *description; void *memory; } more[] = {
+    {c->shape.kind >= EVALUATED, STEP(0), c->channels, call->scale},
+    {c->shape.kind >= EVALUATED, STEP(1), c->channels, call->shift},
+    {c->shape.kind == EVALUATED_SUM, STEP(2), c->output, call->addend + number * call->output_step},
+    {c->scratch_size, SCRATCHPAD, c->scratch, own_memory(SCRATCH, c->scratch_size)},
+  };
+  int lacking = 0;
+  for (size_t i = 0; i < sizeof more / sizeof *more; ++i) {
+    if (!more[i].needed) continue;
+    lacking |= !more[i].memory;
+    names[count] = more[i].name;
+    descriptions[count] = more[i].description;
+    memory[count++] = more[i].memory;
+  }
   omp_set_num_threads(1);
-  const int status = scratched && !memory[3]
-                         ? OUT_OF_MEMORY
-                         : execute(c->primitive, 3 + scratched, names[c->shape.kind], descriptions, memory);
+  const int status = lacking ? OUT_OF_MEMORY : execute(c->primitive, count, names, descriptions, memory);
   omp_set_num_threads(threads);
   if (status) atomic_store(&call->status, status);
 }
@@ -244,10 +279,11 @@ static int cut_up(const Shape *shape, int64_t most, Call *call) {
   return fit >= call->parts ? SUCCESS : cut_alike(shape, fit > 1 ? fit : 1, call);
 }
 
-static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shape, void *image, void *kernel, void *output) {
+static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shape, Call call) {
+  void *const kernel = call.kernel;
   const int threads = threads_of_pool(frame), gradient = shape->kind == WEIGHT_GRADIENT;
   const int64_t images = shape->image[0], wanted = gradient && threads > MOST_SUMMANDS ? MOST_SUMMANDS : threads;
-  Call call = {.image = image, .kernel = kernel, .output = output, .slices = threads};
+  call.slices = threads;
   TRY(cut_up(shape, wanted < images ? wanted : images, &call));
   const int64_t *i = call.part->shape.image, *o = call.part->shape.output;
   call.image_step = i[0] * i[1] * i[2] * i[3] * sizeof(float);
@@ -273,6 +309,10 @@ static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *messag
   return frame->api->XLA_FFI_Error_Create(&it);
 }
 
+static int is_array(const XLA_FFI_Buffer *buffer, int64_t rank) {
+  return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
+}
+
 static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
   if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
@@ -280,30 +320,46 @@ static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
     about->api_version.minor_version = XLA_FFI_API_MINOR;
     return NULL;
   }
-  if (frame->args.size != 2 || frame->rets.size != 1 || frame->attrs.size != 1)
-    return failure(frame, "a convolution by oneDNN takes two operands, one result and one attribute");
-  const XLA_FFI_Buffer *first = frame->args.args[0], *second = frame->args.args[1], *result = frame->rets.rets[0];
-  const XLA_FFI_Buffer *image = kind == INPUT_GRADIENT ? result : first;
-  const XLA_FFI_Buffer *kernel = kind == WEIGHT_GRADIENT ? result : second;
-  const XLA_FFI_Buffer *output = kind == OUTPUT ? result : kind == INPUT_GRADIENT ? first : second;
-  const XLA_FFI_Buffer *const all[] = {image, kernel, output};
-  for (int i = 0; i < 3; ++i)
-    if (all[i]->dtype != XLA_FFI_DataType_F32 || all[i]->rank != 4)
-      return failure(frame, "a convolution by oneDNN takes float32 arrays of four dimensions");
+  const int evaluated = kind >= EVALUATED;
+  const XLA_FFI_Buffer *operand[5];
+  const size_t operands = kind == EVALUATED_SUM ? 5 : evaluated ? 4 : 2;
+  if (frame->args.size != (int64_t)operands || frame->rets.size != 1 || frame->attrs.size != 1)
+    return failure(frame, "a convolution by oneDNN takes two, four or five operands, one result and one attribute");
+  for (size_t i = 0; i < operands; ++i) operand[i] = frame->args.args[i];
+  const XLA_FFI_Buffer *result = frame->rets.rets[0];
+  const XLA_FFI_Buffer *image = kind == INPUT_GRADIENT ? result : operand[0];
+  const XLA_FFI_Buffer *kernel = kind == WEIGHT_GRADIENT ? result : operand[1];
+  const XLA_FFI_Buffer *output = kind == INPUT_GRADIENT ? operand[0] : kind == WEIGHT_GRADIENT ? operand[1] : result;
+  if (!is_array(image, 4) || !is_array(kernel, 4) || !is_array(output, 4))
+    return failure(frame, "a convolution by oneDNN takes float32 arrays of four dimensions");
   const XLA_FFI_Array *window = frame->attrs.attrs[0];
   Shape shape = {.kind = kind};
   if (window->dtype != XLA_FFI_DataType_S64 || window->size * sizeof(int64_t) != sizeof shape.window)
-    return failure(frame, "a convolution by oneDNN takes a window of seven int64");
+    return failure(frame, "a convolution by oneDNN takes a window of eight int64");
   memcpy(shape.image, image->dims, sizeof shape.image);
   memcpy(shape.kernel, kernel->dims, sizeof shape.kernel);
   memcpy(shape.output, output->dims, sizeof shape.output);
   memcpy(shape.window, window->data, sizeof shape.window);
-  if (shape.image[0] < 1 || shape.image[0] != shape.output[0] || shape.window[6] < 1)
+  if (shape.image[0] < 1 || shape.image[0] != shape.output[0] || shape.window[GROUPS] < 1)
     return failure(frame, "a convolution by oneDNN takes one image or more, and gives as many, in one group or more");
+  for (size_t i = 2; i < 4 && evaluated; ++i)
+    if (!is_array(operand[i], 1) || operand[i]->dims[0] != shape.kernel[3])
+      return failure(frame, "a convolution by oneDNN takes a scale and a shift of each channel");
+  if (kind == EVALUATED_SUM &&
+      (!is_array(operand[4], 4) || memcmp(operand[4]->dims, shape.output, sizeof shape.output)))
+    return failure(frame, "a convolution by oneDNN takes an addend of the output's shape");
+  const Call call = {
+      .image = image->data,
+      .kernel = kernel->data,
+      .output = output->data,
+      .scale = evaluated ? operand[2]->data : NULL,
+      .shift = evaluated ? operand[3]->data : NULL,
+      .addend = kind == EVALUATED_SUM ? operand[4]->data : NULL,
+  };
   /* Also while it compiles: what is compiled is for one thread. */
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  const int status = convolve(frame, &shape, image->data, kernel->data, output->data);
+  const int status = convolve(frame, &shape, call);
   omp_set_num_threads(threads);
   if (!status) return NULL;
   char message[64];
@@ -314,6 +370,9 @@ static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
 XLA_FFI_Error *convolution_output(XLA_FFI_CallFrame *frame) { return handle(frame, OUTPUT); }
 XLA_FFI_Error *convolution_input_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, INPUT_GRADIENT); }
 XLA_FFI_Error *convolution_weight_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, WEIGHT_GRADIENT); }
+XLA_FFI_Error *convolution_evaluated(XLA_FFI_CallFrame *frame) {
+  return handle(frame, frame->args.size == 5 ? EVALUATED_SUM : EVALUATED);
+}
 
 /* To be called before any of them, by one thread, with the library's file; NULL, or what is wrong. */
 const char *start(const char *path) {

@@ -16,6 +16,8 @@ enum { CPU = 1, IN_ORDER = 1, FLOAT32 = 3, ANY_LAYOUT = 1, FORWARD_TRAINING = 64
 enum { QUERY_WEIGHTS = 131, QUERY_DIFF_WEIGHTS = 132, QUERY_SCRATCHPAD = 136 };
 enum { SRC = 1, DST = 17, WEIGHTS = 33, SCRATCHPAD = 80, DIFF_SRC = 129, DIFF_DST = 145, DIFF_WEIGHTS = 161 };
 enum { FROM = 1, TO = 17 };
+enum { ADD = 0x1fff0, MULTIPLY = 0x1fff1, RECTIFY = 0x20 };
+#define STEP(number) (((number) + 1) * 32768 | 2) /* the second operand of a step behind the convolution */
 enum { SUCCESS = 0, OUT_OF_MEMORY = 1 };
 
 /* Descriptions, primitives and the like are all opaque pointers there. Every function but two returns a status. */
@@ -50,6 +52,10 @@ static struct {
   const void *(*primitive_desc_query_md)(const void *, int what, int index);
   int (*primitive_attr_create)(void **);
   int (*primitive_attr_set_scratchpad_mode)(void *, int mode);
+  int (*primitive_attr_set_post_ops)(void *, const void *steps);
+  int (*post_ops_create)(void **);
+  int (*post_ops_append_binary)(void *, int algorithm, const void *operand);
+  int (*post_ops_append_eltwise)(void *, int algorithm, float alpha, float beta);
   int (*primitive_create)(void **, const void *description);
   int (*primitive_execute)(const void *, void *stream, int count, const Argument *);
 } dnnl;
@@ -86,6 +92,10 @@ static const char *open_library(const char *path) {
   FIND_DNNL(primitive_desc_query_md);
   FIND_DNNL(primitive_attr_create);
   FIND_DNNL(primitive_attr_set_scratchpad_mode);
+  FIND_DNNL(primitive_attr_set_post_ops);
+  FIND_DNNL(post_ops_create);
+  FIND_DNNL(post_ops_append_binary);
+  FIND_DNNL(post_ops_append_eltwise);
   FIND_DNNL(primitive_create);
   FIND_DNNL(primitive_execute);
   return NULL;

@@ -37,7 +37,7 @@ def layer(variables: dict, x: np.ndarray, spec: ResNetSpec, train: bool = True) 
     class Alone(nn.Module):
         @nn.compact
         def __call__(self, x):
-            return norm(spec, x, name="bn", train=train, dtype=jnp.float32)
+            return norm(spec, x.shape[-1], name="bn", train=train, dtype=jnp.float32)(x)
 
     wrapped = {collection: {"bn": values} for collection, values in variables.items()}
     y, new = Alone().apply(wrapped, x, mutable=["batch_stats"])
