@@ -1,15 +1,25 @@
 """What every test stands on: the CPU, and a compilation cache that outlives the run."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+CACHE = Path(__file__).resolve().parent.parent / ".cache"
+
 # Before jax is imported anywhere: tests never touch an accelerator and never argue about threads.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parent.parent / ".cache" / "xla-tests"))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+# Images of containers often forbid bytecode, and uv installs none: each of the dozens of processes that tests start
+# would then compile all it imports, TensorFlow and JAX among it, 12 s of a CPU where 6 do. It is kept where it is in
+# nobody's way.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode-tests"))
+    sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
 # Files of a minute and more, the longest first: run.sh gives each worker a file at a time, in this order, and what
 # begins last should be short. xdist's own order, by numbers of tests, leaves the longest for the end.
