@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax._src import compilation_cache, compiler
 
 from resnet.train import integrity, peers, stepping
 
@@ -41,7 +42,22 @@ def patch_feed(folder: Path) -> None:
     stepping.train_batches = noted
 
 
+def patch_cache() -> None:
+    """Have each process keep what it compiled, which JAX has process 0 alone do.
+
+    The programs of the others have keys of their own, so that each start compiled them again: 9 s of a CPU, for which
+    process 0 waits as well.
+    """
+
+    def write(key: str, seconds: float, name: str, backend: Any, program: Any, callbacks: Any) -> None:
+        if not callbacks and seconds >= jax.config.jax_persistent_cache_min_compile_time_secs:
+            compilation_cache.put_executable_and_time(key, name, program, backend, int(seconds))
+
+    compiler._cache_write = write
+
+
 if __name__ == "__main__":
+    patch_cache()
     peers.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", peers.SILENT_ROUNDS))
     if "FED" in os.environ:
         patch_feed(Path(os.environ["FED"]))
