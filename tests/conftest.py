@@ -21,19 +21,22 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(CACHE / "bytecode-tests"))
     sys.dont_write_bytecode, sys.pycache_prefix = False, os.environ["PYTHONPYCACHEPREFIX"]
 
-# Files of a minute and more, the longest first: run.sh gives each worker a file at a time, in this order, and what
+# Files of half a minute and more, the longest first: run.sh gives each worker a file at a time, in this order, and what
 # begins last should be short. xdist's own order, by numbers of tests, leaves the longest for the end.
 LONGEST = (
     "train/test_processes.py",
     "train/test_steps_per_call.py",
     "train/test_devices.py",
-    "test_bad_input.py",
     "train/test_interruption.py",
-    "test_docs.py",
     "weights/test_full_depth_parity.py",
-    "study/test_export.py",
-    "weights/test_parity.py",
     "train/test_resume.py",
+    "test_bad_input.py",
+    "test_configs.py",
+    "test_docs.py",
+    "faults/test_faults.py",
+    "weights/test_parity.py",
+    "study/test_export.py",
+    "train/test_any_spec.py",
     "train/test_transfer.py",
 )
 
