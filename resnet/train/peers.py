@@ -150,20 +150,24 @@ class Lifeline:
         self.trouble = ""
         self._answered = self._rounds = 0
         self._over = threading.Event()
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._speak, self._listen)]
         self._silent: collections.Counter[int] = collections.Counter()
         self._signs: dict[int, str] = {}
 
     def start(self) -> None:
         """From here on a process that is gone is missed."""
         self._catch_abort()
-        for work in (self._speak, self._listen):
-            threading.Thread(target=work, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
-        """This process is done; nobody misses it any more."""
+        """This process is done; nobody misses it any more. Takes a second: the threads hear of it between messages."""
         self._over.set()
         # A peer may be gone already with the service: it was done as well.
         within(GRACE_SECONDS, lambda: self.store.key_value_set(f"{ALIVE}{self.rank}", OVER, allow_overwrite=True))
+        # One that comes back from a message while the interpreter ends crashes it: signal 11 after a run that was well.
+        for thread in self._threads:
+            thread.join(2 * SIGN_SECONDS)
 
     def hear_out(self) -> None:
         """Wait for as many rounds as a silent peer takes to be found, which ends this process; at most half as long

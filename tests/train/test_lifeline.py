@@ -1,0 +1,39 @@
+"""What is left of a process' watch over its peers once its run is done."""
+
+import time
+
+import jax
+
+from resnet.train import peers
+
+
+class Store:
+    """A coordination service that answers late: after as long as it may."""
+
+    def __init__(self):
+        self.signs = []
+
+    def key_value_set(self, key, value, allow_overwrite=False):
+        self.signs.append(value)
+
+    def blocking_key_value_get(self, key, milliseconds):
+        time.sleep(milliseconds / 1e3)
+        raise jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: nobody says anything")
+
+    def key_value_dir_get(self, prefix):
+        return []
+
+
+def test_no_thread_of_it_outlives_its_end(monkeypatch):
+    """One that came back from a message while the interpreter ended crashed it: exit code 75 of a run that was well."""
+    store = Store()
+    monkeypatch.setattr(peers, "store", lambda: store)
+    monkeypatch.setattr(peers.Lifeline, "_catch_abort", lambda self: None)
+    monkeypatch.setattr(peers, "SIGN_SECONDS", 0.3)
+    lifeline = peers.Lifeline()
+    lifeline.start()
+    time.sleep(0.4)
+    assert all(thread.is_alive() for thread in lifeline._threads)
+    lifeline.end()
+    assert not any(thread.is_alive() for thread in lifeline._threads)
+    assert store.signs[-1] == peers.OVER
