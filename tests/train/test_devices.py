@@ -111,7 +111,7 @@ def test_accumulation_gives_the_gradient_of_the_larger_batch(eight):
 
 def layer(source: str) -> str:
     """'layer1_0/bn2' of an operation's path, '' for one that is of no BN layer's sums."""
-    match = re.search(r"(?:(layer\d_\d+)/)?[\w.]+/[\w.]+_norm/(bn\d)/reduce_sum", source)
+    match = re.search(r"(?:(layer\d_\d+)/)?\w+\._(?:branch|stem)/(?:\w+\._norm/)?(bn\d)/reduce_sum", source)
     return "/".join(filter(None, match.groups())) if match else ""
 
 
