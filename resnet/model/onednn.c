@@ -23,49 +23,89 @@
  * beside operands and result, of all parts, for which there are fewer parts. */
 enum { MOST_SUMMANDS = 16, MOST_MEMORY = 1 << 30 };
 
+/* Fewer bytes of a kernel than these one thread lays out sooner than another is awake. */
+enum { ALONE = 1 << 18 };
+
 /* One call of a handler. */
 typedef struct {
   const Compiled *part, *last; /* of each part, and of the last, which may have fewer images */
-  int parts, slices;
+  int parts, sums; /* the latter: pieces that the sum of gradients is cut into */
   char *image, *kernel, *output, *scale, *shift, *addend;
+  char *plain; /* the kernel, or its gradient, as XLA has it; `kernel` is the same where oneDNN wants it so */
   size_t image_step, output_step, kernel_step; /* bytes; the last is 0 unless each part has a kernel's gradient */
   atomic_int status;
 } Call;
 
-static void do_part(void *context, int number) {
-  static const int operands[][3] = {
-      {SRC, WEIGHTS, DST}, {DIFF_SRC, WEIGHTS, DIFF_DST}, {SRC, DIFF_WEIGHTS, DIFF_DST}, {SRC, WEIGHTS, DST}, {SRC, WEIGHTS, DST}};
-  Call *call = context;
-  const Compiled *c = number == call->parts - 1 ? call->last : call->part;
-  const int threads = omp_get_max_threads(), *own = operands[c->shape.kind];
-  int names[MOST_ARGUMENTS] = {own[0], own[1], own[2]}, count = 3;
-  const void *descriptions[MOST_ARGUMENTS] = {c->image, c->laid_out, c->output};
-  void *memory[MOST_ARGUMENTS] = {call->image + number * call->image_step, call->kernel + number * call->kernel_step,
-                                  call->output + number * call->output_step};
-  const struct { size_t needed; int name; const void *description; void *memory; } more[] = {
-    {c->shape.kind >= EVALUATED, STEP(0), c->channels, call->scale},
-    {c->shape.kind >= EVALUATED, STEP(1), c->channels, call->shift},
-    {c->shape.kind == EVALUATED_SUM, STEP(2), c->output, call->addend + number * call->output_step},
-    {c->scratch_size, SCRATCHPAD, c->scratch, own_memory(SCRATCH, c->scratch_size)},
-  };
-  int lacking = 0;
-  for (size_t i = 0; i < sizeof more / sizeof *more; ++i) {
-    if (!more[i].needed) continue;
-    lacking |= !more[i].memory;
-    names[count] = more[i].name;
-    descriptions[count] = more[i].description;
-    memory[count++] = more[i].memory;
-  }
-  omp_set_num_threads(1);
-  const int status = lacking ? OUT_OF_MEMORY : execute(c->primitive, count, names, descriptions, memory);
-  omp_set_num_threads(threads);
+static void note(Call *call, int status) {
   if (status) atomic_store(&call->status, status);
 }
 
-/* Add the parts' weight gradients up, one slice of them, in the order of the parts. */
-static void add_slice(void *context, int number) {
+/* What oneDNN is given in one execution. */
+typedef struct {
+  int count, lacking, names[MOST_ARGUMENTS]; /* lacking: there was no memory for one of them */
+  const void *descriptions[MOST_ARGUMENTS];
+  void *memory[MOST_ARGUMENTS];
+} Operands;
+
+static void give(Operands *operands, int name, const void *description, void *memory) {
+  operands->lacking |= !memory;
+  operands->names[operands->count] = name;
+  operands->descriptions[operands->count] = description;
+  operands->memory[operands->count++] = memory;
+}
+
+static void *copy_of(const void *addend, size_t size) {
+  void *copy = own_memory(ADDEND, size);
+  return copy ? memcpy(copy, addend, size) : NULL;
+}
+
+static void do_part(void *context, int number) {
+  static const int names[][3] = {
+      [OUTPUT] = {SRC, WEIGHTS, DST},          [INPUT_GRADIENT] = {DIFF_SRC, WEIGHTS, DIFF_DST},
+      [WEIGHT_GRADIENT] = {SRC, DIFF_WEIGHTS, DIFF_DST}, [EVALUATED] = {SRC, WEIGHTS, DST},
+      [EVALUATED_SUM] = {SRC, WEIGHTS, DST},
+  };
+  Call *call = context;
+  const Compiled *c = number == call->parts - 1 ? call->last : call->part;
+  const int threads = omp_get_max_threads(), kind = c->shape.kind;
+  char *const output = call->output + number * call->output_step;
+  Operands operands = {0};
+  give(&operands, names[kind][0], c->image, call->image + number * call->image_step);
+  give(&operands, names[kind][1], c->laid_out, call->kernel + number * call->kernel_step);
+  give(&operands, names[kind][2], c->output, output);
+  if (kind >= EVALUATED) {
+    give(&operands, STEP(0), c->channels, call->scale);
+    give(&operands, STEP(1), c->channels, call->shift);
+  }
+  if (kind == EVALUATED_SUM) {
+    const size_t size = dnnl.memory_desc_get_size(c->output);
+    char *const addend = call->addend + number * call->output_step;
+    /* XLA leaves the addend where the output goes, see onednn.py. */
+    if (c->in_place && addend != output) memcpy(output, addend, size);
+    if (!c->in_place) give(&operands, STEP(2), c->output, addend == output ? copy_of(addend, size) : addend);
+  }
+  if (c->scratch_size) give(&operands, SCRATCHPAD, c->scratch, own_memory(SCRATCH, c->scratch_size));
+  omp_set_num_threads(1);
+  note(call, operands.lacking ? OUT_OF_MEMORY
+                              : execute(c->primitive, operands.count, operands.names, operands.descriptions,
+                                        operands.memory));
+  omp_set_num_threads(threads);
+}
+
+/* Lay a slice of the kernel out as oneDNN wants it; of a kernel's gradient, back. */
+static void lay_out(void *context, int number) {
+  Call *call = context;
+  const int threads = omp_get_max_threads(), gradient = call->part->shape.kind == WEIGHT_GRADIENT;
+  omp_set_num_threads(1);
+  note(call, reorder(&call->part->slice[number], gradient ? call->kernel : call->plain,
+                     gradient ? call->plain : call->kernel));
+  omp_set_num_threads(threads);
+}
+
+/* Add the parts' weight gradients up, a piece of them, in the order of the parts. */
+static void add_up(void *context, int number) {
   const Call *call = context;
-  const size_t all = call->part->laid_out_size / sizeof(float), each = (all + call->slices - 1) / call->slices;
+  const size_t all = call->part->laid_out_size / sizeof(float), each = (all + call->sums - 1) / call->sums;
   const size_t first = number * each < all ? number * each : all, end = first + each < all ? first + each : all;
   float *total = (float *)call->kernel;
   for (int part = 1; part < call->parts; ++part) {
@@ -102,28 +142,30 @@ static int cut_up(const Shape *shape, int64_t most, Call *call) {
 }
 
 static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shape, Call call) {
-  void *const kernel = call.kernel;
   const int threads = threads_of_pool(frame), gradient = shape->kind == WEIGHT_GRADIENT;
   const int64_t images = shape->image[0], wanted = gradient && threads > MOST_SUMMANDS ? MOST_SUMMANDS : threads;
-  call.slices = threads;
   TRY(cut_up(shape, wanted < images ? wanted : images, &call));
   const int64_t *i = call.part->shape.image, *o = call.part->shape.output;
   call.image_step = i[0] * i[1] * i[2] * i[3] * sizeof(float);
   call.output_step = o[0] * o[1] * o[2] * o[3] * sizeof(float);
+  const int slices = call.part->slices, helpers = call.part->laid_out_size < ALONE ? 1 : threads;
   const size_t size = call.part->laid_out_size, aligned = (size + 63) / 64 * 64;
-  if (call.part->reorder || (gradient && call.parts > 1)) {
+  call.plain = call.kernel;
+  call.sums = threads;
+  if (slices || (gradient && call.parts > 1)) {
     call.kernel = own_memory(LAID_OUT, gradient ? call.parts * aligned : size);
     if (!call.kernel) return OUT_OF_MEMORY;
   }
   if (gradient) call.kernel_step = aligned;
-  if (!gradient && call.part->reorder) TRY(reorder(call.part, kernel, call.kernel));
+  if (!gradient && slices && !do_in_parts(frame, helpers, slices, lay_out, &call)) return OUT_OF_MEMORY;
+  TRY(atomic_load(&call.status));
   if (!do_in_parts(frame, threads, call.parts, do_part, &call)) return OUT_OF_MEMORY;
   TRY(atomic_load(&call.status));
-  if (!gradient || call.kernel == kernel) return SUCCESS;
-  if (call.parts > 1 && !do_in_parts(frame, threads, call.slices, add_slice, &call)) return OUT_OF_MEMORY;
-  if (call.part->reorder) return reorder(call.part, call.kernel, kernel);
-  memcpy(kernel, call.kernel, size);
-  return SUCCESS;
+  if (!gradient || call.kernel == call.plain) return SUCCESS;
+  if (call.parts > 1 && !do_in_parts(frame, threads, call.sums, add_up, &call)) return OUT_OF_MEMORY;
+  if (!slices) memcpy(call.plain, call.kernel, size);
+  if (slices && !do_in_parts(frame, helpers, slices, lay_out, &call)) return OUT_OF_MEMORY;
+  return atomic_load(&call.status);
 }
 
 static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *message) {

@@ -149,7 +149,9 @@ def _lower_for_cpu(
         return by_lax(ctx, *operands, window=window, **({"relu": relu} if name == TARGETS[3] else how))
     (top, bottom), (left, right) = window.padding
     numbers = np.array([*window.strides, top, bottom, left, right, window.groups, relu], np.int64)
-    return jax.ffi.ffi_lowering(target(name))(ctx, *operands, window=numbers)
+    # The output goes where the addend was, which is read once with it, not once more beside it.
+    in_place = {"operand_output_aliases": {4: 0}} if len(operands) == 5 else {}
+    return jax.ffi.ffi_lowering(target(name), **in_place)(ctx, *operands, window=numbers)
 
 
 def _lower(primitive: Primitive, name: str, form: Callable[..., Array]) -> None:

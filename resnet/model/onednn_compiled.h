@@ -11,11 +11,20 @@ typedef struct {
   int64_t kind, image[4], kernel[4], output[4], window[8];
 } Shape;
 
-/* One that is compiled. `reorder` is NULL where the kernel is laid out as oneDNN wants it (or leaves its gradient). */
+/* Kernels are laid out anew in slices of as many output channels (or groups), or more, and in this many at most. */
+enum { SLICE_CHANNELS = 64, MOST_SLICES = 16 };
+typedef struct {
+  void *reorder, *from, *to; /* a primitive, descriptions of memory */
+} Slice;
+
+/* One that is compiled. It has no `slices` where the kernel is laid out as oneDNN wants it (or leaves its gradient). */
 typedef struct Compiled {
   Shape shape;
   int status; /* not SUCCESS: oneDNN has refused it, and nothing else here counts */
-  void *primitive, *reorder;
+  int in_place; /* of EVALUATED_SUM: it adds to what is there where the output goes, else to a copy of that */
+  int slices;
+  Slice slice[MOST_SLICES];
+  void *primitive;
   void *image, *output, *kernel;        /* descriptions of memory */
   void *channels;                       /* the same, of scale and shift; NULL where there are none */
   const void *laid_out, *scratch;       /* the same; oneDNN's own */
@@ -52,52 +61,101 @@ static int describe_rows(const int64_t *rows, void **description) {
 
 /* What is done to each output before it is written: · scale, + shift, + addend, ReLU. */
 static int make_attributes(Compiled *c, void **attributes) {
-  const Dims channels = {1, c->shape.kernel[3], 1, 1}, strides = {c->shape.kernel[3], 1, 1, 1};
   void *steps;
-  TRY(dnnl.memory_desc_create_with_strides(&c->channels, 4, channels, FLOAT32, strides));
   TRY(dnnl.post_ops_create(&steps));
   TRY(dnnl.post_ops_append_binary(steps, MULTIPLY, c->channels));
   TRY(dnnl.post_ops_append_binary(steps, ADD, c->channels));
-  if (c->shape.kind == EVALUATED_SUM) TRY(dnnl.post_ops_append_binary(steps, ADD, c->output));
+  if (c->in_place)
+    TRY(dnnl.post_ops_append_sum(steps, 1, 0, FLOAT32));
+  else if (c->shape.kind == EVALUATED_SUM)
+    TRY(dnnl.post_ops_append_binary(steps, ADD, c->output));
   if (c->shape.window[RELU]) TRY(dnnl.post_ops_append_eltwise(steps, RECTIFY, 0, 0));
   TRY(dnnl.primitive_attr_create(attributes));
   TRY(dnnl.primitive_attr_set_scratchpad_mode(*attributes, USER_SCRATCHPAD));
   return dnnl.primitive_attr_set_post_ops(*attributes, steps);
 }
 
+static int describe_forward(Compiled *c, const void *kernel, void **forward) {
+  const int64_t *w = c->shape.window;
+  const Dims strides = {w[0], w[1]}, undilated = {0, 0}, before = {w[2], w[4]}, after = {w[3], w[5]};
+  void *attributes = caller_scratch;
+  if (c->shape.kind >= EVALUATED) TRY(make_attributes(c, &attributes));
+  return dnnl.convolution_forward_primitive_desc_create(forward, engine, FORWARD_TRAINING, DIRECT, c->image, kernel, NULL,
+                                                        c->output, strides, undilated, before, after, attributes);
+}
+
+/* The description of what `c` computes, all memory's but the kernel's as it comes. */
+static int describe(Compiled *c, const void *kernel, void **description) {
+  const int64_t *w = c->shape.window, channels = c->shape.kernel[3];
+  const Dims strides = {w[0], w[1]}, undilated = {0, 0}, before = {w[2], w[4]}, after = {w[3], w[5]};
+  const Dims each = {1, channels, 1, 1}, steps = {channels, 1, 1, 1};
+  void *forward;
+  TRY(describe_rows(c->shape.image, &c->image));
+  TRY(describe_rows(c->shape.output, &c->output));
+  if (c->shape.kind >= EVALUATED) TRY(dnnl.memory_desc_create_with_strides(&c->channels, 4, each, FLOAT32, steps));
+  c->in_place = c->shape.kind == EVALUATED_SUM;
+  int status = describe_forward(c, kernel, &forward);
+  if (status && c->in_place) {
+    c->in_place = 0; /* some of oneDNN's ways do not know it: with groups, and on processors without AVX-512 */
+    status = describe_forward(c, kernel, &forward);
+  }
+  TRY(status);
+  if (c->shape.kind == INPUT_GRADIENT)
+    return dnnl.convolution_backward_data_primitive_desc_create(description, engine, DIRECT, c->image, kernel, c->output,
+                                                                strides, undilated, before, after, forward,
+                                                                caller_scratch);
+  if (c->shape.kind == WEIGHT_GRADIENT)
+    return dnnl.convolution_backward_weights_primitive_desc_create(description, engine, DIRECT, c->image, kernel, NULL,
+                                                                   c->output, strides, undilated, before, after,
+                                                                   forward, caller_scratch);
+  *description = forward;
+  return SUCCESS;
+}
+
+static int add_slice(Compiled *c, const Dims size, const Dims offset) {
+  void *kernel, *laid_out, *description;
+  TRY(dnnl.memory_desc_create_submemory(&kernel, c->kernel, size, offset));
+  TRY(dnnl.memory_desc_create_submemory(&laid_out, c->laid_out, size, offset));
+  const int gradient = c->shape.kind == WEIGHT_GRADIENT;
+  Slice *slice = &c->slice[c->slices];
+  slice->from = gradient ? laid_out : kernel;
+  slice->to = gradient ? kernel : laid_out;
+  TRY(dnnl.reorder_primitive_desc_create(&description, slice->from, engine, slice->to, engine, NULL));
+  TRY(dnnl.primitive_create(&slice->reorder, description));
+  ++c->slices;
+  return SUCCESS;
+}
+
+/* What lays the kernel out anew (of a gradient, back), in slices that threads can share. */
+static int slice_kernel(Compiled *c, const Dims dims) {
+  const int64_t units = (dims[0] + SLICE_CHANNELS - 1) / SLICE_CHANNELS;
+  const int64_t each = (units + MOST_SLICES - 1) / MOST_SLICES * SLICE_CHANNELS;
+  Dims size, offset = {0};
+  memcpy(size, dims, sizeof size);
+  for (; offset[0] < dims[0]; offset[0] += each) {
+    size[0] = each < dims[0] - offset[0] ? each : dims[0] - offset[0];
+    if (!add_slice(c, size, offset)) continue;
+    /* oneDNN's blocks of channels are none that the slices are made of. */
+    c->slices = 0;
+    return add_slice(c, dims, (Dims){0});
+  }
+  return SUCCESS;
+}
+
 /* What oneDNN makes for it stays for the life of the process: a network has some dozens of shapes. */
 static int compile(Compiled *c) {
-  const Shape *s = &c->shape;
-  const int64_t *w = s->window;
-  const Dims strides = {w[0], w[1]}, undilated = {0, 0}, before = {w[2], w[4]}, after = {w[3], w[5]};
-  Dims dims, steps;
-  void *any, *forward, *description, *reorder, *attributes = caller_scratch;
-  const int rank = describe_kernel(s, dims, steps), gradient = s->kind == WEIGHT_GRADIENT;
+  Dims dims = {0}, steps;
+  void *any, *description;
+  const int rank = describe_kernel(&c->shape, dims, steps), gradient = c->shape.kind == WEIGHT_GRADIENT;
   TRY(dnnl.memory_desc_create_with_strides(&c->kernel, rank, dims, FLOAT32, steps));
   TRY(dnnl.memory_desc_create_with_tag(&any, rank, dims, FLOAT32, ANY_LAYOUT));
-  TRY(describe_rows(s->image, &c->image));
-  TRY(describe_rows(s->output, &c->output));
-  if (s->kind >= EVALUATED) TRY(make_attributes(c, &attributes));
-  TRY(dnnl.convolution_forward_primitive_desc_create(&forward, engine, FORWARD_TRAINING, DIRECT, c->image, any, NULL,
-                                                     c->output, strides, undilated, before, after, attributes));
-  description = forward;
-  if (s->kind == INPUT_GRADIENT)
-    TRY(dnnl.convolution_backward_data_primitive_desc_create(&description, engine, DIRECT, c->image, any, c->output,
-                                                             strides, undilated, before, after, forward,
-                                                             caller_scratch));
-  if (gradient)
-    TRY(dnnl.convolution_backward_weights_primitive_desc_create(&description, engine, DIRECT, c->image, any, NULL,
-                                                                c->output, strides, undilated, before, after, forward,
-                                                                caller_scratch));
+  TRY(describe(c, any, &description));
   c->laid_out = dnnl.primitive_desc_query_md(description, gradient ? QUERY_DIFF_WEIGHTS : QUERY_WEIGHTS, 0);
   c->laid_out_size = dnnl.memory_desc_get_size(c->laid_out);
   c->scratch = dnnl.primitive_desc_query_md(description, QUERY_SCRATCHPAD, 0);
   c->scratch_size = c->scratch ? dnnl.memory_desc_get_size(c->scratch) : 0;
   TRY(dnnl.primitive_create(&c->primitive, description));
-  if (dnnl.memory_desc_equal(c->kernel, c->laid_out)) return SUCCESS;
-  TRY(dnnl.reorder_primitive_desc_create(&reorder, gradient ? c->laid_out : c->kernel, engine,
-                                         gradient ? c->kernel : c->laid_out, engine, NULL));
-  return dnnl.primitive_create(&c->reorder, reorder);
+  return dnnl.memory_desc_equal(c->kernel, c->laid_out) ? SUCCESS : slice_kernel(c, dims);
 }
 
 static int find(const Shape *shape, const Compiled **found) {
@@ -118,20 +176,19 @@ static int find(const Shape *shape, const Compiled **found) {
   return c ? c->status : OUT_OF_MEMORY;
 }
 
-/* What a thread keeps until it ends: a stream, and memory for scratch and for kernels that are laid out anew, as large
- * as was ever asked for. */
-enum { SCRATCH, LAID_OUT };
+/* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew and for copies
+ * of addends, as large as was ever asked for. */
+enum { SCRATCH, LAID_OUT, ADDEND, MEMORIES };
 typedef struct {
-  void *stream, *memory[2];
-  size_t size[2];
+  void *stream, *memory[MEMORIES];
+  size_t size[MEMORIES];
 } Own;
 static pthread_key_t own_key;
 
 static void free_own(void *of_a_thread) {
   Own *own = of_a_thread;
   if (own->stream) dnnl.stream_destroy(own->stream);
-  free(own->memory[SCRATCH]);
-  free(own->memory[LAID_OUT]);
+  for (int which = 0; which < MEMORIES; ++which) free(own->memory[which]);
   free(own);
 }
 
@@ -172,10 +229,9 @@ static int execute(const void *primitive, int count, const int *names, const voi
   return status;
 }
 
-static int reorder(const Compiled *c, void *from, void *to) {
+static int reorder(const Slice *slice, void *from, void *to) {
   static const int names[] = {FROM, TO};
-  const int gradient = c->shape.kind == WEIGHT_GRADIENT;
-  const void *const descriptions[] = {gradient ? c->laid_out : c->kernel, gradient ? c->kernel : c->laid_out};
+  const void *const descriptions[] = {slice->from, slice->to};
   void *const memory[] = {from, to};
-  return execute(c->reorder, 2, names, descriptions, memory);
+  return execute(slice->reorder, 2, names, descriptions, memory);
 }

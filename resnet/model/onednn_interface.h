@@ -28,6 +28,7 @@ static struct {
   int (*stream_destroy)(void *);
   int (*memory_desc_create_with_strides)(void **, int rank, const Dims, int type, const Dims strides);
   int (*memory_desc_create_with_tag)(void **, int rank, const Dims, int type, int tag);
+  int (*memory_desc_create_submemory)(void **, const void *whole, const Dims dims, const Dims offsets);
   int (*memory_desc_equal)(const void *, const void *);
   size_t (*memory_desc_get_size)(const void *);
   int (*memory_create)(void **, const void *description, void *engine, void *data);
@@ -55,6 +56,7 @@ static struct {
   int (*primitive_attr_set_post_ops)(void *, const void *steps);
   int (*post_ops_create)(void **);
   int (*post_ops_append_binary)(void *, int algorithm, const void *operand);
+  int (*post_ops_append_sum)(void *, float scale, int32_t zero_point, int type);
   int (*post_ops_append_eltwise)(void *, int algorithm, float alpha, float beta);
   int (*primitive_create)(void **, const void *description);
   int (*primitive_execute)(const void *, void *stream, int count, const Argument *);
@@ -81,6 +83,7 @@ static const char *open_library(const char *path) {
   FIND_DNNL(stream_destroy);
   FIND_DNNL(memory_desc_create_with_strides);
   FIND_DNNL(memory_desc_create_with_tag);
+  FIND_DNNL(memory_desc_create_submemory);
   FIND_DNNL(memory_desc_equal);
   FIND_DNNL(memory_desc_get_size);
   FIND_DNNL(memory_create);
@@ -95,6 +98,7 @@ static const char *open_library(const char *path) {
   FIND_DNNL(primitive_attr_set_post_ops);
   FIND_DNNL(post_ops_create);
   FIND_DNNL(post_ops_append_binary);
+  FIND_DNNL(post_ops_append_sum);
   FIND_DNNL(post_ops_append_eltwise);
   FIND_DNNL(primitive_create);
   FIND_DNNL(primitive_execute);

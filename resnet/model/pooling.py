@@ -22,8 +22,7 @@ def max_pool(x: Array, *, padding: int = 1) -> Array:
 
     Padding is of minus infinity, as in torch.nn.MaxPool2d(3, 2, padding). Reverse mode alone: a `jax.custom_vjp`.
     """
-    side = (padding, padding)
-    return _pool(jnp.pad(x, ((0, 0), side, side, (0, 0)), constant_values=-jnp.inf))
+    return _pool(x, padding)
 
 
 def max_pool_by_xla(x: Array, *, padding: int = 1) -> Array:
@@ -31,10 +30,30 @@ def max_pool_by_xla(x: Array, *, padding: int = 1) -> Array:
     return nn.max_pool(x, (_WINDOW, _WINDOW), strides=(_STRIDE, _STRIDE), padding=[(padding, padding)] * 2)
 
 
-def _largest(padded: Array) -> Array:
-    rows = _places(padded, 1)
-    columns = _places(jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2]), 2)
-    return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+def _largest(x: Array, padding: int) -> Array:
+    return _largest_along(_largest_along(x, 1, padding), 2, padding)
+
+
+def _largest_along(x: Array, axis: int, padding: int) -> Array:
+    """Of the windows along `axis`, those at its ends that reach into the padding by themselves.
+
+    So x is not copied into a padded array, the largest of a network: 9.8 -> 3.8 ms (32×112×112×64, 2026-11-26).
+    """
+    size = x.shape[axis]
+    count = (size + 2 * padding - _WINDOW) // _STRIDE + 1
+    starts = [_STRIDE * window - padding for window in range(count)]
+    whole = [start for start in starts if 0 <= start <= size - _WINDOW]
+
+    def at_end(start: int) -> Array:
+        ends = max(start, 0), min(start + _WINDOW, size)
+        return lax.slice_in_dim(x, *ends, axis=axis).max(axis, keepdims=True)
+
+    pieces = [at_end(start) for start in starts if start < 0]
+    if whole:
+        places = [lax.slice_in_dim(x, whole[0] + k, whole[-1] + k + 1, _STRIDE, axis) for k in range(_WINDOW)]
+        pieces.append(jnp.maximum(jnp.maximum(places[0], places[1]), places[2]))
+    pieces += [at_end(start) for start in starts if start >= 0 and start > size - _WINDOW]
+    return lax.concatenate(pieces, axis)
 
 
 def _places(x: Array, axis: int) -> list[Array]:
@@ -43,18 +62,20 @@ def _places(x: Array, axis: int) -> list[Array]:
     return [lax.slice_in_dim(x, k, k + _STRIDE * (count - 1) + 1, _STRIDE, axis) for k in range(_WINDOW)]
 
 
-def _note(padded: Array) -> tuple[Array, tuple[Array, Array]]:
+def _note(x: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
     """The output, and uint8 of its shape: which of a window's nine elements is the first of the largest."""
-    output = _largest(padded)
+    side = (padding, padding)
+    padded = jnp.pad(x, ((0, 0), side, side, (0, 0)), constant_values=-jnp.inf)
+    output = _largest(padded, 0)
     elements = [column for row in _places(padded, 1) for column in _places(row, 2)]
     first = jnp.full(output.shape, len(elements) - 1, jnp.uint8)
     for place, element in reversed(list(enumerate(elements[:-1]))):
         first = jnp.where(element == output, jnp.uint8(place), first)
     # An array without elements, that tells the gradient the input's height and width.
-    return output, (first, padded[:0])
+    return output, (first, x[:0])
 
 
-def _gather(noted: tuple[Array, Array], g: Array) -> tuple[Array]:
+def _gather(padding: int, noted: tuple[Array, Array], g: Array) -> tuple[Array]:
     first, like = noted
     batch, high, wide, channels = g.shape
     around = ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -71,8 +92,8 @@ def _gather(noted: tuple[Array, Array], g: Array) -> tuple[Array]:
         for rows in _SEEN_BY
     ]
     whole = jnp.stack(lines, axis=2).reshape(batch, 2 * (high + 1), 2 * (wide + 1), channels)
-    return (whole[:, : like.shape[1], : like.shape[2]],)
+    return (whole[:, padding : padding + like.shape[1], padding : padding + like.shape[2]],)
 
 
-_pool = jax.custom_vjp(_largest)
+_pool = jax.custom_vjp(_largest, nondiff_argnums=(1,))
 _pool.defvjp(_note, _gather)
