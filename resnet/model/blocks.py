@@ -11,6 +11,7 @@ from resnet.model.layers import (
     ACTIVATIONS,
     BranchScale,
     Convolution,
+    Link,
     Norm,
     SqueezeExcitation,
     convolution,
@@ -135,6 +136,7 @@ class Block(nn.Module):
             ]
         else:
             layers = [(planes, 3, self.stride, 1), (planes, 3, 1, 1)]
+        links = []
         for number, (features, kernel, stride, groups) in enumerate(layers, start=1):
             last = number == len(layers)
             name = norm_behind(spec, number, last)
@@ -151,11 +153,8 @@ class Block(nn.Module):
                 backend=self.backend,
             )
             behind = self._norm(features, name, train, zero_scale=last and spec.zero_init_last_gamma)
-            if last:
-                x = convolve(layer, behind, x, train=train, addend=addend, activation=activation)
-            else:
-                x = convolve(layer, behind, x, train=train, activation=ACTIVATIONS[spec.activation])
-        return x
+            links.append(Link(layer, behind, activation if last else ACTIVATIONS[spec.activation]))
+        return convolve(links, x, train=train, addend=addend)
 
     def _adapts(self, changes_channels: bool) -> bool:
         """Whether the shortcut does more than to leave pixels out: it projects, or pads channels."""
@@ -185,7 +184,7 @@ class Block(nn.Module):
         )
         # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
         behind = None if spec.preactivated else self._norm(out_channels, "downsample_bn", train)
-        return convolve(layer, behind, x, train=train)
+        return convolve([Link(layer, behind)], x, train=train)
 
     def _transform(
         self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool
@@ -237,7 +236,7 @@ def norm_ratio(branch: jax.Array, shortcut: jax.Array) -> jax.Array:
 def subsample(x: jax.Array, stride: int) -> jax.Array:
     """Every stride-th row and column of float[B, H, W, C]."""
     # lax.slice, not indexing: that becomes a gather where the batch is symbolic, as in exports.
-    return jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
+    return x if stride == 1 else jax.lax.slice(x, (0, 0, 0, 0), x.shape, (1, stride, stride, 1))
 
 
 def average_pool(x: jax.Array, stride: int) -> jax.Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -33,15 +33,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class Behind(NamedTuple):
-    """What is done to a convolution's output: · scale[C], + shift[C], + addend, and with `relu` negative ones are 0."""
-
-    scale: jax.Array
-    shift: jax.Array
-    addend: jax.Array | None
-    relu: bool
-
-
 class Conv(nn.Module):
     """A convolution, float[B, H, W, I] -> float[B, H', W', features], with linen.Conv's variables and results."""
 
@@ -55,15 +46,13 @@ class Conv(nn.Module):
     backend: Convolution
 
     @nn.compact
-    def __call__(self, x: jax.Array, behind: Behind | None = None) -> jax.Array:
-        """`behind` only where there is a `window` for x."""
-        shape = (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", HE_INITIALIZER, shape, jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
-        window = self.window(x)
-        if behind and window:
-            shift = behind.shift if bias is None else behind.shift + bias * behind.scale
-            return onednn.evaluated(window, x, kernel, behind.scale, shift, behind.addend, relu=behind.relu)
+    def variables_for(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
+        """The kernel for so many channels of the input, float32[k, k, channels / groups, features], and the bias."""
+        kernel = self.param("kernel", HE_INITIALIZER, self._kernel_shape(channels), jnp.float32)
+        return kernel, self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel, bias = self.variables_for(x.shape[-1])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = self.backend(
             x,
@@ -81,14 +70,20 @@ class Conv(nn.Module):
         # weights silently.
         return ((self.kernel // 2, self.kernel // 2),) * 2
 
-    def window(self, x: jax.Array) -> Window | None:
-        """The window, where oneDNN computes this convolution of x, so that it can do what is `Behind` it as well."""
+    def window(self, x: jax.ShapeDtypeStruct) -> Window | None:
+        """The window, where oneDNN computes this convolution of x, so that it can do what is behind it as well."""
         if self.backend is not conv_general_dilated or self.dtype != jnp.float32:
             return None
-        kernel = jax.ShapeDtypeStruct(
-            (self.kernel, self.kernel, x.shape[-1] // self.groups, self.features), jnp.float32
-        )
+        kernel = jax.ShapeDtypeStruct(self._kernel_shape(x.shape[-1]), jnp.float32)
         return window_for_onednn(x, kernel, (self.stride, self.stride), self._padding, self.groups)
+
+    def shape_of(self, x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
+        """The output's shape for that of x."""
+        sides = ((side + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1 for side in x.shape[1:3])
+        return x.shape[0], *sides, self.features
+
+    def _kernel_shape(self, channels: int) -> tuple[int, ...]:
+        return self.kernel, self.kernel, channels // self.groups, self.features
 
 
 def convolution(
@@ -148,33 +143,68 @@ def norm(
     return None
 
 
-def convolve(
-    layer: Conv,
-    norm: Norm | None,
-    x: jax.Array,
-    *,
-    train: bool,
-    addend: jax.Array | None = None,
-    activation: Callable[[jax.Array], jax.Array] | None = None,
-) -> jax.Array:
-    """activation(norm(layer(x)) + addend), of which all but the layer may be missing.
+class Link(NamedTuple):
+    """activation(norm(layer(x))), of which all but the layer may be missing."""
 
-    In evaluation by oneDNN in one call, where it computes the convolution; any activation but ReLU, and any norm but
-    batch norm with all that comes after it, is left out of that.
+    layer: Conv
+    norm: Norm | None
+    activation: Callable[[jax.Array], jax.Array] | None = None
+
+
+def convolve(links: Sequence[Link], x: jax.Array, *, train: bool, addend: jax.Array | None = None) -> jax.Array:
+    """One link after the other; `addend` is added to what the last one's norm gives, before its activation.
+
+    In evaluation oneDNN does in one call what it can of them (`_windows_of_one_call`).
     """
-    affine = norm is None or (isinstance(norm, BatchNorm) and norm.use_running_average)
-    alone = norm is None and addend is None and activation is None
-    if not train and affine and not alone and layer.window(x):
-        channels = layer.features
-        factors = norm.affine() if isinstance(norm, BatchNorm) else (jnp.ones(channels), jnp.zeros(channels))
-        x = layer(x, Behind(*factors, addend, relu=activation is nn.relu))
-        return x if activation in (None, nn.relu) else activation(x)
-    x = layer(x)
-    if norm is not None:
-        x = norm(x)
-    if addend is not None:
-        x = x + addend
-    return activation(x) if activation else x
+    while links:
+        windows = [] if train else _windows_of_one_call(links, x, addend)
+        done, links = links[: len(windows) or 1], links[len(windows) or 1 :]
+        added = None if links else addend
+        norm, activation = done[-1].norm, done[-1].activation
+        if windows:
+            x = _in_one_call(done, windows, x, added)
+            activation = None if activation is nn.relu else activation
+        else:
+            x = done[0].layer(x)
+            x = x if norm is None else norm(x)
+            x = x if added is None else x + added
+        x = x if activation is None else activation(x)
+    return x
+
+
+def _windows_of_one_call(links: Sequence[Link], x: jax.Array, addend: jax.Array | None) -> list[Window]:
+    """Of the first links those that oneDNN computes with what is behind them; none where there is nothing behind.
+
+    Any activation but ReLU is left out, and any norm but batch norm with all that comes after it.
+    """
+    windows: list[Window] = []
+    seen = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    for link in links[: onednn.MOST_STEPS]:
+        window = link.layer.window(seen)
+        affine = link.norm is None or (isinstance(link.norm, BatchNorm) and link.norm.use_running_average)
+        if window is None or not affine:
+            break
+        windows.append(window)
+        if link.activation not in (None, nn.relu):
+            break
+        seen = jax.ShapeDtypeStruct(link.layer.shape_of(seen), jnp.float32)
+    first = links[0]
+    bare = first.norm is None and first.activation is None and (len(links) > 1 or addend is None)
+    return [] if len(windows) == 1 and bare else windows
+
+
+def _in_one_call(links: Sequence[Link], windows: Sequence[Window], x: jax.Array, addend: jax.Array | None) -> jax.Array:
+    steps, parameters, channels = [], [], x.shape[-1]
+    for link, window in zip(links, windows, strict=True):
+        features = link.layer.features
+        kernel, bias = link.layer.variables_for(channels)
+        scale, shift = (
+            link.norm.affine() if isinstance(link.norm, BatchNorm) else (jnp.ones(features), jnp.zeros(features))
+        )
+        steps.append(onednn.Step(window, relu=link.activation is nn.relu))
+        parameters.append((kernel, scale, shift if bias is None else shift + bias * scale))
+        channels = features
+    return onednn.evaluated(steps, x, parameters, addend)
 
 
 def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
-from resnet.model.layers import ACTIVATIONS, Convolution, Norm, classify, convolution, convolve, norm
+from resnet.model.layers import ACTIVATIONS, Convolution, Link, Norm, classify, convolution, convolve, norm
 from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride
 
@@ -87,6 +87,7 @@ class ResNet(nn.Module):
             layers = [(spec.width, 3, 1)]
         else:
             layers = [(spec.width, 7, 2)]
+        links = []
         for number, (features, kernel, stride) in enumerate(layers, start=1):
             suffix = str(number) if len(layers) == 1 else f"1_{number}"
             bare = number == len(layers) and not spec.stem_norm
@@ -101,11 +102,9 @@ class ResNet(nn.Module):
                 dtype=self.dtype,
                 backend=self.backend,
             )
-            if bare:
-                x = layer(x)
-            else:
-                behind = self._norm(features, f"bn{suffix}", train)
-                x = convolve(layer, behind, x, train=train, activation=activation)
+            behind = None if bare else self._norm(features, f"bn{suffix}", train)
+            links.append(Link(layer, behind, None if bare else activation))
+        x = convolve(links, x, train=train)
         if spec.stem == "cifar":
             return x
         pool = max_pool_by_xla if self.backend is jax.lax.conv_general_dilated else max_pool

@@ -6,9 +6,9 @@
 
 /* What oneDNN compiles a convolution for. */
 typedef enum { OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT, EVALUATED, EVALUATED_SUM } Kind;
-enum { GROUPS = 6, RELU = 7 }; /* in a window */
+enum { GROUPS = 6, RELU = 7, RESIDUAL = 8, NUMBERS = 9 }; /* in a window */
 typedef struct {
-  int64_t kind, image[4], kernel[4], output[4], window[8];
+  int64_t kind, image[4], kernel[4], output[4], window[NUMBERS];
 } Shape;
 
 /* Kernels are laid out anew in slices of as many output channels (or groups), or more, and in this many at most. */
@@ -176,9 +176,9 @@ static int find(const Shape *shape, const Compiled **found) {
   return c ? c->status : OUT_OF_MEMORY;
 }
 
-/* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew and for copies
- * of addends, as large as was ever asked for. */
-enum { SCRATCH, LAID_OUT, ADDEND, MEMORIES };
+/* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew, for copies of
+ * addends and for what lies between two convolutions, as large as was ever asked for. */
+enum { SCRATCH, LAID_OUT, ADDEND, BETWEEN, MEMORIES = BETWEEN + 2 };
 typedef struct {
   void *stream, *memory[MEMORIES];
   size_t size[MEMORIES];

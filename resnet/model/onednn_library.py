@@ -24,7 +24,7 @@ PACKAGE = "onednn-cpu-gomp"
 # Set to 0, convolutions are computed without oneDNN.
 SWITCH = "RESNET_ONEDNN"
 TARGETS = tuple(f"convolution_{name}" for name in ("output", "input_gradient", "weight_gradient", "evaluated"))
-_SOURCES = ("onednn.c", "onednn_compiled.h", "onednn_interface.h", "onednn_work.h")
+_SOURCES = ("onednn.c", *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "work")))
 # Guards `_outcome`: cache alone would let two threads that come first at the same time both load.
 _loading = threading.Lock()
 
