@@ -68,9 +68,11 @@ static int do_link(const Link *link, const Compiled *c, int number, char *image,
       [EVALUATED_SUM] = {SRC, WEIGHTS, DST},
   };
   const int kind = c->shape.kind;
+  char *const kernel = link->kernel + number * link->kernel_step;
   Operands operands = {0};
+  if (c->by_products) return multiply(c, (float *)image, (float *)kernel, (float *)output);
   give(&operands, names[kind][0], c->image, image);
-  give(&operands, names[kind][1], c->laid_out, link->kernel + number * link->kernel_step);
+  give(&operands, names[kind][1], c->laid_out, kernel);
   give(&operands, names[kind][2], c->output, output);
   if (kind >= EVALUATED) {
     give(&operands, STEP(0), c->channels, link->scale);
@@ -125,10 +127,11 @@ static void add_up(void *context, int number) {
   const Link *link = call->link;
   const size_t all = link->part->laid_out_size / sizeof(float), each = (all + call->sums - 1) / call->sums;
   const size_t first = number * each < all ? number * each : all, end = first + each < all ? first + each : all;
-  float *total = (float *)link->kernel;
-  for (int part = 1; part < call->parts; ++part) {
+  const float *one = (const float *)link->kernel;
+  float *total = (float *)(link->part->slices ? link->kernel : link->plain);
+  for (int part = 1; part < call->parts; ++part, one = total) {
     const float *more = (const float *)(link->kernel + part * link->kernel_step);
-    for (size_t i = first; i < end; ++i) total[i] += more[i];
+    for (size_t i = first; i < end; ++i) total[i] = one[i] + more[i];
   }
 }
 
@@ -237,6 +240,5 @@ static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *c
   const Link *link = call->link;
   if (!gradient || link->kernel == link->plain) return SUCCESS;
   if (call->parts > 1 && !do_in_parts(frame, threads, call->sums, add_up, call)) return OUT_OF_MEMORY;
-  if (!link->part->slices) memcpy(link->plain, link->kernel, link->part->laid_out_size);
   return lay_all_out(frame, threads, call);
 }

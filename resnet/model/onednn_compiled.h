@@ -17,10 +17,14 @@ typedef struct {
   void *reorder, *from, *to; /* a primitive, descriptions of memory */
 } Slice;
 
+/* Positions of a map in one product of matrices. With thousands some shapes take two and a half times as long. */
+enum { POSITIONS = 1024 };
+
 /* One that is compiled. It has no `slices` where the kernel is laid out as oneDNN wants it (or leaves its gradient). */
 typedef struct Compiled {
   Shape shape;
   int status; /* not SUCCESS: oneDNN has refused it, and nothing else here counts */
+  int by_products; /* see `multiply`; there is no primitive */
   int in_place; /* of EVALUATED_SUM: it adds to what is there where the output goes, else to a copy of that */
   int slices;
   Slice slice[MOST_SLICES];
@@ -142,6 +146,13 @@ static int slice_kernel(Compiled *c, const Dims dims) {
   return SUCCESS;
 }
 
+static int is_pointwise(const Shape *s) {
+  const int64_t *w = s->window;
+  return s->kernel[0] == 1 && s->kernel[1] == 1 && w[GROUPS] == 1 && !w[2] && !w[3] && !w[4] && !w[5];
+}
+
+static int is_strided(const Shape *s) { return s->window[0] > 1 || s->window[1] > 1; }
+
 /* What oneDNN makes for it stays for the life of the process: a network has some dozens of shapes. */
 static int compile(Compiled *c) {
   Dims dims = {0}, steps;
@@ -149,6 +160,13 @@ static int compile(Compiled *c) {
   const int rank = describe_kernel(&c->shape, dims, steps), gradient = c->shape.kind == WEIGHT_GRADIENT;
   TRY(dnnl.memory_desc_create_with_strides(&c->kernel, rank, dims, FLOAT32, steps));
   TRY(dnnl.memory_desc_create_with_tag(&any, rank, dims, FLOAT32, ANY_LAYOUT));
+  if (gradient && is_pointwise(&c->shape)) {
+    c->by_products = 1;
+    c->laid_out = c->kernel;
+    c->laid_out_size = dnnl.memory_desc_get_size(c->kernel);
+    c->scratch_size = is_strided(&c->shape) ? POSITIONS * c->shape.image[3] * sizeof(float) : 0;
+    return SUCCESS;
+  }
   TRY(describe(c, any, &description));
   c->laid_out = dnnl.primitive_desc_query_md(description, gradient ? QUERY_DIFF_WEIGHTS : QUERY_WEIGHTS, 0);
   c->laid_out_size = dnnl.memory_desc_get_size(c->laid_out);
@@ -234,4 +252,29 @@ static int reorder(const Slice *slice, void *from, void *to) {
   const void *const descriptions[] = {slice->from, slice->to};
   void *const memory[] = {from, to};
   return execute(slice->reorder, 2, names, descriptions, memory);
+}
+
+/* Those pixels of `image` that positions of the output from `first` on see. */
+static void gather(const Shape *s, const float *image, int64_t first, int64_t count, float *pixels) {
+  const int64_t high = s->output[1], wide = s->output[2], channels = s->image[3];
+  for (int64_t at = first; at < first + count; ++at, pixels += channels) {
+    const int64_t y = at / wide % high * s->window[0], x = at % wide * s->window[1];
+    const int64_t pixel = (at / wide / high * s->image[1] + y) * s->image[2] + x;
+    memcpy(pixels, image + pixel * channels, channels * sizeof *pixels);
+  }
+}
+
+/* The gradient of a 1×1 kernel as products of matrices, image's transpose · output's gradient: for those of ResNet-50 at
+ * 224 px 360 to 490 GFLOP/s on two cores, where oneDNN's convolution gives 130 to 440. */
+static int multiply(const Compiled *c, const float *image, float *kernel, const float *output) {
+  const int64_t *rows = c->shape.output, in = c->shape.image[3], out = rows[3], all = rows[0] * rows[1] * rows[2];
+  float *const pixels = is_strided(&c->shape) ? own_memory(SCRATCH, c->scratch_size) : NULL;
+  if (is_strided(&c->shape) && !pixels) return OUT_OF_MEMORY;
+  for (int64_t first = 0; first < all; first += POSITIONS) {
+    const int64_t count = all - first < POSITIONS ? all - first : POSITIONS;
+    if (pixels) gather(&c->shape, image, first, count, pixels);
+    TRY(dnnl.sgemm('T', 'N', in, out, count, 1, pixels ? pixels : image + first * in, in, output + first * out, out,
+                   first ? 1 : 0, kernel, out));
+  }
+  return SUCCESS;
 }

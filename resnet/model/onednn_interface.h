@@ -60,6 +60,8 @@ static struct {
   int (*post_ops_append_eltwise)(void *, int algorithm, float alpha, float beta);
   int (*primitive_create)(void **, const void *description);
   int (*primitive_execute)(const void *, void *stream, int count, const Argument *);
+  int (*sgemm)(char transpose_a, char transpose_b, int64_t m, int64_t n, int64_t k, float alpha, const float *a,
+               int64_t row_of_a, const float *b, int64_t row_of_b, float beta, float *c, int64_t row_of_c);
 } dnnl;
 
 /* Of the OpenMP that the library was built with. They set and read what holds for the calling thread alone. */
@@ -102,5 +104,6 @@ static const char *open_library(const char *path) {
   FIND_DNNL(post_ops_append_eltwise);
   FIND_DNNL(primitive_create);
   FIND_DNNL(primitive_execute);
+  FIND_DNNL(sgemm);
   return NULL;
 }
