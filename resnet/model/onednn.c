@@ -25,13 +25,17 @@ static int is_array(const XLA_FFI_Buffer *buffer, int64_t rank) {
   return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
 }
 
+static const XLA_FFI_Buffer *const *operands_of(const XLA_FFI_CallFrame *frame) {
+  return (const XLA_FFI_Buffer *const *)frame->args.args;
+}
+
 static int is_for_channels(const XLA_FFI_Buffer *buffer, int64_t channels) {
   return is_array(buffer, 1) && buffer->dims[0] == channels;
 }
 
 /* Of convolutions one after the other: each is of what the one before it gives. NULL, or what is wrong. */
 static const char *read_links(const XLA_FFI_CallFrame *frame, const int64_t *windows, Shape *shapes, Call *call) {
-  const XLA_FFI_Buffer *const *operand = (const XLA_FFI_Buffer *const *)frame->args.args, *const result = frame->rets.rets[0];
+  const XLA_FFI_Buffer *const *operand = operands_of(frame), *const result = frame->rets.rets[0];
   const int residual = windows[NUMBERS * (call->links - 1) + RESIDUAL] != 0, more = frame->args.size % 3 == 2;
   /* Of one convolution alone the image is read once more when outputs stand where it was. */
   if (residual && (more || call->links == 1)) return "takes one addend, or the image if there are several convolutions";
@@ -64,8 +68,9 @@ static const char *read_links(const XLA_FFI_CallFrame *frame, const int64_t *win
 }
 
 /* The same, of one alone or of a gradient. */
-static const char *read_one(const XLA_FFI_CallFrame *frame, Kind kind, const int64_t *window, Shape *shape, Call *call) {
-  const XLA_FFI_Buffer *const *operand = (const XLA_FFI_Buffer *const *)frame->args.args, *const result = frame->rets.rets[0];
+static const char *read_one(const XLA_FFI_CallFrame *frame, Kind kind, const int64_t *window, Shape *shape,
+                            Call *call) {
+  const XLA_FFI_Buffer *const *operand = operands_of(frame), *const result = frame->rets.rets[0];
   const XLA_FFI_Buffer *const image = kind == INPUT_GRADIENT ? result : operand[0];
   const XLA_FFI_Buffer *const kernel = kind == WEIGHT_GRADIENT ? result : operand[1];
   const XLA_FFI_Buffer *const output = kind == OUTPUT ? result : operand[kind == WEIGHT_GRADIENT];
