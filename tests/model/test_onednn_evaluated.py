@@ -52,7 +52,7 @@ def test_the_value_is_that_of_its_parts(shapes, add, relu):
     assert_near(*(jax.jit(partial(one, form, window, relu))(*given) for form in BOTH), 2e-5)
 
 
-def several(x_shape, kernels, relus, random=0):
+def several(x_shape, kernels, relus):
     """(steps, x, parameters): square kernels of (size, channels, stride, groups)."""
     steps, parameters, channels = [], [], x_shape[-1]
     for (size, features, stride, groups), relu in zip(kernels, relus, strict=True):
