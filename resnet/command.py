@@ -1,8 +1,10 @@
 """How every command starts and ends: one line for what the user can mend, exit code 2, no traceback."""
 
 import argparse
+import contextlib
 import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -50,7 +52,18 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    end_at_once_from_now_on()
     sys.exit(code)
+
+
+def end_at_once_from_now_on() -> None:
+    """Let Ctrl-C end the process as the system does, now that nothing is left to do but to tear the interpreter down.
+
+    Python's handler would raise KeyboardInterrupt in whatever is torn down, which prints its traceback and goes on.
+    """
+    # Outside the main thread Python takes no handlers.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def refuse(message: str) -> int:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,14 @@ from resnet import command
 from resnet.model.errors import SpecError
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _ctrl_c():
+    """That of the tests, which commands end by giving to the system."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def raising(error: BaseException):
@@ -73,3 +82,19 @@ def test_a_reader_that_has_seen_enough_is_no_error(lines):
     process.stdout.close()
     assert process.stderr.read() == ""
     assert process.wait() == 141
+
+
+def test_ctrl_c_while_the_interpreter_ends_has_no_traceback():
+    program = """
+import atexit, os, signal, time
+from resnet import command
+
+def die():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+
+atexit.register(die)
+command.run(lambda: 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, "")
