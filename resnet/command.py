@@ -57,9 +57,10 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def end_at_once_from_now_on() -> None:
-    """Let Ctrl-C end the process as the system does, now that nothing is left to do but to tear the interpreter down.
+    """Let Ctrl-C end the process as the system does, now that nothing is left that it could harm.
 
-    Python's handler would raise KeyboardInterrupt in whatever is torn down, which prints its traceback and goes on.
+    Python's handler raises KeyboardInterrupt wherever the process is. In a callback of a weak reference, as in what the
+    interpreter takes down at its end, that prints a traceback, and the process goes on.
     """
     # Outside the main thread Python takes no handlers.
     with contextlib.suppress(ValueError):
