@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from input_pipeline.errors import InputError, printable
@@ -57,14 +58,19 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def end_at_once_from_now_on() -> None:
-    """Let Ctrl-C end the process as the system does, now that nothing is left that it could harm.
+    """Have Ctrl-C end the process at once, with code 130, now that nothing is left that it could harm.
 
-    Python's handler raises KeyboardInterrupt wherever the process is. In a callback of a weak reference, as in what the
-    interpreter takes down at its end, that prints a traceback, and the process goes on.
+    Python's own handler raises KeyboardInterrupt wherever the process is. In a callback of a weak reference, as in what
+    the interpreter takes down at its end, that prints a traceback, and the process goes on.
     """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"\ninterrupted\n")
+        os._exit(130)
+
     # Outside the main thread Python takes no handlers.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, leave)
 
 
 def refuse(message: str) -> int:
