@@ -194,10 +194,9 @@ static size_t aligned(size_t size) { return (size + 63) / 64 * 64; }
 
 /* Where the kernels that oneDNN wants otherwise are laid out, or the parts' gradients by a kernel. */
 static int lend_memory(Call *call, int gradient) {
-  size_t size = 0, slices = 0;
+  size_t size = 0;
   for (int i = 0; i < call->links; ++i) {
     const Compiled *c = call->link[i].part;
-    slices += c->slices;
     if (gradient) call->link[i].kernel_step = aligned(c->laid_out_size);
     if (gradient && (c->slices || call->parts > 1)) size += call->parts * aligned(c->laid_out_size);
     if (!gradient && c->slices) size += aligned(c->laid_out_size);
