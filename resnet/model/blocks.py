@@ -49,7 +49,7 @@ class Block(nn.Module):
         out_channels = spec.width * 2**self.stage * spec.expansion
         changes_channels = x.shape[-1] != out_channels
         changes_shape = self.stride != 1 or changes_channels
-        if not train and self._ends_in_one(changes_shape):
+        if self._ends_in_one(changes_shape, train):
             shortcut = self._shortcut(x, out_channels, changes_channels, train) if spec.shortcut != "none" else None
             return self._branch(x, train, addend=shortcut, activation=activation)
         activated = self._activate_input(x, train)
@@ -81,10 +81,10 @@ class Block(nn.Module):
     def _last_norm(self) -> str:
         return "bn3" if self.spec.block == "bottleneck" else "bn2"
 
-    def _ends_in_one(self, changes_shape: bool) -> bool:
+    def _ends_in_one(self, changes_shape: bool, train: bool) -> bool:
         """Whether nothing but its norm, the addition and the activation is behind the branch's last convolution."""
         spec = self.spec
-        return (
+        return not (train and spec.stochastic_depth > 0) and (
             spec.order == "original"
             and spec.norm != "none"
             and not spec.squeeze_excitation

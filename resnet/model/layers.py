@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model import onednn
+from resnet.model import onednn, onednn_training
 from resnet.model.convolution import conv_general_dilated, window_for_onednn
 from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
@@ -154,15 +154,15 @@ class Link(NamedTuple):
 def convolve(links: Sequence[Link], x: jax.Array, *, train: bool, addend: jax.Array | None = None) -> jax.Array:
     """One link after the other; `addend` is added to what the last one's norm gives, before its activation.
 
-    In evaluation oneDNN does in one call what it can of them (`_windows_of_one_call`).
+    In evaluation oneDNN does in one call what it can of them (`_windows_of_one_call`), in training with their norms.
     """
     while links:
-        windows = [] if train else _windows_of_one_call(links, x, addend)
+        windows = _windows_with_norms(links, x) if train else _windows_of_one_call(links, x, addend)
         done, links = links[: len(windows) or 1], links[len(windows) or 1 :]
         added = None if links else addend
         norm, activation = done[-1].norm, done[-1].activation
         if windows:
-            x = _in_one_call(done, windows, x, added)
+            x = (_with_norms if train else _in_one_call)(done, windows, x, added)
             activation = None if activation is nn.relu else activation
         else:
             x = done[0].layer(x)
@@ -205,6 +205,46 @@ def _in_one_call(links: Sequence[Link], windows: Sequence[Window], x: jax.Array,
         parameters.append((kernel, scale, shift if bias is None else shift + bias * scale))
         channels = features
     return onednn.evaluated(steps, x, parameters, addend)
+
+
+def _windows_with_norms(links: Sequence[Link], x: jax.Array) -> list[Window]:
+    """Of the first links those that oneDNN computes in training together with their norms, the last maybe without one.
+
+    Batch norm by the batch's own statistics, with a ReLU behind all but the last, and no bias.
+    """
+    windows: list[Window] = []
+    seen = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    for link in links:
+        window = None if link.layer.use_bias else link.layer.window(seen)
+        batch = isinstance(link.norm, BatchNorm) and not (link.norm.use_running_average or link.norm.group)
+        if window is None or not (batch or (link.norm is None and windows)):
+            break
+        windows.append(window)
+        if not batch or link.activation is not nn.relu:
+            break
+        seen = jax.ShapeDtypeStruct(link.layer.shape_of(seen), jnp.float32)
+    return windows
+
+
+def _with_norms(links: Sequence[Link], windows: Sequence[Window], x: jax.Array, addend: jax.Array | None) -> jax.Array:
+    kernels, channels = [], x.shape[-1]
+    for link in links:
+        kernels.append(link.layer.variables_for(channels)[0])
+        channels = link.layer.features
+    norms = [link.norm for link in links if isinstance(link.norm, BatchNorm)]
+    forms = [
+        onednn_training.Trained(window, before=number > 0, behind=number < len(norms), epsilon=norms[0].epsilon)
+        for number, window in enumerate(windows)
+    ]
+    scales, biases = zip(*(norm.parameters() for norm in norms), strict=True)
+    relu = links[-1].activation is nn.relu
+    residual = addend is x
+    y, statistics = onednn_training.trained(
+        tuple(forms), relu, residual, x, kernels, list(scales), list(biases), None if residual else addend
+    )
+    for norm, (mean, var) in zip(norms, statistics, strict=True):
+        norm.follow(mean, var)
+    return y
 
 
 def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:

@@ -55,6 +55,17 @@ class BatchNorm(nn.Module):
         factor = lax.rsqrt(self.var.value + self.epsilon) * self.scale
         return factor, self.bias - self.mean.value * factor
 
+    def parameters(self) -> tuple[Array, Array]:
+        """(scale, bias), float32[C], by which it is learned."""
+        return self.scale, self.bias
+
+    def follow(self, mean: Array, var: Array) -> None:
+        """Move the running statistics by a batch's, float32[C] or [groups, C]; not while variables are made."""
+        if self.is_initializing():
+            return
+        move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.reshape(-1, self.channels).mean(0)  # noqa: E731
+        self.mean.value, self.var.value = move(self.mean.value, mean), move(self.var.value, var)
+
     def __call__(self, x: Array) -> Array:
         if self.use_running_average:
             factor = lax.rsqrt(self.var.value + self.epsilon) * self.scale
@@ -66,9 +77,7 @@ class BatchNorm(nn.Module):
             groups = x.reshape(-1, self.group, *x.shape[1:])
             normalise = jax.vmap(_normalise, in_axes=(None, 0, None, None))
         y, mean, var = normalise(self.epsilon, groups, self.scale, self.bias)
-        if not self.is_initializing():
-            move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.reshape(-1, self.channels).mean(0)  # noqa: E731
-            self.mean.value, self.var.value = move(self.mean.value, mean), move(self.var.value, var)
+        self.follow(mean, var)
         return y.reshape(x.shape).astype(self.dtype)
 
 

@@ -1,8 +1,8 @@
 /* Float32 convolutions and their gradients as XLA custom calls, computed by oneDNN; onednn.py builds and loads it.
  *
- * Handlers for XLA's foreign function interface (https://docs.jax.dev/en/latest/ffi.html), each of one result and one
- * attribute, `window`, int64[9] for each convolution: strides down and across, padding top, bottom, left and right,
- * groups, and of the last handler's whether it ends in a ReLU and whether the image is what is added.
+ * Handlers for XLA's foreign function interface (https://docs.jax.dev/en/latest/ffi.html), with the attribute `window`,
+ * int64[9] for each convolution: strides down and across, padding top, bottom, left and right, groups, and of
+ * convolution_evaluated whether it ends in a ReLU and whether the image is what is added. The first four have one result.
  *
  *   convolution_output            image [N,H,W,I], kernel [h,w,I/groups,O] -> output [N,H',W',O]
  *   convolution_input_gradient    output's gradient, kernel                -> image's gradient
@@ -10,11 +10,25 @@
  *   convolution_evaluated         image, then of one convolution after the other a kernel, scale [O] and shift [O], then
  *                                 an addend [N,H',W',O] or none            -> output
  *                                 output = ReLU(convolution · scale + shift), the last one's + addend before the ReLU
+ *
+ * Of training, with batch norms around it; a second attribute is `epsilon`, float32. The window's last two numbers are
+ * whether a norm and a ReLU come before the convolution, and what is behind it: 0 no norm, 1 a norm, and of the gradient 2
+ * one whose sums are not known yet, 3 the same with a ReLU behind it.
+ *
+ *   convolution_trained           image, kernel, with a norm before it statistics [2,I] (means, variances), scale [I] and
+ *                                 bias [I] -> output, with a norm behind it the statistics of the output [2,O]
+ *   convolution_trained_gradient  image, kernel, gradient by what the last of output, norm and ReLU gives; with a norm
+ *                                 before it the same three; with one behind it output, statistics [2,O], scale [O] and 1:
+ *                                 sums [2,O] of the gradient by what the norm gives and of it times the output, or 3: what
+ *                                 the ReLU gave; then what is to be added to the image's gradient, or nothing
+ *                                 -> kernel's gradient; if it is asked for, image's gradient, which with a norm before it
+ *                                 is that by what the norm gives, followed by its sums [2,I]; 2, 3: the sums [2,O]; 3: the
+ *                                 gradient by what the norm gives
  */
 #define _GNU_SOURCE
 #include <stdio.h>
 
-#include "onednn_call.h"
+#include "onednn_training.h"
 
 static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *message) {
   XLA_FFI_Error_Create_Args it = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
@@ -106,7 +120,118 @@ static const char *read(const XLA_FFI_CallFrame *frame, Kind kind, Shape *shapes
   return wrong;
 }
 
-static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
+/* Operands or results one after the other; `wrong` once one of them is not what it should be. */
+typedef struct {
+  const XLA_FFI_Buffer *const *next;
+  int64_t left;
+  int wrong;
+} Buffers;
+
+static void *take(Buffers *buffers, int64_t rank, const int64_t *dims) {
+  if (buffers->wrong || !buffers->left) return buffers->wrong = 1, NULL;
+  const XLA_FFI_Buffer *const buffer = *buffers->next;
+  ++buffers->next, --buffers->left;
+  buffers->wrong = !is_array(buffer, rank) || (dims && memcmp(buffer->dims, dims, rank * sizeof *dims));
+  return buffer->data;
+}
+
+static Norm take_norm(Buffers *operands, int64_t channels) {
+  const int64_t dims[] = {2, channels};
+  return (Norm){.statistics = take(operands, 2, dims), .scale = take(operands, 1, dims + 1)};
+}
+
+static const char *take_shapes(const XLA_FFI_CallFrame *frame, const int64_t *window, Shape *s) {
+  const XLA_FFI_Buffer *const *operand = operands_of(frame);
+  if (frame->args.size < 2 || !is_array(operand[0], 4) || !is_array(operand[1], 4))
+    return "takes float32 arrays of four dimensions";
+  const int64_t *const w = memcpy(s->window, window, sizeof s->window);
+  memcpy(s->image, operand[0]->dims, sizeof s->image);
+  memcpy(s->kernel, operand[1]->dims, sizeof s->kernel);
+  if (w[0] < 1 || w[1] < 1 || w[GROUPS] < 1 || s->image[0] < 1) return "takes steps, groups and images of one or more";
+  const int64_t output[] = {s->image[0], (s->image[1] + w[2] + w[3] - s->kernel[0]) / w[0] + 1,
+                            (s->image[2] + w[4] + w[5] - s->kernel[1]) / w[1] + 1, s->kernel[3]};
+  memcpy(s->output, output, sizeof output);
+  s->window[BEFORE] = s->window[BEHIND] = 0; /* oneDNN compiles the same for all */
+  return NULL;
+}
+
+static void take_forward(const int64_t *numbers, const Link *link, Buffers *results, Training *t) {
+  const int64_t statistics[] = {2, t->shape.output[3]};
+  t->forward = (Call){.links = 1, .link[0] = *link};
+  t->result = take(results, 4, t->shape.output);
+  t->found = numbers[BEHIND] ? take(results, 2, statistics) : NULL;
+}
+
+static void take_backward(const int64_t *numbers, const Link *link, Buffers *operands, Buffers *results, Training *t) {
+  const Shape *s = &t->shape;
+  const int64_t in[] = {2, s->image[3]}, out[] = {2, s->output[3]}, behind = numbers[BEHIND];
+  if (behind) {
+    t->output = take(operands, 4, s->output);
+    t->behind = take_norm(operands, s->output[3]);
+  }
+  if (behind == 1) t->behind.sums = take(operands, 2, out);
+  if (behind == 3) t->rectified = take(operands, 4, s->output);
+  t->addend = operands->left ? take(operands, 4, s->image) : NULL;
+  t->by_kernel = (Call){.links = 1, .link[0].plain = take(results, 4, s->kernel)};
+  if (results->left > (behind > 1) + (behind > 2)) {
+    t->by_image = (Call){.links = 1, .link[0] = *link};
+    t->result = take(results, 4, s->image);
+    t->found = numbers[BEFORE] ? take(results, 2, in) : NULL;
+  }
+  t->sums = behind > 1 ? take(results, 2, out) : NULL;
+  t->by_norm = behind > 2 ? take(results, 4, s->output) : NULL;
+}
+
+/* NULL, or what is wrong. */
+static const char *read_training(const XLA_FFI_CallFrame *frame, int back, Training *t) {
+  if (frame->attrs.size != 2) return "takes two attributes";
+  const XLA_FFI_Scalar *epsilon = frame->attrs.attrs[0];
+  const XLA_FFI_Array *window = frame->attrs.attrs[1];
+  if (frame->attrs.types[0] != XLA_FFI_AttrType_SCALAR || epsilon->dtype != XLA_FFI_DataType_F32 ||
+      frame->attrs.types[1] != XLA_FFI_AttrType_ARRAY || window->dtype != XLA_FFI_DataType_S64 ||
+      window->size != NUMBERS)
+    return "takes an epsilon of float32 and a window of nine int64";
+  const int64_t *const numbers = window->data;
+  const char *wrong = take_shapes(frame, numbers, &t->shape);
+  if (wrong) return wrong;
+  const Shape *s = &t->shape;
+  Buffers operands = {operands_of(frame), frame->args.size, 0};
+  Buffers results = {(const XLA_FFI_Buffer *const *)frame->rets.rets, frame->rets.size, 0};
+  t->epsilon = *(const float *)epsilon->value;
+  t->image = take(&operands, 4, s->image);
+  Link link = {.plain = take(&operands, 4, s->kernel)};
+  t->gradient = back ? take(&operands, 4, s->output) : NULL;
+  if (numbers[BEFORE]) {
+    t->before = take_norm(&operands, s->image[3]);
+    t->before.bias = take(&operands, 1, s->image + 3);
+  }
+  if (back)
+    take_backward(numbers, &link, &operands, &results, t);
+  else
+    take_forward(numbers, &link, &results, t);
+  if (operands.wrong || operands.left) return "takes other operands";
+  return results.wrong || results.left ? "gives other results" : NULL;
+}
+
+static int convolve_in_training(const XLA_FFI_CallFrame *frame, int back, const char **wrong) {
+  Training t;
+  memset(&t, 0, sizeof t);
+  *wrong = read_training(frame, back, &t);
+  return *wrong ? SUCCESS : train(frame, &t);
+}
+
+static int convolve_alone(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
+  Call call = {.links = 0};
+  Shape shapes[MOST_LINKS];
+  /* Shapes are told apart byte by byte. */
+  memset(shapes, 0, sizeof shapes);
+  *wrong = read(frame, kind, shapes, &call);
+  return *wrong ? SUCCESS : convolve(frame, shapes, &call);
+}
+
+typedef int (*Compute)(const XLA_FFI_CallFrame *, int kind, const char **wrong);
+
+static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Compute compute, int kind) {
   if (frame->extension_start && frame->extension_start->type == XLA_FFI_Extension_Metadata) {
     XLA_FFI_Metadata *about = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
     about->api_version.major_version = XLA_FFI_API_MAJOR;
@@ -114,29 +239,32 @@ static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Kind kind) {
     return NULL;
   }
   char message[128];
-  /* Shapes are told apart byte by byte. */
-  Shape shapes[MOST_LINKS];
-  memset(shapes, 0, sizeof shapes);
-  Call call = {.links = 0};
-  const char *wrong = read(frame, kind, shapes, &call);
-  if (wrong) {
-    snprintf(message, sizeof message, "a convolution by oneDNN %s", wrong);
-    return failure(frame, message);
-  }
+  const char *wrong;
   /* Also while it compiles: what is compiled is for one thread. */
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1);
-  const int status = convolve(frame, shapes, &call);
+  const int status = compute(frame, kind, &wrong);
   omp_set_num_threads(threads);
-  if (!status) return NULL;
-  snprintf(message, sizeof message, "a convolution by oneDNN ended with its status %d", status);
+  if (!wrong && !status) return NULL;
+  if (wrong)
+    snprintf(message, sizeof message, "a convolution by oneDNN %s", wrong);
+  else
+    snprintf(message, sizeof message, "a convolution by oneDNN ended with its status %d", status);
   return failure(frame, message);
 }
 
-XLA_FFI_Error *convolution_output(XLA_FFI_CallFrame *frame) { return handle(frame, OUTPUT); }
-XLA_FFI_Error *convolution_input_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, INPUT_GRADIENT); }
-XLA_FFI_Error *convolution_weight_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, WEIGHT_GRADIENT); }
-XLA_FFI_Error *convolution_evaluated(XLA_FFI_CallFrame *frame) { return handle(frame, EVALUATED); }
+XLA_FFI_Error *convolution_output(XLA_FFI_CallFrame *frame) { return handle(frame, convolve_alone, OUTPUT); }
+XLA_FFI_Error *convolution_input_gradient(XLA_FFI_CallFrame *frame) {
+  return handle(frame, convolve_alone, INPUT_GRADIENT);
+}
+XLA_FFI_Error *convolution_weight_gradient(XLA_FFI_CallFrame *frame) {
+  return handle(frame, convolve_alone, WEIGHT_GRADIENT);
+}
+XLA_FFI_Error *convolution_evaluated(XLA_FFI_CallFrame *frame) { return handle(frame, convolve_alone, EVALUATED); }
+XLA_FFI_Error *convolution_trained(XLA_FFI_CallFrame *frame) { return handle(frame, convolve_in_training, 0); }
+XLA_FFI_Error *convolution_trained_gradient(XLA_FFI_CallFrame *frame) {
+  return handle(frame, convolve_in_training, 1);
+}
 
 /* To be called before any of them, by one thread, with the library's file; NULL, or what is wrong. */
 const char *start(const char *path) {

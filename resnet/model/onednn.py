@@ -30,7 +30,7 @@ from jax.interpreters import ad, batching, mlir
 from resnet.model.convolution_forms import Window, by_lax, extent
 from resnet.model.onednn_library import TARGETS, target
 
-_OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _EVALUATED = (Primitive(target(name)) for name in TARGETS)
+_OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _EVALUATED = (Primitive(target(name)) for name in TARGETS[:4])
 
 
 def output(window: Window, x: Array, w: Array) -> Array:
@@ -171,18 +171,18 @@ def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, **how: Any)
     if ctx.module_context.lowering_parameters.for_export:
         return by_lax(ctx, *operands, **how)
     steps = how.get("steps") or (Step(how["window"]),)
-    numbers = np.array([_numbers(step) for step in steps], np.int64).reshape(-1)
+    windows = np.array([numbers(*step) for step in steps], np.int64).reshape(-1)
     # The output goes where the addend was, which is read once with it, not once more beside it.
     own = 3 * len(steps) + 1
     addend = 0 if steps[-1].residual else own if len(operands) > own else None
     in_place: dict[str, Any] = {} if addend is None else {"operand_output_aliases": {addend: 0}}
-    return jax.ffi.ffi_lowering(target(name), **in_place)(ctx, *operands, window=numbers)
+    return jax.ffi.ffi_lowering(target(name), **in_place)(ctx, *operands, window=windows)
 
 
-def _numbers(step: Step) -> list[int]:
-    """A window, as onednn.c reads it."""
-    (top, bottom), (left, right) = step.window.padding
-    return [*step.window.strides, top, bottom, left, right, step.window.groups, step.relu, step.residual]
+def numbers(window: Window, *more: int) -> list[int]:
+    """A window and what else is told of its convolution, as onednn.c reads it."""
+    (top, bottom), (left, right) = window.padding
+    return [*window.strides, top, bottom, left, right, window.groups, *more]
 
 
 def _lower(primitive: Primitive, name: str, form: Callable[..., Array]) -> None:

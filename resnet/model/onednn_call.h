@@ -70,7 +70,7 @@ static int do_link(const Link *link, const Compiled *c, int number, char *image,
   const int kind = c->shape.kind;
   char *const kernel = link->kernel + number * link->kernel_step;
   Operands operands = {0};
-  if (c->by_products) return multiply(c, (float *)image, (float *)kernel, (float *)output);
+  if (c->by_products) return multiply(c, (float *)image, (float *)kernel, (float *)output, 0);
   give(&operands, names[kind][0], c->image, image);
   give(&operands, names[kind][1], c->laid_out, kernel);
   give(&operands, names[kind][2], c->output, output);
@@ -224,6 +224,14 @@ static int lay_all_out(const XLA_FFI_CallFrame *frame, int threads, Call *call) 
   return atomic_load(&call->status);
 }
 
+/* The parts' gradients by a kernel, to be one as XLA has it. */
+static int add_all_up(const XLA_FFI_CallFrame *frame, int threads, Call *call) {
+  const Link *link = call->link;
+  if (link->kernel == link->plain) return SUCCESS;
+  if (call->parts > 1 && !do_in_parts(frame, threads, call->sums, add_up, call)) return OUT_OF_MEMORY;
+  return lay_all_out(frame, threads, call);
+}
+
 /* `call` needs its links' operands and its own; the rest is found here. A status of oneDNN's. */
 static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *call) {
   const int threads = threads_of_pool(frame), gradient = shapes->kind == WEIGHT_GRADIENT;
@@ -236,8 +244,5 @@ static int convolve(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *c
   if (!gradient) TRY(lay_all_out(frame, threads, call));
   if (!do_in_parts(frame, threads, call->parts, do_part, call)) return OUT_OF_MEMORY;
   TRY(atomic_load(&call->status));
-  const Link *link = call->link;
-  if (!gradient || link->kernel == link->plain) return SUCCESS;
-  if (call->parts > 1 && !do_in_parts(frame, threads, call->sums, add_up, call)) return OUT_OF_MEMORY;
-  return lay_all_out(frame, threads, call);
+  return gradient ? add_all_up(frame, threads, call) : SUCCESS;
 }

@@ -6,7 +6,7 @@
 
 /* What oneDNN compiles a convolution for. */
 typedef enum { OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT, EVALUATED, EVALUATED_SUM } Kind;
-enum { GROUPS = 6, RELU = 7, RESIDUAL = 8, NUMBERS = 9 }; /* in a window */
+enum { GROUPS = 6, RELU = 7, RESIDUAL = 8, NUMBERS = 9, BEFORE = 7, BEHIND = 8 }; /* in a window; the last two of training */
 typedef struct {
   int64_t kind, image[4], kernel[4], output[4], window[NUMBERS];
 } Shape;
@@ -195,8 +195,9 @@ static int find(const Shape *shape, const Compiled **found) {
 }
 
 /* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew, for copies of
- * addends and for what lies between two convolutions, as large as was ever asked for. */
-enum { SCRATCH, LAID_OUT, ADDEND, BETWEEN, MEMORIES = BETWEEN + 2 };
+ * addends, for a piece's gradient by the kernel, for sums and for what lies between two convolutions, as large as was ever
+ * asked for. */
+enum { SCRATCH, LAID_OUT, ADDEND, GRADIENT, SUMS, BETWEEN, MEMORIES = BETWEEN + 3 };
 typedef struct {
   void *stream, *memory[MEMORIES];
   size_t size[MEMORIES];
@@ -264,9 +265,9 @@ static void gather(const Shape *s, const float *image, int64_t first, int64_t co
   }
 }
 
-/* The gradient of a 1×1 kernel as products of matrices, image's transpose · output's gradient: for those of ResNet-50 at
- * 224 px 360 to 490 GFLOP/s on two cores, where oneDNN's convolution gives 130 to 440. */
-static int multiply(const Compiled *c, const float *image, float *kernel, const float *output) {
+/* The gradient of a 1×1 kernel, or (`add`) more of it, as products of matrices, image's transpose · output's gradient: for
+ * those of ResNet-50 at 224 px 360 to 490 GFLOP/s on two cores, where oneDNN's convolution gives 130 to 440. */
+static int multiply(const Compiled *c, const float *image, float *kernel, const float *output, int add) {
   const int64_t *rows = c->shape.output, in = c->shape.image[3], out = rows[3], all = rows[0] * rows[1] * rows[2];
   float *const pixels = is_strided(&c->shape) ? own_memory(SCRATCH, c->scratch_size) : NULL;
   if (is_strided(&c->shape) && !pixels) return OUT_OF_MEMORY;
@@ -274,7 +275,7 @@ static int multiply(const Compiled *c, const float *image, float *kernel, const 
     const int64_t count = all - first < POSITIONS ? all - first : POSITIONS;
     if (pixels) gather(&c->shape, image, first, count, pixels);
     TRY(dnnl.sgemm('T', 'N', in, out, count, 1, pixels ? pixels : image + first * in, in, output + first * out, out,
-                   first ? 1 : 0, kernel, out));
+                   first || add ? 1 : 0, kernel, out));
   }
   return SUCCESS;
 }

@@ -23,8 +23,16 @@ from native.library import compiled, in_one_line, reason
 PACKAGE = "onednn-cpu-gomp"
 # Set to 0, convolutions are computed without oneDNN.
 SWITCH = "RESNET_ONEDNN"
-TARGETS = tuple(f"convolution_{name}" for name in ("output", "input_gradient", "weight_gradient", "evaluated"))
-_SOURCES = ("onednn.c", *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "work")))
+TARGETS = tuple(
+    f"convolution_{name}"
+    for name in ("output", "input_gradient", "weight_gradient", "evaluated", "trained", "trained_gradient")
+)
+_SOURCES = (
+    "onednn.c",
+    *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "norms", "training", "work")),
+)
+# What `_require_processor` has found; AVX-512 would read no faster from beyond the first cache.
+_VECTORS = ("-mavx2", "-mfma")
 # Guards `_outcome`: cache alone would let two threads that come first at the same time both load.
 _loading = threading.Lock()
 
@@ -99,7 +107,7 @@ def _compiled() -> Path:
     sources = [Path(__file__).with_name(name) for name in _SOURCES]
     include = Path(jax.ffi.include_dir())
     interface = include / "xla" / "ffi" / "api" / "c_api.h"
-    return compiled("onednn", sources, headers=(interface,), options=(f"-I{include}", "-ldl"))
+    return compiled("onednn", sources, headers=(interface,), options=(f"-I{include}", *_VECTORS, "-ldl", "-lm"))
 
 
 def main() -> None:

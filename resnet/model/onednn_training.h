@@ -1,0 +1,273 @@
+/* A convolution of training together with the batch norms before and behind it.
+ *
+ * XLA goes over all of a map once more for each: for its mean and variance, to normalise and rectify it, and for the two
+ * sums and the result of a norm's gradient. Here a few images at a time are normalised, multiplied and summed up while
+ * the cache holds them. What lies between a norm and a convolution is never written to memory, and on the way back it is
+ * computed again.
+ */
+#include "onednn_call.h"
+#include "onednn_norms.h"
+
+/* Bytes: of image and output, on each thread, of what is worked on at once, or one image of more; and of results that no
+ * cache holds until they are read. A convolution is a third slower where it writes such a result than where it writes
+ * into memory in the cache; copied from there past the caches they cost a tenth. */
+enum { PIECE = 1 << 21, LARGE_RESULT = 48 << 20 };
+
+typedef struct {
+  Shape shape;
+  Call forward, by_image, by_kernel; /* of one link each, or of none where it is not wanted; their parts are pieces */
+  Norm before, behind;
+  float epsilon;
+  const float *image, *output, *gradient; /* [N,H,W,I], [N,H',W',O] and the gradient by that or by what its norm gives */
+  const float *rectified;  /* what a ReLU behind it all made of the output, and `gradient` is by that; or NULL */
+  const float *addend;     /* added to the gradient by the image, or NULL */
+  float *result, *found;   /* output, or gradient by the image; [2,C], statistics of the output or the norm's sums */
+  float *by_norm, *sums;   /* the gradient by what the norm behind gives, of `rectified`; the sums of it; or NULL */
+  int parts, pieces, past; /* pieces in all; whether results go past the caches */
+  float *forth, *back;     /* [3,I] and [4,O], the coefficients of the norms */
+  double *totals;          /* [parts,2,C], of what becomes `found` or `sums` */
+} Training;
+
+static int64_t rows_of(const int64_t *map) { return map[0] * map[1] * map[2]; }
+
+/* Add [2,C] to the part's totals. */
+static void keep(const float *sums, int64_t channels, double *totals) {
+  for (int64_t c = 0; c < 2 * channels; ++c) totals[c] += sums[c];
+}
+
+/* The gradient by the kernel of a piece, added to the part's; of the first one it is all. */
+static int add_gradient(const Training *t, const Compiled *c, int part, int first, char *image, char *output) {
+  const Link *link = t->by_kernel.link;
+  char *total = link->kernel + part * link->kernel_step;
+  if (c->by_products) return multiply(c, (float *)image, (float *)total, (float *)output, !first);
+  Link piece = {.kernel = first ? total : own_memory(GRADIENT, c->laid_out_size)};
+  if (!piece.kernel) return OUT_OF_MEMORY;
+  TRY(do_link(&piece, c, 0, image, output, NULL));
+  if (first) return SUCCESS;
+  add((const float *)piece.kernel, c->laid_out_size / sizeof(float), (float *)total);
+  return SUCCESS;
+}
+
+/* What lies between a norm and a convolution: of so many rows of a map, in this thread's memory `which`. */
+static float *between(int which, const int64_t *map) {
+  return own_memory(BETWEEN + which, rows_of(map) * map[3] * sizeof(float));
+}
+
+static int64_t size_of(const int64_t *map) { return map[1] * map[2] * map[3]; }
+
+/* The convolution of a piece, which begins with the image `at`. */
+static int do_forward(const Training *t, const Compiled *c, int64_t at, float *sums, double *totals) {
+  const Shape *s = &c->shape;
+  const float *x = t->image + at * size_of(s->image);
+  float *const y = t->result + at * size_of(s->output);
+  if (t->forth) {
+    float *const z = between(0, s->image);
+    if (!z) return OUT_OF_MEMORY;
+    normalise(x, rows_of(s->image), s->image[3], t->forth, z);
+    x = z;
+  }
+  float *const near = t->past ? between(1, s->output) : y;
+  if (!near) return OUT_OF_MEMORY;
+  TRY(do_link(t->forward.link, c, 0, (char *)x, (char *)near, NULL));
+  if (sums) sum_up(near, rows_of(s->output), s->output[3], sums);
+  if (sums) keep_moments(sums, near, rows_of(s->output), s->output[3], totals);
+  if (t->past) store(near, s->output[0] * size_of(s->output), y);
+  return SUCCESS;
+}
+
+/* Its gradients; `first`: none has been added to this part's gradient by the kernel. */
+static int do_backward(const Training *t, const Compiled *by_kernel, const Compiled *by_image, int part, int first,
+                       int64_t at, float *sums, double *totals) {
+  const Shape *s = &by_kernel->shape;
+  const float *const x = t->image + at * size_of(s->image), *z = x, *d = t->gradient + at * size_of(s->output);
+  if (t->forth) {
+    float *const normalised = between(0, s->image);
+    if (!normalised) return OUT_OF_MEMORY;
+    normalise(x, rows_of(s->image), s->image[3], t->forth, normalised);
+    z = normalised;
+  }
+  if (t->back) {
+    float *const descended = between(1, s->output);
+    if (!descended) return OUT_OF_MEMORY;
+    descend(d, t->output + at * size_of(s->output), rows_of(s->output), s->output[3], t->back, descended);
+    d = descended;
+  }
+  TRY(add_gradient(t, by_kernel, part, first, (char *)z, (char *)d));
+  if (!by_image) return SUCCESS;
+  float *const by_x = t->result + at * size_of(s->image);
+  float *const near = t->past ? between(2, s->image) : by_x;
+  if (!near) return OUT_OF_MEMORY;
+  TRY(do_link(t->by_image.link, by_image, 0, (char *)near, (char *)d, NULL));
+  const int64_t size = s->image[0] * size_of(s->image);
+  if (sums) rectify_and_sum_up(near, z, x, rows_of(s->image), s->image[3], near, sums);
+  if (sums) keep(sums, s->image[3], totals);
+  if (t->addend) add(t->addend + at * size_of(s->image), size, near);
+  if (t->past) store(near, size, by_x);
+  return SUCCESS;
+}
+
+static int64_t channels_found(const Training *t) { return t->forward.links ? t->shape.output[3] : t->shape.image[3]; }
+
+static const Compiled *compiled_for(const Call *call, int last) {
+  return !call->links ? NULL : last ? call->link->last : call->link->part;
+}
+
+static int64_t first_piece(const Training *t, int part) { return (int64_t)part * t->pieces / t->parts; }
+
+static int do_pieces(Training *t, int part) {
+  const int64_t first = first_piece(t, part), end = first_piece(t, part + 1);
+  const int64_t channels = channels_found(t), size = 2 * channels * sizeof(float);
+  const Call *const all = t->forward.links ? &t->forward : &t->by_kernel;
+  double *const totals = t->totals + part * 2 * channels;
+  float *const sums = t->found ? own_memory(SUMS, size) : NULL;
+  if (t->found && !sums) return OUT_OF_MEMORY;
+  for (int64_t piece = first; piece < end; ++piece) {
+    const int last = piece == t->pieces - 1;
+    const int64_t at = piece * all->link->part->shape.image[0];
+    if (sums) memset(sums, 0, size);
+    if (t->forward.links)
+      TRY(do_forward(t, compiled_for(&t->forward, last), at, sums, totals));
+    else
+      TRY(do_backward(t, compiled_for(&t->by_kernel, last), compiled_for(&t->by_image, last), part, piece == first, at,
+                      sums, totals));
+  }
+  return SUCCESS;
+}
+
+/* The gradient by what the norm behind gives, where a ReLU is behind that, and the sums that its slopes are made of. */
+static int begin_pieces(Training *t, int part) {
+  const Link *all = t->by_kernel.link;
+  const int64_t channels = t->shape.output[3], size = 2 * channels * sizeof(float);
+  float *const sums = own_memory(SUMS, size);
+  if (!sums) return OUT_OF_MEMORY;
+  for (int64_t piece = first_piece(t, part); piece < first_piece(t, part + 1); ++piece) {
+    const int64_t *map = (piece == t->pieces - 1 ? all->last : all->part)->shape.output, rows = rows_of(map);
+    const int64_t at = piece * all->part->shape.image[0] * size_of(map);
+    memset(sums, 0, size);
+    if (t->rectified)
+      rectify_and_sum_up(t->gradient + at, t->rectified + at, t->output + at, rows, channels, t->by_norm + at, sums);
+    else
+      sum_products_up(t->gradient + at, t->output + at, rows, channels, sums);
+    keep(sums, channels, t->totals + part * 2 * channels);
+  }
+  return SUCCESS;
+}
+
+static void begin_part(void *context, int part) {
+  Training *t = context;
+  note(&t->by_kernel, begin_pieces(t, part));
+}
+
+static void do_training_part(void *context, int part) {
+  Training *t = context;
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(1);
+  note(&t->by_kernel, do_pieces(t, part));
+  omp_set_num_threads(threads);
+}
+
+/* Find what is compiled for the pieces of all calls, which are as many in each. */
+static int cut_into_pieces(Training *t, int64_t most) {
+  Call *const calls[] = {&t->forward, &t->by_image, &t->by_kernel};
+  static const Kind kinds[] = {OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT};
+  for (int alike = 0; !alike;) {
+    alike = 1;
+    for (int i = 0; i < 3; ++i) {
+      Shape shape = t->shape;
+      shape.kind = kinds[i];
+      if (!calls[i]->links) continue;
+      TRY(cut(&shape, most, calls[i]));
+      t->pieces = calls[i]->parts;
+      alike &= are_alike(calls[i]);
+    }
+    /* As for `cut_alike`; of equal pieces all are alike. */
+    while (!alike && t->shape.image[0] % most) --most;
+  }
+  return SUCCESS;
+}
+
+static int cut_training(Training *t, int threads) {
+  const int64_t images = t->shape.image[0], share = (images + threads - 1) / threads;
+  const int64_t each = (size_of(t->shape.image) + size_of(t->shape.output)) * sizeof(float);
+  const int64_t fit = each < PIECE ? PIECE / each : 1, most = (share + fit - 1) / fit * threads;
+  TRY(cut_into_pieces(t, most < images ? most : images));
+  t->parts = threads < t->pieces ? threads : t->pieces;
+  if (!t->by_kernel.links) return SUCCESS;
+  const Compiled *c = t->by_kernel.link->part;
+  const int64_t fit_parts = MOST_MEMORY / (int64_t)(c->laid_out_size + c->scratch_size);
+  if (fit_parts < t->parts) t->parts = fit_parts > 1 ? (int)fit_parts : 1;
+  t->by_kernel.parts = t->parts;
+  t->by_kernel.sums = threads;
+  return SUCCESS;
+}
+
+/* Memory of the calling thread's for kernels, gradients of each part, coefficients and totals. */
+static int lend_training_memory(Training *t) {
+  Call *const kernel = t->forward.links ? &t->forward : t->by_image.links ? &t->by_image : NULL;
+  Link *const gradient = t->by_kernel.links ? t->by_kernel.link : NULL;
+  const int laid_out = kernel && kernel->link->part->slices;
+  const int apart = gradient && (gradient->part->slices || t->parts > 1);
+  const size_t kernel_size = laid_out ? aligned(kernel->link->part->laid_out_size) : 0;
+  const size_t gradient_size = apart ? aligned(gradient->part->laid_out_size) : 0;
+  const size_t forth_size = t->before.statistics ? aligned(3 * t->shape.image[3] * sizeof(float)) : 0;
+  const size_t back_size = t->behind.statistics ? aligned(4 * t->shape.output[3] * sizeof(float)) : 0;
+  const int64_t in = t->shape.image[3], out = t->shape.output[3];
+  const size_t totals_size = t->parts * 2 * (in > out ? in : out) * sizeof(double);
+  char *memory = own_memory(LAID_OUT, kernel_size + t->parts * gradient_size + forth_size + back_size + totals_size + 64);
+  if (!memory) return OUT_OF_MEMORY;
+  if (kernel) kernel->link->kernel = laid_out ? memory : kernel->link->plain;
+  memory += kernel_size;
+  if (gradient) gradient->kernel = apart ? memory : gradient->plain;
+  if (gradient) gradient->kernel_step = gradient_size;
+  memory += t->parts * gradient_size;
+  t->forth = forth_size ? (float *)memory : NULL;
+  memory += forth_size;
+  t->back = back_size ? (float *)memory : NULL;
+  memory += back_size;
+  t->totals = memset(memory, 0, totals_size);
+  return SUCCESS;
+}
+
+/* Of the parts' totals what they are in all, [2,C]; of the output its means and biased variances. */
+static void find_totals(const Training *t, int64_t channels, int statistics, float *found) {
+  const int64_t count = rows_of(t->shape.output);
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0, other = 0;
+    for (int part = 0; part < t->parts; ++part) {
+      sum += t->totals[2 * channels * part + c];
+      other += t->totals[2 * channels * part + channels + c];
+    }
+    const double mean = sum / count, variance = other / count - mean * mean;
+    found[c] = (float)(statistics ? mean : sum);
+    found[channels + c] = (float)(!statistics ? other : variance > 0 ? variance : 0);
+  }
+}
+
+static int begin(const XLA_FFI_CallFrame *frame, int threads, Training *t) {
+  const int64_t channels = t->shape.output[3];
+  if (!do_in_parts(frame, threads, t->parts, begin_part, t)) return OUT_OF_MEMORY;
+  TRY(atomic_load(&t->by_kernel.status));
+  find_totals(t, channels, 0, t->sums);
+  memset(t->totals, 0, t->parts * 2 * channels * sizeof *t->totals);
+  t->behind.sums = t->sums;
+  if (t->by_norm) t->gradient = t->by_norm;
+  return SUCCESS;
+}
+
+/* `t` needs its operands and results; the rest is found here. A status of oneDNN's. */
+static int train(const XLA_FFI_CallFrame *frame, Training *t) {
+  const int threads = threads_of_pool(frame);
+const int64_t result = size_of(t->forward.links ? t->shape.output : t->shape.image);
+  t->past = t->shape.image[0] * result * (int64_t)sizeof(float) >= LARGE_RESULT;
+  TRY(cut_training(t, threads));
+  TRY(lend_training_memory(t));
+  if (t->sums) TRY(begin(frame, threads, t));
+  if (t->forth) find_coefficients(&t->before, t->epsilon, t->shape.image[3], t->forth);
+  if (t->back) find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back);
+  if (t->forward.links) TRY(lay_all_out(frame, threads, &t->forward));
+  if (t->by_image.links) TRY(lay_all_out(frame, threads, &t->by_image));
+  if (!do_in_parts(frame, threads, t->parts, do_training_part, t)) return OUT_OF_MEMORY;
+  TRY(atomic_load(&t->by_kernel.status));
+  if (t->found) find_totals(t, channels_found(t), t->forward.links, t->found);
+  return t->by_kernel.links ? add_all_up(frame, threads, &t->by_kernel) : SUCCESS;
+}
