@@ -47,9 +47,7 @@ def main() -> int:
 
     hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
     with peers.together():
-        code = train(config, workdir)
-    # All is saved. KeyboardInterrupt would be lost in what the report's imports and the interpreter's end take down.
-    command.end_at_once_from_now_on()
+        code = train(config, workdir, afterwards=command.leave_at_once)
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():
         write_report(workdir)

@@ -11,6 +11,9 @@ from ml_collections import ConfigDict, config_flags
 
 from input_pipeline.errors import InputError, printable
 
+# A configuration as `flatten` gives it: 'data.batch_size' -> 64.
+Flat = dict[str, Any]
+
 
 def define(values: flags.FlagValues, arguments: list[str], help: str) -> None:
     """Define 'config': a recipe, and with it --config.KEY for its keys, in whatever order `arguments` has them."""

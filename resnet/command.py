@@ -53,24 +53,20 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
-    end_at_once_from_now_on()
+    # Outside the main thread Python takes no handlers.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, leave_at_once)
     sys.exit(code)
 
 
-def end_at_once_from_now_on() -> None:
-    """Have Ctrl-C end the process at once, with code 130, now that nothing is left that it could harm.
+def leave_at_once(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C's handler in a command that has nothing left that it could harm: end the process, with code 130.
 
     Python's own handler raises KeyboardInterrupt wherever the process is. In a callback of a weak reference, as in what
-    the interpreter takes down at its end, that prints a traceback, and the process goes on.
+    libraries and the interpreter take down at their end, that prints a traceback, and the process goes on.
     """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"\ninterrupted\n")
-        os._exit(130)
-
-    # Outside the main thread Python takes no handlers.
-    with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, leave)
+    os.write(2, b"\ninterrupted\n")
+    os._exit(130)
 
 
 def refuse(message: str) -> int:

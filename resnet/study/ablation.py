@@ -57,7 +57,7 @@ def main() -> int:
     manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
     data = open_data(study.base)
     records = check_all(study, only, data, workdir)
-    with Interruption() as interruption, claimed(workdir):
+    with Interruption(afterwards=command.leave_at_once) as interruption, claimed(workdir):
         check_folder(workdir)
         start_folder(workdir, title, study, data)
         print(screen(title, study, data, manner, device.device_kind))

@@ -99,7 +99,7 @@ def serve(explainer: Any, listener: socket.socket, host: str) -> int:
     # In a thread of its own uvicorn takes no signals: they are ours, as everywhere.
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     shown = f"[{host}]" if ":" in host else host
-    with Interruption(said=b"\n", terminated=b"\n") as interruption:
+    with Interruption(said=b"\n", terminated=b"\n", afterwards=command.leave_at_once) as interruption:
         thread.start()
         while thread.is_alive() and not server.started:
             thread.join(0.05)

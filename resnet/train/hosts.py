@@ -14,8 +14,8 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.recipe import first_line
 
 Result = TypeVar("Result")
-# JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `peers.Lifeline`. By
-# the clock, so a machine that was paused that long (a laptop, a virtual machine that moved) ends its run.
+# JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `lifeline.Lifeline`.
+# By the clock, so a machine that was paused that long (a laptop, a virtual machine that moved) ends its run.
 HEARTBEAT_SECONDS = 600
 # Where a launcher tells each process how many there are and which one it is, as it sets them for the tasks it starts.
 NUMBERS = {

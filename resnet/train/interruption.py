@@ -6,6 +6,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -13,6 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAVING = b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n"
 TERMINATED = b"\nSIGTERM: saving, then leaving.\n"
 LEAVING = b"\ninterrupted\n"
+Handler = Callable[[int, FrameType | None], None]
 
 
 class Interruption:
@@ -21,16 +23,22 @@ class Interruption:
     Ctrl-C after the first signal ends the process at once, with exit code 130. Python itself hears a signal only
     between two calls into C, and a call that compiles or waits for a disk takes a minute: so a thread listens, which
     the system wakes, and ends the process without its leave, as a kill would. A second SIGTERM changes nothing: batch
-    systems send one to each process of a job and one more through the launcher, and the save must survive that. The old
-    handlers come back at the end. Outside the main thread Python takes no handlers; signals then act as ever.
+    systems send one to each process of a job and one more through the launcher, and the save must survive that. At the
+    end the old handlers come back, or for Ctrl-C the one given for then. Outside the main thread Python takes no
+    handlers; signals then act as ever.
     """
 
-    def __init__(self, said: bytes = SAVING, terminated: bytes = TERMINATED) -> None:
-        """What is written to standard error at the first signal: `said` at Ctrl-C, `terminated` at SIGTERM."""
+    def __init__(
+        self, said: bytes = SAVING, terminated: bytes = TERMINATED, *, afterwards: Handler | None = None
+    ) -> None:
+        """What is written to standard error at the first signal: `said` at Ctrl-C, `terminated` at SIGTERM.
+
+        afterwards: Ctrl-C's handler from the end on, with no moment in between at which the old one hears it.
+        """
         self._said = {signal.SIGINT: said, signal.SIGTERM: terminated}
         self.signal: int | None = None
         self._since = 0.0
-        self._old: dict[int, object] = {}
+        self._afterwards = {signal.SIGINT: afterwards} if afterwards else {}
         self._leave = contextlib.ExitStack()
 
     @property
@@ -54,7 +62,8 @@ class Interruption:
     def __enter__(self) -> Self:
         with contextlib.suppress(ValueError), contextlib.ExitStack() as stack:
             for number in SIGNALS:
-                stack.callback(signal.signal, number, signal.signal(number, self._note))
+                old = signal.signal(number, self._note)
+                stack.callback(signal.signal, number, self._afterwards.get(number, old))
             ear, mouth = socket.socketpair()
             mouth.setblocking(False)
             thread = threading.Thread(target=self._listen, args=(ear,), daemon=True, name="signals")
@@ -63,6 +72,9 @@ class Interruption:
             stack.callback(thread.join)
             stack.callback(mouth.close)
             stack.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False))
+            # What comes first at the end: a signal that `_note` takes while nobody listens is lost.
+            for number, handler in self._afterwards.items():
+                stack.callback(signal.signal, number, handler)
             self._leave = stack.pop_all()
         return self
 

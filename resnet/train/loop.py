@@ -19,7 +19,7 @@ from resnet.train.configuration import flatten, validate
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
-from resnet.train.interruption import Interruption
+from resnet.train.interruption import Handler, Interruption
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
 from resnet.train.progress import EpochBar
@@ -34,9 +34,10 @@ from resnet.train.writers import MetricsWriter, SilentWriter
 LARGE = ("confusion", "calibration", "per_class_accuracy")
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
+def train(config: ConfigDict, workdir: Path, *, afterwards: Handler | None = None) -> int:
     """Train, or go on with, the run that `config` describes in `workdir`; exit code 0, or 128 + a signal's number.
 
+    afterwards: Ctrl-C's handler once the run has ended, however it did; None: the caller's own comes back.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
@@ -50,7 +51,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
     check_room(workdir, needed)
-    with Interruption() as interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
+    interruption = Interruption(afterwards=afterwards)
+    with interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
         begun = check_workdir(workdir, flat)
         run = kind_of_run(plan)(config, workdir, mesh, source, plan, interruption)
         if config.run.debug:

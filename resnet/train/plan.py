@@ -16,7 +16,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.order import Order
 from input_pipeline.sources import Source
 from resnet.model.network import ResNet
-from resnet.train.configuration import MOST_STEPS, check_validation, make_spec
+from resnet.train.configuration import MOST_STEPS, make_spec
 from resnet.train.feeding import Resident, choose_feed
 from resnet.train.freezing import Stage, make_stages
 from resnet.train.optimizer import OptimizerSettings
@@ -25,6 +25,7 @@ from resnet.train.profiling import check_span
 from resnet.train.schedules import ScheduleSettings, make_schedule
 from resnet.train.steps import Recipe, balanced_weights
 from resnet.train.transfer import Transfer, read_transfer
+from resnet.train.unread_keys import check_validation
 
 
 @dataclasses.dataclass(frozen=True)

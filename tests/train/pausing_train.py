@@ -3,7 +3,8 @@
 PAUSE_AT names the place, NAME:NUMBER: open:0 (before the data are opened), train:STEP (the line of that step is
 written), val:BATCH and test:BATCH (before that batch of an evaluation, counted from 0), save:STEP (its save has begun),
 features:ROWS (that many rows of a probe's features are on disk; FEATURE_BATCH of them at a time), deaf:0 (the first
-train step is called, and Python hears no signal before it returns, as while XLA compiles).
+train step is called, and Python hears no signal before it returns, as while XLA compiles), ended:0 (signals are no
+longer the run's, and what it leaves is taken down: in a callback, which cannot raise).
 It makes the file PAUSE_FILE and goes on once that is gone.
 """
 
@@ -11,12 +12,14 @@ import os
 import runpy
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from resnet.train import evaluation, features, loop, parallel
 from resnet.train.checkpoints import Checkpoints
+from resnet.train.interruption import Interruption
 from resnet.train.writers import MetricsWriter
 
 PLACE = os.environ["PAUSE_AT"]
@@ -32,7 +35,7 @@ def reached(name: str, number: int) -> None:
 
 def patch() -> None:
     open_data, eval_batches = loop.open_data, evaluation.eval_batches
-    save, write = Checkpoints.save, MetricsWriter.write
+    save, write, end = Checkpoints.save, MetricsWriter.write, Interruption.__exit__
 
     def open_later(config: Any) -> Any:
         reached("open", 0)
@@ -51,6 +54,12 @@ def patch() -> None:
     def save_and_wait(self: Checkpoints, state: Any, meta: Any) -> None:
         save(self, state, meta)
         reached("save", meta.step)
+
+    def end_and_wait(self: Interruption, *error: Any) -> None:
+        end(self, *error)
+        left = Interruption()
+        reference = weakref.ref(left, lambda _: reached("ended", 0))
+        del left, reference
 
     compile_train_step = parallel.compile_train_step
 
@@ -78,7 +87,7 @@ def patch() -> None:
     features.BATCH = int(os.environ.get("FEATURE_BATCH", features.BATCH))
     loop.open_data, evaluation.eval_batches = open_later, batches_later
     parallel.compile_train_step = compiled
-    MetricsWriter.write, Checkpoints.save = write_and_wait, save_and_wait
+    MetricsWriter.write, Checkpoints.save, Interruption.__exit__ = write_and_wait, save_and_wait, end_and_wait
 
 
 if __name__ == "__main__":

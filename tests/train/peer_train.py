@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax._src import compilation_cache, compiler
 
-from resnet.train import integrity, peers, stepping
+from resnet.train import integrity, lifeline, stepping
 
 
 def patch_seal() -> None:
@@ -58,7 +58,7 @@ def patch_cache() -> None:
 
 if __name__ == "__main__":
     patch_cache()
-    peers.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", peers.SILENT_ROUNDS))
+    lifeline.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", lifeline.SILENT_ROUNDS))
     if "FED" in os.environ:
         patch_feed(Path(os.environ["FED"]))
     if "PAUSE_AT" in os.environ:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from resnet.train.interruption import SIGNALS, Interruption
+from resnet.train.loop import train
 from resnet.train.writers import read_metrics
 from tests.commands import Result, Running, run, start, wait_until
-from tests.tiny import tiny_data, tiny_recipe
+from tests.tiny import tiny_config, tiny_data, tiny_recipe
 
 # What a clock says differs between runs; everything else may not.
 CLOCK = ("images_per_second", "data_wait")
@@ -25,8 +26,9 @@ PROMISED_SECONDS = 30
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """A recipe of 6 steps, evaluated and saved after each second one, and where commands keep their caches."""
+    """Data, a recipe of 6 steps, evaluated and saved after each second one, and where commands keep their caches."""
 
+    data: Path
     recipe: Path
     environment: dict[str, str]
 
@@ -48,8 +50,8 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Place:
     folder = tmp_path_factory.mktemp("interruption")
-    recipe = tiny_recipe(folder / "recipe.py", tiny_data(folder))
-    return Place(recipe, {"XDG_CACHE_HOME": str(folder / "cache")})
+    data = tiny_data(folder)
+    return Place(data, tiny_recipe(folder / "recipe.py", data), {"XDG_CACHE_HOME": str(folder / "cache")})
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +95,26 @@ def test_of_its_listening_nothing_is_left(capfd):
     assert [signal.getsignal(number) for number in SIGNALS] == before
     assert signal.set_wakeup_fd(-1) == -1
     assert "signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_no_ctrl_c_is_lost_while_its_listening_ends(monkeypatch):
+    """Whoever is to hear Ctrl-C afterwards hears it before the last that listens is gone, and goes on to."""
+    heard: list[int] = []
+    before, join = signal.getsignal(signal.SIGINT), threading.Thread.join
+
+    def join_late(thread: threading.Thread, timeout: float | None = None) -> None:
+        signal.raise_signal(signal.SIGINT)
+        join(thread, timeout)
+
+    monkeypatch.setattr(threading.Thread, "join", join_late)
+    try:
+        with Interruption(afterwards=lambda number, frame: heard.append(number)) as interruption:
+            pass
+        assert (heard, interruption.requested) == ([signal.SIGINT], False)
+        signal.raise_signal(signal.SIGINT)
+        assert heard == 2 * [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_outside_the_main_thread_signals_act_as_ever():
@@ -179,6 +201,32 @@ def test_ctrl_c_before_the_run_has_begun_leaves_nothing(place, tmp_path):
     result = running.wait()
     assert (result.code, result.err) == (130, "interrupted\n")
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_once_the_run_has_ended_is_not_lost_in_what_it_leaves(place, undisturbed, tmp_path):
+    """There KeyboardInterrupt would print a traceback and the command go on, with exit code 0."""
+    workdir = tmp_path / "run"
+    running = place.paused(workdir, "ended:0")
+    running.send(signal.SIGINT)
+    result = running.wait()
+    assert result.code == 130, result.err
+    assert result.err.endswith("\ninterrupted\n")
+    assert "Traceback" not in result.err
+    assert workdir.with_suffix(".paused").exists(), "it ended where it stood"
+    assert lines(workdir) == lines(undisturbed)
+
+
+def test_whoever_calls_train_has_the_old_handlers_back(place, undisturbed, tmp_path):
+    """A notebook: Ctrl-C stops a cell of it, before a run and after."""
+    shutil.copytree(undisturbed, tmp_path / "run")
+    handler = lambda number, frame: None  # noqa: E731
+    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    try:
+        assert train(tiny_config(place.data), tmp_path / "run") == 0
+        assert [signal.getsignal(number) for number in SIGNALS] == [handler, handler]
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def test_a_run_killed_before_its_configuration_was_written_begins_anew(place, undisturbed, tmp_path):

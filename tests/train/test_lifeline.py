@@ -4,7 +4,7 @@ import time
 
 import jax
 
-from resnet.train import peers
+from resnet.train import lifeline
 
 
 class Store:
@@ -27,13 +27,13 @@ class Store:
 def test_no_thread_of_it_outlives_its_end(monkeypatch):
     """One that came back from a message while the interpreter ended crashed it: exit code 75 of a run that was well."""
     store = Store()
-    monkeypatch.setattr(peers, "store", lambda: store)
-    monkeypatch.setattr(peers.Lifeline, "_catch_abort", lambda self: None)
-    monkeypatch.setattr(peers, "SIGN_SECONDS", 0.3)
-    lifeline = peers.Lifeline()
-    lifeline.start()
+    monkeypatch.setattr(lifeline, "store", lambda: store)
+    monkeypatch.setattr(lifeline.Lifeline, "_catch_abort", lambda self: None)
+    monkeypatch.setattr(lifeline, "SIGN_SECONDS", 0.3)
+    line = lifeline.Lifeline()
+    line.start()
     time.sleep(0.4)
-    assert all(thread.is_alive() for thread in lifeline._threads)
-    lifeline.end()
-    assert not any(thread.is_alive() for thread in lifeline._threads)
-    assert store.signs[-1] == peers.OVER
+    assert all(thread.is_alive() for thread in line._threads)
+    line.end()
+    assert not any(thread.is_alive() for thread in line._threads)
+    assert store.signs[-1] == lifeline.OVER

@@ -8,8 +8,9 @@ import pytest
 
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, Split
-from resnet.train.configuration import MOST_STEPS, READ_WITH_VALIDATION, validate
+from resnet.train.configuration import MOST_STEPS, validate
 from resnet.train.plan import make_plan
+from resnet.train.unread_keys import READ_WITH_VALIDATION
 from tests.train.test_configuration import config_with
 
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from input_pipeline.order import Order
-from resnet.train import loop, peers
+from resnet.train import loop
+from resnet.train.lifeline import SILENT_ROUNDS
 from resnet.train.predictions import read_predictions
+from resnet.train.verdict import LOST_PEER
 from tests import commands
 from tests.commands import ROOT, Result, Running
 from tests.tiny import tiny_config, tiny_data
@@ -218,7 +220,7 @@ def ended_in_time(job: Job, began: float, lost: int, words: str) -> None:
     """The process that is left ended within the limit, with the right exit code and a line that names who was lost."""
     left = job.processes[1 - lost].wait()
     assert time.monotonic() - began < LIMIT
-    assert left.code == peers.LOST_PEER, left
+    assert left.code == LOST_PEER, left
     (line,) = [line for line in left.err.splitlines() if line.startswith("error:")]
     assert re.match(rf"error: process {1 - lost} of 2: .*process {lost}.*{words}.*start all processes again", line), (
         line
@@ -285,9 +287,9 @@ def hang_under_local_sh(recipe: Path, workdir: Path) -> None:
     began = time.monotonic()
     file.unlink()
     error = job.communicate(timeout=commands.PATIENCE)[1]
-    assert job.returncode == peers.LOST_PEER, error
-    assert peers.SILENT_ROUNDS - 2 < time.monotonic() - began < LIMIT
-    silence = f"error: process 0 of 2: process 1 gave no sign of life for {peers.SILENT_ROUNDS} s"
+    assert job.returncode == LOST_PEER, error
+    assert SILENT_ROUNDS - 2 < time.monotonic() - began < LIMIT
+    silence = f"error: process 0 of 2: process 1 gave no sign of life for {SILENT_ROUNDS} s"
     assert silence in error
     assert not [pid for pid in children if workdir.name in command_line(pid)]
 
@@ -334,5 +336,5 @@ def test_the_watchdog_ends_what_hangs_and_is_patient_with_what_compiles(before, 
     # One that is to end goes on saying so for a while (GRACE_SECONDS), as process 0 does.
     command = (sys.executable, "-c", WATCHED.format(before=before, seconds=60 if words else 1.5))
     result = commands.run_fresh(*command, environment={"JAX_PLATFORMS": "cpu"})
-    assert result.code == (peers.LOST_PEER if words else 0)
+    assert result.code == (LOST_PEER if words else 0)
     assert words in result.err

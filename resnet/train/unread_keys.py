@@ -1,0 +1,123 @@
+"""Which key of a configuration acts only where another says so: set for nothing, it is refused."""
+
+import dataclasses
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from configs.default import get_config as default_config
+from input_pipeline.errors import InputError
+from input_pipeline.recipe import Flat, flatten
+from resnet.model.variants import variant
+
+# Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
+# the user believes that it acts.
+READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
+    "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
+    "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
+    "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
+    "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
+    "optim.momentum": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
+    "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
+    "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw"), "optim.name is adam or adamw"),
+    "optim.beta2": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
+    "optim.epsilon": (
+        lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"),
+        "optim.name is adam, adamw or rmsprop",
+    ),
+    "optim.trust_coefficient": (lambda c: c["optim.name"] == "lars", "optim.name='lars'"),
+    "optim.step_epochs": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
+    "optim.step_factor": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
+    "optim.power": (lambda c: c["optim.schedule"] == "polynomial", "optim.schedule='polynomial'"),
+    "optim.final_lr": (
+        lambda c: c["optim.schedule"] in ("cosine", "polynomial"),
+        "optim.schedule is cosine or polynomial",
+    ),
+    "run.epochs": (lambda c: c["run.steps"] == 0, "run.steps=0"),
+    "model.shortcut_scale": (lambda c: c["model.shortcut_transform"] == "scale", "model.shortcut_transform='scale'"),
+    "model.gate_bias": (
+        lambda c: c["model.shortcut_transform"] in ("exclusive_gate", "shortcut_gate"),
+        "model.shortcut_transform is a gate",
+    ),
+    "model.shortcut_dropout": (
+        lambda c: c["model.shortcut_transform"] == "dropout",
+        "model.shortcut_transform='dropout'",
+    ),
+    "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
+    "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
+    "model.ghost_batch_size": (
+        lambda c: (
+            c["model.norm"] == "batch" and c["transfer.mode"] != "probe" and c["transfer.bn"] in ("auto", "train")
+        ),
+        "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train",
+    ),
+    "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
+    # Without norms the convolutions have biases whatever it says.
+    "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
+    "model.zero_init_last_gamma": (lambda c: c["transfer.mode"] == "scratch", "transfer.mode='scratch'"),
+    "transfer.weights": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
+    "transfer.head": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
+    "transfer.bn": (
+        lambda c: c["transfer.mode"] != "scratch" and c["model.norm"] == "batch",
+        "transfer.mode is finetune or probe, and model.norm is batch",
+    ),
+    "transfer.unfreeze": (lambda c: c["transfer.mode"] == "finetune", "transfer.mode='finetune'"),
+    "transfer.views": (lambda c: c["transfer.mode"] == "probe", "transfer.mode='probe'"),
+    # A probe does many steps in one call.
+    "run.profile": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "run.steps_per_call": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    # It evaluates on features of the images as they are.
+    "run.eval_flip": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    # A head learns on features: two images, once mixed, have none.
+    "data.mixup": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    "data.cutmix": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+}
+# Read only where training images are varied: by a probe of a single view they are not.
+READ_WITH_VIEWS = tuple(
+    f"data.{key}"
+    for key in (
+        "crop",
+        "crop_scale",
+        "crop_ratio",
+        "crop_padding",
+        "flip",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "erasing",
+    )
+)
+# Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
+READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
+
+
+def check_read(given: Flat, default: Flat) -> None:
+    resolved = dict(given)
+    spec = dataclasses.asdict(variant(given["model.name"]).spec)
+    for name, value in spec.items():
+        if resolved[f"model.{name}"] is None:
+            resolved[f"model.{name}"] = value
+    for key, (condition, words) in READ_ONLY_IF.items():
+        if given[key] != default[key] and not condition(resolved):
+            raise InputError(f"config.{key}={given[key]!r} would be read by nothing; it acts only where {words}")
+    if given["transfer.mode"] == "probe" and given["transfer.views"] == 1:
+        for key in READ_WITH_VIEWS:
+            if given[key] != default[key]:
+                raise InputError(
+                    f"config.{key}={given[key]!r} would be read by nothing: a probe of one view sees images as "
+                    "evaluation does; set config.transfer.views above 1"
+                )
+
+
+def check_validation(config: ConfigDict) -> None:
+    """For data without a validation split: raise InputError for a key that only validation reads."""
+    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    for key in READ_WITH_VALIDATION:
+        if given[key] != default[key]:
+            raise InputError(
+                f"config.{key}={given[key]!r} would be read by nothing: there is no validation split; "
+                "set config.data.val_fraction above 0"
+            )
