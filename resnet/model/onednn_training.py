@@ -3,7 +3,7 @@
 What a norm is made of, its statistics and, on the way back, its sums, is found by the calls that compute what it is of;
 and what it does is done by those that take it in, to a few images at a time, while the cache holds them
 (onednn_training.h). So XLA goes over no map of these but the last, and of all that lies between two convolutions only
-the first one's output is kept. XLA's own kernels for it took 17 % of a step of ResNet-50 at 224 px.
+the first one's output is kept. A step of ResNet-50 at 224 px takes 13 % less (docs/speed.md).
 """
 
 from collections.abc import Sequence
