@@ -94,7 +94,9 @@ static void do_part(void *context, int number) {
   const int threads = omp_get_max_threads();
   int status = SUCCESS;
   char *image = call->image + number * call->image_step;
+  const unsigned control = _mm_getcsr();
   omp_set_num_threads(1);
+  _mm_setcsr(control | TINY_ARE_ZERO);
   for (int i = 0; i < call->links && !status; ++i) {
     const Link *link = &call->link[i];
     const Compiled *c = number == call->parts - 1 ? link->last : link->part;
@@ -105,6 +107,7 @@ static void do_part(void *context, int number) {
     status = output ? do_link(link, c, number, image, output, addend) : OUT_OF_MEMORY;
     image = output;
   }
+  _mm_setcsr(control);
   omp_set_num_threads(threads);
   note(call, status);
 }

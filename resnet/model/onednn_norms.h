@@ -37,7 +37,7 @@ static void normalise(const float *restrict x, int64_t rows, int64_t channels, c
   for (; rows; --rows, x += channels, z += channels)
     for (int64_t c = 0; c < channels; ++c) {
       const float value = (x[c] - mean[c]) * factor[c] + bias[c];
-      z[c] = value > 0 ? value : 0;
+      z[c] = value < 0 ? 0 : value; /* what is no number stays none */
     }
 }
 

@@ -239,7 +239,7 @@ static void find_totals(const Training *t, int64_t channels, int statistics, flo
     }
     const double mean = sum / count, variance = other / count - mean * mean;
     found[c] = (float)(statistics ? mean : sum);
-    found[channels + c] = (float)(!statistics ? other : variance > 0 ? variance : 0);
+    found[channels + c] = (float)(!statistics ? other : variance < 0 ? 0 : variance);
   }
 }
 

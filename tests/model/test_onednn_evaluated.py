@@ -96,6 +96,22 @@ def test_several_convolutions_at_once_give_what_one_after_the_other_does(images,
 
 
 @needs_onednn
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_no_number_is_not_hidden(number, kernel):
+    """No ReLU makes a 0 of it, so that an evaluation shows that a network has diverged."""
+    steps, x, parameters = several((4, 8, 8, 16), [(kernel, 8, 1, 1), (3, 16, 1, 1)], [True, True])
+    evaluate_both = jax.jit(partial(onednn.evaluated, steps))
+    assert (evaluate_both(x, parameters) >= 0).all()
+    assert (evaluate_both(x, parameters) == 0).any()
+    (w, scale, shift), second = parameters
+    for bad in ((w.at[0, 0, 3].set(number), scale, shift), (w, scale, jnp.full_like(shift, number))):
+        assert jnp.isnan(evaluate_both(x, [bad, second])).any()
+    with_shortcut = jax.jit(lambda x, addend: onednn.evaluated(steps, x, parameters, addend))
+    assert not jnp.isfinite(with_shortcut(x, x.at[1, 1, 1, 1].set(number))[1, 1, 1, 1])
+
+
+@needs_onednn
 @pytest.mark.parametrize("added", ["operand", "residual"])
 def test_the_output_goes_where_the_addend_was_if_nothing_else_needs_it(added):
     steps, x, parameters = several((4, 8, 8, 16), [(1, 8, 1, 1), (3, 16, 1, 1)], [True, True])

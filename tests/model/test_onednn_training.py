@@ -107,6 +107,18 @@ def test_statistics_hold_where_the_mean_is_far_from_zero():
     np.testing.assert_allclose(var, y.var((0, 1, 2), dtype=np.float64), rtol=1e-3)
 
 
+@needs_onednn
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_what_is_no_number_is_not_hidden(number):
+    """A step that is not finite is skipped and told, so no ReLU may make a 0 of it."""
+    x, kernels, scales, biases, _ = of_chain(2, True, "nothing")
+    x = x.at[2, 3, 3, 1].set(number)
+    for form in (chain, chain_in_parts):
+        y, statistics = jax.jit(partial(form, True))(x, kernels, scales, biases, None)
+        assert not jnp.isfinite(y).any()
+        assert not jnp.isfinite(jnp.stack(statistics)).any()
+
+
 def chain(last_norm, x, kernels, scales, biases, addend, *, relu=True, residual=False):
     count = len(kernels)
     forms = [
