@@ -257,7 +257,7 @@ static int begin(const XLA_FFI_CallFrame *frame, int threads, Training *t) {
 /* `t` needs its operands and results; the rest is found here. A status of oneDNN's. */
 static int train(const XLA_FFI_CallFrame *frame, Training *t) {
   const int threads = threads_of_pool(frame);
-const int64_t result = size_of(t->forward.links ? t->shape.output : t->shape.image);
+  const int64_t result = size_of(t->forward.links ? t->shape.output : t->shape.image);
   t->past = t->shape.image[0] * result * (int64_t)sizeof(float) >= LARGE_RESULT;
   TRY(cut_training(t, threads));
   TRY(lend_training_memory(t));
