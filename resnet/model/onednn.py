@@ -87,13 +87,13 @@ def _in_parts(x: Array, *operands: Array, steps: tuple[Step, ...]) -> Array:
     return x
 
 
-def _differentiate_parts(primals: Any, tangents: Any, **how: Any) -> tuple[Array, Array]:
-    """Forward mode of `evaluated`, by those operands alone that have a tangent."""
+def differentiate_parts(in_parts: Callable[..., Any], primals: Any, tangents: Any, **how: Any) -> tuple[Any, Any]:
+    """Forward mode of what `in_parts` defines, by those operands alone that have a tangent."""
     varied = [number for number, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
 
-    def of(*values: Array) -> Array:
+    def of(*values: Array) -> Any:
         given = dict(zip(varied, values, strict=True))
-        return _in_parts(*(given.get(number, primal) for number, primal in enumerate(primals)), **how)
+        return in_parts(*(given.get(number, primal) for number, primal in enumerate(primals)), **how)
 
     return jax.jvp(of, [primals[number] for number in varied], [tangents[number] for number in varied])
 
@@ -210,6 +210,6 @@ _define(_INPUT_GRADIENT, TARGETS[1], _input_gradient_by_lax, _input_gradient_by_
 _define(_WEIGHT_GRADIENT, TARGETS[2], _weight_gradient_by_lax, _weight_gradient_by_x, _weight_gradient_by_g)
 _EVALUATED.def_impl(jax.jit(_EVALUATED.bind, static_argnames="steps"))
 _EVALUATED.def_abstract_eval(_shape_evaluated)
-ad.primitive_jvps[_EVALUATED] = _differentiate_parts
+ad.primitive_jvps[_EVALUATED] = partial(differentiate_parts, _in_parts)
 batching.primitive_batchers[_EVALUATED] = _map_parts
 _lower(_EVALUATED, TARGETS[3], _in_parts)

@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from resnet.model.convolution_forms import Window, extent
-from resnet.model.onednn import input_gradient, numbers, output, weight_gradient
+from resnet.model.onednn import differentiate_parts, input_gradient, numbers, output, weight_gradient
 from resnet.model.onednn_library import TARGETS, target
 
 
@@ -205,17 +205,6 @@ def _gradient_shapes(x: Any, w: Any, g: Any, *operands: Any, form: Trained, endi
     return [w, *by_image, *[sums(g), g][: max(ending.behind - 1, 0)]]
 
 
-def _differentiate_parts(form_in_parts: Any, primals: Any, tangents: Any, **how: Any) -> tuple[Any, Any]:
-    """Forward mode, by those operands alone that have a tangent."""
-    varied = [number for number, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
-
-    def of(*values: Array) -> list[Array]:
-        given = dict(zip(varied, values, strict=True))
-        return form_in_parts(*(given.get(number, primal) for number, primal in enumerate(primals)), **how)
-
-    return jax.jvp(of, [primals[number] for number in varied], [tangents[number] for number in varied])
-
-
 def _map_over(primitive: Primitive, operands: Any, axes: Any, **how: Any) -> tuple[Any, Any]:
     """vmap: one after the other."""
     mapped = [jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes, strict=True) if axis is not None]
@@ -252,7 +241,7 @@ for _primitive, _name, _form, _abstract in (
     _by_lax = mlir.lower_fun(_form, multiple_results=True)
     _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("form", "ending")))
     _primitive.def_abstract_eval(_abstract)
-    ad.primitive_jvps[_primitive] = partial(_differentiate_parts, _form)
+    ad.primitive_jvps[_primitive] = partial(differentiate_parts, _form)
     batching.primitive_batchers[_primitive] = partial(_map_over, _primitive)
     mlir.register_lowering(_primitive, _by_lax)
     mlir.register_lowering(_primitive, partial(_lower_for_cpu, _name, _by_lax), platform="cpu")
