@@ -117,6 +117,9 @@ static const char *read(const XLA_FFI_CallFrame *frame, Kind kind, Shape *shapes
   for (int i = 0; i < call->links && !wrong; ++i)
     if (shapes[i].image[0] < 1 || shapes[i].image[0] != shapes[i].output[0] || shapes[i].window[GROUPS] < 1)
       wrong = "takes one image or more, and gives as many, in one group or more";
+  for (int i = 0; i < call->links && !wrong; ++i)
+    if (shapes[i].kernel[2] * shapes[i].window[GROUPS] != shapes[i].image[3] || shapes[i].kernel[3] != shapes[i].output[3])
+      wrong = "takes a kernel for the channels of image and output";
   return wrong;
 }
 
@@ -148,6 +151,7 @@ static const char *take_shapes(const XLA_FFI_CallFrame *frame, const int64_t *wi
   memcpy(s->image, operand[0]->dims, sizeof s->image);
   memcpy(s->kernel, operand[1]->dims, sizeof s->kernel);
   if (w[0] < 1 || w[1] < 1 || w[GROUPS] < 1 || s->image[0] < 1) return "takes steps, groups and images of one or more";
+  if (s->kernel[2] * w[GROUPS] != s->image[3]) return "takes a kernel for the image's channels";
   const int64_t output[] = {s->image[0], (s->image[1] + w[2] + w[3] - s->kernel[0]) / w[0] + 1,
                             (s->image[2] + w[4] + w[5] - s->kernel[1]) / w[1] + 1, s->kernel[3]};
   memcpy(s->output, output, sizeof output);

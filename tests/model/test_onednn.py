@@ -255,6 +255,12 @@ def test_what_it_cannot_do_is_an_error_of_the_program():
         jax.block_until_ready(call(x, w, window=np.array([1, 1, 1, 1, 1, 1, 1, 0, 0])))
     with pytest.raises(jax.errors.JaxRuntimeError, match="nine int64"):
         jax.block_until_ready(call(x, w, window=np.array([1, 1])))
+    # Products of matrices would write beyond such a kernel's gradient.
+    gradient = jax.ffi.ffi_call(
+        onednn_library.target("convolution_weight_gradient"), jax.ShapeDtypeStruct((1, 1, 2, 5), jnp.float32)
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="channels"):
+        jax.block_until_ready(gradient(x, *arrays((2, 4, 4, 5)), window=np.array([1, 1, 0, 0, 0, 0, 1, 0, 0])))
 
 
 def described(tmp_path, **environment):

@@ -329,6 +329,8 @@ def test_what_it_does_not_take_is_an_error_of_the_program(name):
         ("nine int64", {"window": window[:8]}),
         ("epsilon of float32", {"epsilon": np.float64(1)}),
         ("one or more", {"window": window * 0}),
+        # Products of matrices would write beyond such a kernel's gradient.
+        ("channels", {"given": [x[..., :2], *given[1:]]}),
     ):
         with pytest.raises(jax.errors.JaxRuntimeError, match=expected):
             call(**({"given": given, "results": results, "window": window, "epsilon": epsilon} | changed))
