@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from resnet.model import onednn, onednn_library
+from resnet.model import blocked, onednn, onednn_library
 from resnet.model.convolution_forms import (
     NHWC,
     Window,
@@ -74,6 +74,8 @@ def conv_general_dilated(
         and preferred_element_type in (None, lhs.dtype)
     )
     nhwc = ordinary and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers) == NHWC
+    if nhwc and blocked.convolution_pays(lhs, rhs, window_strides, padding, feature_group_count):
+        return blocked.convolution(lhs, rhs)
     if window and nhwc:
         return onednn.output(window, lhs, rhs) if _is_for_onednn(window, lhs, rhs) else _convolve(window, lhs, rhs)
     return lax.conv_general_dilated(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model import onednn, onednn_training
+from resnet.model import blocked, onednn, onednn_training
 from resnet.model.convolution import conv_general_dilated, window_for_onednn
 from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
@@ -52,8 +52,7 @@ class Conv(nn.Module):
         return kernel, self.param("bias", self.bias_init, (self.features,), jnp.float32) if self.use_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel, bias = self.variables_for(x.shape[-1])
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x, kernel, bias = self._promoted(x)
         y = self.backend(
             x,
             kernel,
@@ -63,6 +62,15 @@ class Conv(nn.Module):
             feature_group_count=self.groups,
         )
         return y if bias is None else y + bias
+
+    def by_blocks(self, x: jax.Array) -> jax.Array:
+        """A stem's 7×7 convolution of stride 2, in blocks (`blocked.stem`): float[B, H/4, W/4, 4, features]."""
+        x, kernel, bias = self._promoted(x)
+        return blocked.stem(x, kernel, bias)
+
+    def _promoted(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        kernel, bias = self.variables_for(x.shape[-1])
+        return cast(Any, nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
 
     @property
     def _padding(self) -> tuple[tuple[int, int], ...]:

@@ -1,5 +1,6 @@
 """The network: stem, stages of blocks, head -> logits, and named features on request."""
 
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, cast
@@ -8,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from resnet.model import blocked
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
@@ -104,6 +106,8 @@ class ResNet(nn.Module):
             )
             behind = None if bare else self._norm(features, f"bn{suffix}", train)
             links.append(Link(layer, behind, None if bare else activation))
+        if spec.stem == "imagenet" and self.backend is conv_general_dilated and blocked.stem_pays(x):
+            return self._stem_by_blocks(links[0], x)
         x = convolve(links, x, train=train)
         if spec.stem == "cifar":
             return x
@@ -112,6 +116,14 @@ class ResNet(nn.Module):
             return pool(x)
         # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
         return pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
+
+    def _stem_by_blocks(self, link: Link, x: jax.Array) -> jax.Array:
+        """The same by blocks of pixels; to norm and activation a block's outputs are as good as pixels of a row."""
+        y = link.layer.by_blocks(x)
+        rows = y.reshape(*y.shape[:2], -1, y.shape[-1])
+        rows = rows if link.norm is None else link.norm(rows)
+        rows = rows if link.activation is None else link.activation(rows)
+        return blocked.max_pool(rows.reshape(y.shape), fill=-math.inf if self.spec.stem_norm else 0.0)
 
     def _stage(
         self, x: jax.Array, stage: int, train: bool, offsets: Mapping[str, jax.Array]

@@ -15,6 +15,7 @@ from input_pipeline.augment import prepare
 from input_pipeline.resident import cut
 from resnet.model.network import initialise
 from resnet.train.metrics import eval_sums
+from resnet.train.parallel import compiler_options
 from resnet.train.plan import Plan
 from resnet.train.state import TrainState, Variables, create_state
 from resnet.train.steps import logits_of, make_keyed_step, sum_names
@@ -133,7 +134,7 @@ def compile_for_all(
 
     The buffers of `given` are given up. In turns it is compiled for an axis of one, and called for each seed.
     """
-    program = jax.jit(function, donate_argnums=0)
+    program = jax.jit(function, donate_argnums=0, compiler_options=compiler_options())
     if together != "turns":
         return program.lower(given, own, shared).compile()
     seeds = len(jax.tree.leaves((given, own))[0])

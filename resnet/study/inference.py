@@ -4,9 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.layout import Format, Layout
 
 from input_pipeline.augment import prepare
 from input_pipeline.contract import Contract
@@ -14,6 +16,7 @@ from input_pipeline.crops import Crop
 from resnet.model.folding import fold
 from resnet.model.network import ResNet, evaluate
 from resnet.train.checkpoints import Meta, load
+from resnet.train.parallel import compiler_options
 from resnet.train.state import Variables
 
 # Images a call, and pixels in them: larger images go fewer at a time, for the memory that their feature maps take.
@@ -48,7 +51,7 @@ class Model:
     @functools.cached_property
     def _answer(self) -> Callable[[np.ndarray], jax.Array]:
         network, variables = self.folded
-        return functools.partial(jax.jit(answer(network, self.meta.contract)), jax.device_put(variables))
+        return ready(answer(network, self.meta.contract), variables)
 
 
 def best_batch(image_size: int) -> int:
@@ -70,6 +73,40 @@ def answer(network: ResNet, contract: Contract) -> Answer:
         return jax.nn.softmax(evaluate(network, variables, prepare(images, contract)))
 
     return probabilities
+
+
+def ready(function: Answer, variables: Variables) -> Callable[[np.ndarray], jax.Array]:
+    """`function` of batches alone, compiled for each size that comes; the variables lie on the device."""
+    if jax.default_backend() == "gpu":
+        return LaidOut(function, variables)
+    return functools.partial(jax.jit(function), jax.device_put(variables))
+
+
+class LaidOut:
+    """`ready` on a GPU: the variables lie in the order in which the compiled program reads them.
+
+    Else it turns every kernel round in each call: ResNet-50 folded, one image, H100: 53 of 113 kernels started, 0.12 of
+    0.42 ms at work (bfloat16, 2026-11-26).
+    """
+
+    def __init__(self, function: Answer, variables: Variables) -> None:
+        self.function, self.variables = function, variables
+        self.formats: Any = Format(Layout.AUTO)
+        self.programs: dict[tuple[int, ...], Callable[..., jax.Array]] = {}
+
+    def __call__(self, images: np.ndarray | jax.Array) -> jax.Array:
+        if (program := self.programs.get(images.shape)) is None:
+            program = self.programs[images.shape] = self._compile(images)
+        return program(self.variables, jax.device_put(images))
+
+    def _compile(self, images: np.ndarray | jax.Array) -> Callable[..., jax.Array]:
+        shape_of = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)  # noqa: E731
+        program = jax.jit(self.function, in_shardings=(self.formats, None), compiler_options=compiler_options())
+        compiled = program.lower(jax.tree.map(shape_of, self.variables), shape_of(images)).compile()
+        # The order that suits the first size is the others' too.
+        self.formats = compiled.input_formats[0][0]
+        self.variables = jax.device_put(self.variables, self.formats)
+        return compiled
 
 
 def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:

@@ -13,6 +13,8 @@ from input_pipeline.errors import InputError, printable
 
 DATA, FSDP = "data", "fsdp"
 AXIS = re.compile(r"(data|fsdp)=(-1|[1-9][0-9]{0,6})")
+# XLA's default kinds of what CUDA graphs may hold, and the last two.
+GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE"
 # Numbers in a leaf below which dividing it saves nothing: a BN scale in 8 parts costs more in messages than in memory.
 LEAST_DIVIDED = 4096
 
@@ -125,6 +127,16 @@ def put_count(count: int, mesh: Mesh) -> jax.Array:
         return jax.make_array_from_process_local_data(replicated(mesh), np.asarray(count, np.int32))
 
 
+def compiler_options() -> dict[str, str] | None:
+    """What jax.jit is to compile with: on a GPU convolutions and loops too go into CUDA graphs.
+
+    XLA leaves these two out by default, so that the host starts each convolution by itself and asks a loop on after
+    each of its steps. CIFAR ResNet-20, batch 128, H100: 1.50 ms a step, without 1.98; ResNet-50 at batch 256 43.5 and
+    43.9 (2026-11-26).
+    """
+    return {"xla_gpu_enable_command_buffer": GRAPHED} if jax.default_backend() == "gpu" else None
+
+
 def compile_train_step(
     step: Callable[..., Any], mesh: Mesh, many: Callable[..., Any] | None = None
 ) -> Callable[..., Any]:
@@ -140,14 +152,14 @@ def compile_train_step(
         return place(mesh, new), jax.lax.with_sharding_constraint(pulse, replicated(mesh))
 
     if many is None:
-        return jax.jit(placed, donate_argnums=0)
+        return jax.jit(placed, donate_argnums=0, compiler_options=compiler_options())
 
     def all_placed(state: Any, batches: Any, count: Any, *kept: Any) -> tuple[Any, Any]:
         several = many(lambda state, batch: placed(state, batch, *kept))
         new, pulses = several(state, batches, count)
         return place(mesh, new), jax.lax.with_sharding_constraint(pulses, replicated(mesh))
 
-    return jax.jit(all_placed, donate_argnums=0)
+    return jax.jit(all_placed, donate_argnums=0, compiler_options=compiler_options())
 
 
 def compile_placed(function: Callable[..., Any], mesh: Mesh, **options: Any) -> Callable[..., Any]:
@@ -165,7 +177,7 @@ def compile_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
 
     The variables stay where they are: divided or on every device.
     """
-    return jax.jit(step, out_shardings=replicated(mesh))
+    return jax.jit(step, out_shardings=replicated(mesh), compiler_options=compiler_options())
 
 
 def peak_memory() -> dict[str, int]:
