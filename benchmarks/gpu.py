@@ -45,16 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=520, help="in all (default: 520)")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds of a part (default: {LONGEST})")
     parser.add_argument("--small", action="store_true", help="a tiny network and batch: whether it works, not how fast")
     parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/gpu_DEVICE.json)")
     arguments = parser.parse_args()
-    named = [part.partition(":") for part in arguments.parts.split(",")]
-    parts = [Part({"part": name, "batch_size": int(batch)}, (name, batch)) for name, _, batch in named]
+    groups = [[part_of(*part.split(":")) for part in group.split("+")] for group in arguments.parts.split(",")]
     rows = run_all(
-        "gpu", "benchmarks.gpu_parts", parts, seconds=arguments.seconds, longest=LONGEST, out=arguments.out,
+        "gpu", "benchmarks.gpu_parts", groups, seconds=arguments.seconds, longest=arguments.longest, out=arguments.out,
         small=arguments.small,
     )  # fmt: skip
     print(table(rows))
+
+
+def part_of(name: str, batch: str) -> Part:
+    return Part({"part": name, "batch_size": int(batch)}, (name, batch))
 
 
 def bounds(ceilings: Mapping[str, float]) -> dict[str, float]:

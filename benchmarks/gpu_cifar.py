@@ -35,25 +35,30 @@ def main() -> None:
     parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, with commas between")
     parser.add_argument("--seconds", type=float, default=520, help="in all (default: 520)")
     parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds of a part (default: {LONGEST})")
     parser.add_argument("--small", action="store_true", help="drawn images, tiny networks: whether it works")
+    parser.add_argument("--drawn", action="store_true", help="as many images as CIFAR-10 has, drawn: speed alone")
     parser.add_argument("--out", default="", help="the JSON file (default: benchmarks/results/gpu_cifar_DEVICE.json)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         arrays = Path(folder) / "cifar10.npz"
-        if arguments.small:
-            write_drawn(arrays)
+        if arguments.small or arguments.drawn:
+            write_drawn(arrays, *((50_000, 10_000) if arguments.drawn else (320, 80)))
         else:
             write_cifar(arguments.sheets.split(","), arrays)
-        parts = [Part({"part": name}, (name, str(arrays))) for name in arguments.parts.split(",")]
+        groups = [
+            [Part({"part": name}, (name, str(arrays))) for name in group.split("+")]
+            for group in arguments.parts.split(",")
+        ]
         rows = run_all(
-            "gpu_cifar", "benchmarks.gpu_cifar_parts", parts, seconds=arguments.seconds, longest=LONGEST,
+            "gpu_cifar", "benchmarks.gpu_cifar_parts", groups, seconds=arguments.seconds, longest=arguments.longest,
             out=arguments.out, small=arguments.small,
         )  # fmt: skip
     print(table(rows))
 
 
-def write_drawn(file: Path) -> None:
-    """Noise around a colour for each of ten classes, which anything learns: 320 training and 80 test images."""
+def write_drawn(file: Path, train: int, test: int) -> None:
+    """Noise around a colour for each of ten classes, which anything learns: so many training and test images."""
     import numpy as np
 
     from input_pipeline.resident import Images, make_resident, write_arrays
@@ -61,7 +66,7 @@ def write_drawn(file: Path) -> None:
     generator = np.random.default_rng(0)
     colours = generator.integers(40, 216, (10, 1, 1, 3))
     splits = {}
-    for name, count in (("train", 320), ("test", 80)):
+    for name, count in (("train", train), ("test", test)):
         labels = (np.arange(count) % 10).astype(np.int32)
         noise = generator.integers(-30, 31, (count, 32, 32, 3))
         splits[name] = Images((colours[labels] + noise).clip(0, 255).astype(np.uint8), labels)

@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.gpu_parts import of_jax, of_torch
+from benchmarks.gpu_cifar_torch import MEASURED_SECONDS, torch_peer
+from benchmarks.gpu_kernels import KEEP
+from benchmarks.gpu_parts import kept_kernels, of_jax
+from benchmarks.part_processes import wait_for_turn
 
-BATCH, SEEDS = 128, 10
-# Of a measurement of speed: steps before the clock runs, and seconds after which it stops.
-WARM_STEPS, MEASURED_SECONDS = 800, 15.0
+SEEDS = 10
+# Steps before the clock of a measurement of speed runs.
+WARM_STEPS = 800
 # After so many seconds no further seed is begun.
 LAST_BEGIN = 140.0
 # Name -> what configs/cifar10_fast.py is to say instead, as 'section.key': value.
@@ -62,7 +65,9 @@ class Trainer:
     The program of an ablation (resnet/study/ablation_program.py): each seed does what an ordinary run with it does.
     """
 
-    def __init__(self, config: Any, arrays: Path, seeds_at_once: int = 1, steps_per_call: int = 0) -> None:
+    def __init__(
+        self, config: Any, arrays: Path, seeds_at_once: int = 1, steps_per_call: int = 0, together: str = "vmap"
+    ) -> None:
         import jax
 
         from input_pipeline.resident import evaluation_rows, read_arrays
@@ -72,7 +77,7 @@ class Trainer:
         begun = time.perf_counter()
         data = read_arrays(arrays, config.data.image_size)
         self.plan = make_plan(config, data.as_source("arrays"))
-        self.together = "unrolled" if seeds_at_once == 1 else "vmap"
+        self.together = "unrolled" if seeds_at_once == 1 else together
         self.steps_per_call = min(steps_per_call or config.run.steps_per_call, self.plan.total_steps)
         train, test = data.splits["train"], data.splits["test"]
         batches = evaluation_rows(test, min(self.plan.eval_batch_size, len(test)))
@@ -133,11 +138,12 @@ class Trainer:
         return program.add_up(jax.device_get(sums))["top1"]
 
 
-def ours(arrays: Path, small: bool, seeds_at_once: int = 1) -> dict[str, Any]:
+def ours(arrays: Path, small: bool, seeds_at_once: int = 1, together: str = "vmap") -> dict[str, Any]:
     """Images/s of all seeds, from what the host draws to the last update; two calls are under way at a time."""
     import jax
 
-    trainer = Trainer(resnet20(small), arrays, seeds_at_once, steps_per_call=5 if small else 400)
+    trainer = Trainer(resnet20(small), arrays, seeds_at_once, 5 if small else 400, together)
+    wait_for_turn()
     seeds, batch = tuple(range(seeds_at_once)), trainer.plan.batch_size
     warm, seconds = (5, 0.5) if small else (WARM_STEPS, MEASURED_SECONDS)
     done, begun, previous = 0, 0.0, None
@@ -154,7 +160,9 @@ def ours(arrays: Path, small: bool, seeds_at_once: int = 1) -> dict[str, Any]:
             done, begun = 0, time.perf_counter()
     jax.block_until_ready(previous)
     took = time.perf_counter() - begun
+    kernels = {"kernels": kernels_of_steps(trainer, seeds, state)} if os.environ.get(KEEP) else {}
     return {
+        **kernels,
         "batch_size": batch,
         "seeds": seeds_at_once,
         "images_per_second": done * batch * seeds_at_once / took,
@@ -166,98 +174,40 @@ def ours(arrays: Path, small: bool, seeds_at_once: int = 1) -> dict[str, Any]:
     }
 
 
-def torch_peer(arrays: Path, small: bool, *, compiled: bool, resident: bool = False) -> dict[str, Any]:
-    """Images/s of torch's loop over epochs of CIFAR-10, from images in memory to updates."""
-    import torch
+def ours_without(what: str) -> Callable[[Path, bool], dict[str, Any]]:
+    """`ours` with 16 channels by pixels ('blocks'), or without convolutions and loops in CUDA graphs ('graphs')."""
 
-    from benchmarks.torch_twin import TorchResNet
-    from input_pipeline.resident import read_arrays
+    def part(arrays: Path, small: bool) -> dict[str, Any]:
+        from resnet.model import blocked
+        from resnet.study import ablation_program as program
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.benchmark = True
-    torch.set_float32_matmul_precision("high")
-    sizes, width, batch = ((1,), 8, 32) if small else ((3, 3, 3), 16, BATCH)
-    network: Any = TorchResNet("basic", sizes, width=width, num_classes=10, stem="cifar")
-    network = network.to(device, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, fused=device == "cuda")
-    mean = torch.tensor([123.675, 116.28, 103.53], device=device).view(1, 3, 1, 1)
-    std = torch.tensor([58.395, 57.12, 57.375], device=device).view(1, 3, 1, 1)
+        if what == "blocks":
+            blocked.FEW_CHANNELS = 0
+        else:
+            program.compiler_options = lambda: None
+        return ours(arrays, small)
 
-    def forward(pixels: Any) -> Any:
-        with torch.autocast(device, dtype=torch.bfloat16):
-            return network(((pixels.float() - mean) / std).contiguous(memory_format=torch.channels_last))
-
-    run = torch.compile(forward, mode="max-autotune") if compiled else forward
-    train = read_arrays(arrays, 32).splits["train"]
-    images, labels = torch.from_numpy(train.images).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(train.labels)
-    batches = batches_on_device if resident else batches_of_loader
-    warm, seconds = (2, 0.5) if small else (100, MEASURED_SECONDS)
-    finish: Callable[[], Any] = torch.cuda.synchronize if device == "cuda" else lambda: None
-    entered, done, begun, compile_seconds = time.perf_counter(), 0, 0.0, 0.0
-    for pixels, targets in batches(images, labels.long(), batch, device):
-        optimizer.zero_grad(set_to_none=True)
-        torch.nn.functional.cross_entropy(run(pixels).float(), targets).backward()
-        optimizer.step()
-        done += 1
-        if not compile_seconds:
-            finish()
-            compile_seconds = time.perf_counter() - entered
-        if not begun and done >= warm:
-            finish()
-            done, begun = 0, time.perf_counter()
-        elif begun and time.perf_counter() - begun > seconds:
-            break
-    finish()
-    took = time.perf_counter() - begun
-    return {
-        "batch_size": batch,
-        "images_per_second": done * batch / took,
-        "step_milliseconds": 1e3 * took / done,
-        "measured_steps": done,
-        "compile_seconds": compile_seconds,
-        "workers": 0 if resident else os.cpu_count(),
-        **of_torch(),
-    }
+    return part
 
 
-def batches_of_loader(images: Any, labels: Any, batch: int, device: str) -> Iterator[tuple[Any, Any]]:
-    """Epochs of a shuffled DataLoader whose workers, one a core, pad by 4, crop and flip each image."""
-    import torch
+def kernels_of_steps(trainer: Trainer, seeds: tuple[int, ...], state: Any) -> dict[str, Any]:
+    """A trace of one call of twenty steps, from `state` on; figures are of a step."""
+    import jax
 
-    class Varied(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(labels)
+    rows, _ = next(trainer.calls(seeds, 0))
+    steps = min(20, trainer.steps_per_call)
+    own, shared = (jax.random.split(jax.random.key(0), len(seeds)), rows), (trainer.images, trainer.labels)
+    last = [state]
 
-        def __getitem__(self, index: int) -> tuple[Any, Any]:
-            image = torch.nn.functional.pad(images[index], (4, 4, 4, 4))
-            top, left, mirrored = torch.randint(0, 9, (3,)).tolist()
-            image = image[:, top : top + 32, left : left + 32]
-            return image.flip(-1) if mirrored < 4.5 else image, labels[index]
+    def call() -> None:
+        last[0], _ = trainer.advance(last[0], own, (*shared, jax.device_put(np.int32(steps))))
 
-    loader = torch.utils.data.DataLoader(
-        Varied(), batch, shuffle=True, drop_last=True, num_workers=os.cpu_count() or 1, persistent_workers=True,
-        pin_memory=device == "cuda", prefetch_factor=4,
-    )  # fmt: skip
-    while True:
-        for pixels, targets in loader:
-            yield pixels.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-
-
-def batches_on_device(images: Any, labels: Any, batch: int, device: str) -> Iterator[tuple[Any, Any]]:
-    """The same with all images on the device, where each batch is cropped and flipped at once."""
-    import torch
-
-    padded, labels = torch.nn.functional.pad(images, (4, 4, 4, 4)).to(device), labels.to(device)
-    places = torch.arange(32, device=device)
-    while True:
-        order = torch.randperm(len(labels), device=device)
-        for start in range(0, len(labels) - batch + 1, batch):
-            index = order[start : start + batch]
-            top, left = torch.randint(0, 9, (2, batch, 1), device=device)
-            columns = left + torch.where(torch.rand(batch, 1, device=device) < 0.5, places, 31 - places)
-            rows = (top + places)[:, None, :, None]
-            channels = torch.arange(3, device=device)[None, :, None, None]
-            yield padded[index[:, None, None, None], channels, rows, columns[:, None, None, :]], labels[index]
+    call()
+    name = f"cifar_{len(seeds)}_{trainer.together}"
+    found = kept_kernels(trainer.advance, call, lambda: jax.block_until_ready(last[0]), name, calls=1)
+    found |= {key: found[key] / steps for key in ("span_ms", "busy_ms", "launches")}
+    found["rows"] = [row | {"count": row["count"] / steps, "ms": row["ms"] / steps} for row in found["rows"]]
+    return found
 
 
 def fast(out: Path, arrays: Path, small: bool, changes: dict[str, Any], seeds: int) -> None:
@@ -277,6 +227,7 @@ def fast(out: Path, arrays: Path, small: bool, changes: dict[str, Any], seeds: i
         config.run.steps_per_call = 10
     validate(config)
     trainer = Trainer(config, arrays)
+    wait_for_turn()
     states, total = trainer.first_states(tuple(range(seeds))), trainer.plan.total_steps
     told: dict[str, list[float]] = {"seconds": [], "evaluation_seconds": [], "accuracy": []}
     entered = time.perf_counter()
@@ -325,7 +276,12 @@ def mean_and_deviation(name: str, values: list[float]) -> dict[str, float]:
 
 RATES: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "ours": ours,
+    "ours_without_blocks": ours_without("blocks"),
+    "ours_without_graphs": ours_without("graphs"),
     "ours_seeds": lambda arrays, small: ours(arrays, small, 2 if small else 8),
+    "five_vmap": lambda arrays, small: ours(arrays, small, 2 if small else 5, "vmap"),
+    "five_unrolled": lambda arrays, small: ours(arrays, small, 2 if small else 5, "unrolled"),
+    "five_map": lambda arrays, small: ours(arrays, small, 2 if small else 5, "map"),
     "torch": lambda arrays, small: torch_peer(arrays, small, compiled=False),
     "torch_compiled": lambda arrays, small: torch_peer(arrays, small, compiled=True),
     "torch_resident": lambda arrays, small: torch_peer(arrays, small, compiled=not small, resident=True),

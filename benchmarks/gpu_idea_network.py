@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from benchmarks.gpu_idea_kernels import Tiles, product
-from resnet.model.pooling import max_pool
+from resnet.model import blocked
+from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -90,21 +91,42 @@ def _two_pass_differentiate(epsilon: float, relu: bool, saved: Any, gradients: A
 two_pass_norm.defvjp(_two_pass_save, _two_pass_differentiate)
 
 
+@jax.custom_vjp
+def rectified(x: Array) -> Array:
+    """nn.relu, whose gradient reads what it gave: one array, where what a sum was given is computed again from two."""
+    return _rectify(x)[0]
+
+
+def _rectify(x: Array) -> tuple[Array, Array]:
+    # Else XLA writes max(x, 0) > 0 as x > 0, and computes x again.
+    y = lax.optimization_barrier(nn.relu(x))
+    return y, y
+
+
+def _rectify_back(y: Array, g: Array) -> tuple[Array]:
+    return (jnp.where(y > 0, g, jnp.zeros((), g.dtype)),)
+
+
+rectified.defvjp(_rectify, _rectify_back)
+
+
 @dataclasses.dataclass(frozen=True)
 class IdeaNetwork:
     """A network for `make_train_step`: `apply` gives (logits, {'batch_stats'}) as ResNet.apply does in training.
 
     one_by_one: 1×1 convolutions as lax' convolution, as products, or as benchmarks/gpu_idea_kernels' fused products.
-    norm: 'plain' as JAX differentiates it, or 'two_pass' (not for what is fused). stem: lax' convolution or
-    space_to_depth. pool: resnet.model.pooling's, or XLA's with its select-and-scatter.
+    norm: 'plain' as JAX differentiates it, or 'two_pass' (not for what is fused). stem: resnet.model.blocked's, lax'
+    convolution or space_to_depth. pool: resnet.model.pooling's, or XLA's with its select-and-scatter, where the stem is
+    not in blocks. ends: the ReLU behind an addition as JAX differentiates it, 'input', or by what it gave, 'output'.
     """
 
     spec: ResNetSpec
     dtype: Any = jnp.float32
     one_by_one: str = "conv"
     norm: str = "plain"
-    stem: str = "conv"
+    stem: str = "blocks"
     pool: str = "ours"
+    ends: str = "input"
     tiles: Tiles = dataclasses.field(default_factory=Tiles)
     frozen: frozenset[str] = frozenset()
 
@@ -121,15 +143,20 @@ class Forward:
         self.statistics: dict[str, Any] = {}
 
     def run(self, images: Array) -> tuple[Array, dict[str, Any]]:
-        spec, dtype = self.network.spec, self.network.dtype
+        dtype = self.network.dtype
+        images, kernel = images.astype(dtype), self.params["conv1"]["kernel"].astype(dtype)
+        if self.network.stem == "blocks":
+            y = blocked.stem(images, kernel)
+            rows = self.normalised(y.reshape(*y.shape[:2], -1, y.shape[-1]), "bn1", relu=True)
+            return self.stages(blocked.max_pool(rows.reshape(y.shape), fill=-jnp.inf))
         stem: Callable[..., Array] = space_to_depth if self.network.stem == "space_to_depth" else _convolution
-        kernel = self.params["conv1"]["kernel"].astype(dtype)
-        x = stem(images.astype(dtype), kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=_NHWC)
+        x = stem(images, kernel, (2, 2), [(3, 3), (3, 3)], dimension_numbers=_NHWC)
         x = self.normalised(x, "bn1", relu=True)
-        if self.network.pool == "xla":
-            x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(1, 1), (1, 1)])
-        else:
-            x = max_pool(x)
+        return self.stages((max_pool_by_xla if self.network.pool == "xla" else max_pool)(x))
+
+    def stages(self, x: Array) -> tuple[Array, dict[str, Any]]:
+        """All behind the stem."""
+        spec = self.network.spec
         for stage, blocks in enumerate(spec.stage_sizes):
             for index in range(blocks):
                 x = self.block(x, f"layer{stage + 1}_{index}", block_stride(spec, stage, index))
@@ -149,7 +176,7 @@ class Forward:
             outer = self.one_by_one(raw, name, "conv3", "bn3", before=self.affine(f"{name}/bn2", mean, variance))
         else:
             outer = self.one_by_one(self.normalised(raw, f"{name}/bn2", relu=True), name, "conv3", "bn3")
-        return nn.relu(outer + shortcut)
+        return (rectified if self.network.ends == "output" else nn.relu)(outer + shortcut)
 
     def one_by_one(
         self,

@@ -8,20 +8,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_parts import drawn_variables, images_of, of_jax, timed
+from benchmarks.gpu_idea_blocks import chains, stems
+from benchmarks.gpu_parts import drawn_variables, images_of, kept_kernels, of_jax, timed
+from benchmarks.part_processes import wait_for_turn
 
 BATCH = 256
-# Name -> fields of IdeaNetwork, or the convolution that ResNet is given; 'derived_norm' is an IdeaNetwork as it is.
-PIECES: dict[str, Any] = {
+# Name -> fields of IdeaNetwork; None for the network as it is, 'derived_norm' for an IdeaNetwork as it is.
+PIECES: dict[str, dict[str, Any] | None] = {
     "reference": None,
-    "dots": "dots",
-    "space_to_depth": "space_to_depth",
+    "dots": {"one_by_one": "dot"},
+    "space_to_depth": {"norm": "two_pass", "stem": "space_to_depth"},
+    "by_pixels": {"norm": "two_pass", "stem": "conv"},
+    "xla_pool": {"norm": "two_pass", "stem": "conv", "pool": "xla"},
     "derived_norm": {},
     "two_pass": {"norm": "two_pass"},
-    "xla_pool": {"norm": "two_pass", "pool": "xla"},
     "dots_two_pass": {"one_by_one": "dot", "norm": "two_pass"},
+    "ends_by_output": {"norm": "two_pass", "ends": "output"},
     "fused": {"one_by_one": "fused"},
-    "all": {"one_by_one": "fused", "norm": "two_pass", "stem": "space_to_depth"},
+    "all": {"one_by_one": "fused", "norm": "two_pass"},
 }
 # Side, inputs and outputs of ResNet-50's 1×1 convolutions at 224 px, of each kind the largest.
 SHAPES = ((56, 64, 64), (56, 64, 256), (56, 256, 64), (28, 128, 512), (28, 512, 128), (14, 256, 1024), (7, 512, 2048))
@@ -36,11 +40,11 @@ def main() -> None:
     out, name, batch, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     small = "small" in sys.argv[5:]
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    out.write_text(json.dumps(kernels(small) if name == "kernels" else train_step(name, batch, steps, small)))
+    out.write_text(json.dumps(ALONE[name](small) if name in ALONE else train_step(name, batch, steps, small)))
 
 
 def network_of(name: str, small: bool) -> Any:
-    """The network of a piece: ResNet itself, with another convolution, or an IdeaNetwork (interpreted on a CPU)."""
+    """The network of a piece: ResNet itself, or an IdeaNetwork (whose kernels are interpreted on a CPU)."""
     import jax
     import jax.numpy as jnp
 
@@ -54,8 +58,6 @@ def network_of(name: str, small: bool) -> Any:
     piece = PIECES[name]
     if piece is None:
         return ResNet(spec, dtype=jnp.bfloat16)
-    if isinstance(piece, str):
-        return ResNet(spec, dtype=jnp.bfloat16, backend=getattr(ideas, piece))
     tiles = Tiles(interpret=jax.default_backend() == "cpu")
     return ideas.IdeaNetwork(spec, dtype=jnp.bfloat16, tiles=tiles, **piece)
 
@@ -68,6 +70,7 @@ def train_step(name: str, batch: int, steps_per_call: int, small: bool) -> dict[
     from input_pipeline.augment import Augmentation
     from input_pipeline.contract import contract_by_name
     from resnet.train.optimizer import OptimizerSettings, make_optimizer
+    from resnet.train.parallel import compiler_options
     from resnet.train.state import create_state
     from resnet.train.steps import Recipe, make_train_step, sum_names
 
@@ -85,16 +88,23 @@ def train_step(name: str, batch: int, steps_per_call: int, small: bool) -> dict[
 
     start = time.perf_counter()
     function = step if steps_per_call == 1 else several
-    compiled = jax.jit(function, donate_argnums=0).lower(state, data).compile()
+    # What a program is compiled with goes before what the environment says of the same.
+    asked = "command_buffer" in os.environ.get("XLA_FLAGS", "")
+    options = None if asked else compiler_options()
+    compiled = jax.jit(function, donate_argnums=0, compiler_options=options).lower(state, data).compile()
     compile_seconds = time.perf_counter() - start
     holder: list[Any] = [state, None]
 
     def call() -> None:
         holder[0], holder[1] = compiled(holder[0], data)
 
-    found = timed(call, lambda: jax.block_until_ready(holder[1]), batch, steps_per_call)
+    def finish() -> None:
+        jax.block_until_ready(holder[1])
+
+    found: dict[str, Any] = timed(call, finish, batch, steps_per_call)
     loss = float(np.ravel(holder[1]["loss"])[-1])
     text = compiled.as_text() or ""
+    found["kernels"] = kept_kernels(compiled, call, finish, f"{name}_{batch}{'_flags' * ('XLA_FLAGS' in os.environ)}")
     counted = {kind: text.count(f"{kind}(") for kind in ("fusion", "custom-call", "convolution", "reduce")}
     return {**found, "compile_seconds": compile_seconds, "loss": loss, "operations": counted, **of_jax()}
 
@@ -105,6 +115,7 @@ def kernels(small: bool) -> dict[str, Any]:
 
     from benchmarks.gpu_idea_kernels import Tiles, product
 
+    wait_for_turn()
     interpret = jax.default_backend() == "cpu"
     candidates: dict[str, Callable[..., Any]] = {"xla": unfused} | {
         f"fused_{number}": lambda *given, tiles=tiles: product(Tiles(**tiles, interpret=interpret), True, *given)
@@ -179,6 +190,10 @@ def norm_of_difference(found: Any, expected: Any) -> Any:
     import jax.numpy as jnp
 
     return jnp.linalg.norm(found - expected) / jnp.maximum(jnp.linalg.norm(expected), 1e-30)
+
+
+# What is timed by itself and not as a part of the whole step.
+ALONE: dict[str, Callable[[bool], dict[str, Any]]] = {"kernels": kernels, "stems": stems, "chains": chains}
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@
     JAX_PLATFORMS=cpu python -m benchmarks.gpu_ideas --small --out=/tmp/small.json    # that it works, on any machine
 
 benchmarks/gpu_notes.md says what each is, what it is predicted to gain and, once measured, what it did. Each part is a
-process of its own. `pieces`: other ways to convolve and to normalise (benchmarks/gpu_idea_network.py), which compute
-the same function (tests/benchmarks/test_gpu_ideas.py), and `kernels`, the fused product beside XLA's at the shapes of
-ResNet-50's 1×1 convolutions. `flags`: XLA's, in the environment. `lengths`: batches, and steps in one call. The whole
-step is benchmarks/gpu_parts.py's: uint8 images on the device, bfloat16, SGD; rates are medians.
+process of its own; of parts with a + between them all compile at once, and measure one after the other. `pieces`:
+other ways to convolve and to normalise (benchmarks/gpu_idea_network.py), which compute the same function
+(tests/benchmarks/test_gpu_ideas.py), and, timed alone, `kernels` (the fused product beside XLA's at the shapes of
+ResNet-50's 1×1 convolutions), `stems` and `chains` (benchmarks/gpu_idea_blocks.py). `flags`: XLA's, in the environment.
+`lengths`: batches, and steps in one call. The whole step is benchmarks/gpu_parts.py's: uint8 images on the device,
+bfloat16, SGD; rates are medians.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 from typing import Any
 
 from benchmarks import gpu_idea_bytes as moved
-from benchmarks.gpu_idea_parts import BATCH, PIECES
+from benchmarks.gpu_idea_parts import ALONE, BATCH, PIECES
 from benchmarks.part_processes import Part, run_all
 
 # Seconds of one part at most.
@@ -25,8 +27,12 @@ FLAGS: dict[str, str] = {
     "autotune_0": "--xla_gpu_autotune_level=0",
     "exhaustive_tiling": "--xla_gpu_exhaustive_tiling_search=true",
     "no_command_buffers": "--xla_gpu_enable_command_buffer=",
-    "all_command_buffers": "--xla_gpu_enable_command_buffer=FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE",
+    "default_command_buffers": "--xla_gpu_enable_command_buffer="
+    "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION",
     "latency_hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
+    "convolution_fusions": "--xla_gpu_experimental_enable_conv_fusion=true",
+    "same_shape_fusions": "--xla_gpu_experimental_enable_same_shape_multi_output_fusion=true",
+    "tuned_fusions": "--xla_gpu_experimental_enable_fusion_autotuner=true",
     "cudnn_fusions": "--xla_gpu_cudnn_gemm_fusion_level=2",
     "no_triton_products": "--xla_gpu_enable_triton_gemm=false",
 }
@@ -42,13 +48,17 @@ GROUPS: dict[str, tuple[str, ...]] = {
     # In order of worth: what comes late is what a short lease loses.
     "pieces": (
         "reference",
-        "fused",
-        "kernels",
+        "ends_by_output",
         "two_pass",
-        "dots",
+        "chains",
+        "stems",
+        "by_pixels",
         "space_to_depth",
+        "dots",
         "derived_norm",
+        "fused",
         "all",
+        "kernels",
         "xla_pool",
     ),
     "flags": ("reference", *FLAGS, "dots_two_pass"),
@@ -68,21 +78,23 @@ def main() -> None:
     parser.add_argument("--group", choices=tuple(GROUPS), default="pieces")
     parser.add_argument("--parts", default="", help="instead of a group's")
     parser.add_argument("--seconds", type=float, default=520, help="in all (default: 520)")
+    parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds of a part (default: {LONGEST})")
     parser.add_argument("--small", action="store_true", help="a tiny network: whether it works, not how fast")
     parser.add_argument("--out", default="", help="the JSON file (default: in benchmarks/results)")
     arguments = parser.parse_args()
     names = arguments.parts.split(",") if arguments.parts else GROUPS[arguments.group]
+    groups = [[part_of(name) for name in group.split("+")] for group in names]
     rows = run_all(
-        f"gpu_ideas_{arguments.group}", "benchmarks.gpu_idea_parts", [part_of(name) for name in names],
-        seconds=arguments.seconds, longest=LONGEST, out=arguments.out, small=arguments.small,
+        f"gpu_ideas_{arguments.group}", "benchmarks.gpu_idea_parts", groups,
+        seconds=arguments.seconds, longest=arguments.longest, out=arguments.out, small=arguments.small,
     )  # fmt: skip
     print(table(rows))
 
 
 def part_of(name: str) -> Part:
-    """A part by its name in PIECES, FLAGS or LENGTHS, or 'kernels'."""
+    """A part by its name in PIECES, ALONE, FLAGS or LENGTHS."""
     batch, steps = LENGTHS.get(name, (BATCH, 1))
-    piece = name if name in PIECES or name == "kernels" else "reference"
+    piece = name if name in PIECES or name in ALONE else "reference"
     flags = {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {FLAGS[name]}".strip()} if name in FLAGS else {}
     return Part({"part": name, "batch_size": batch}, (piece, str(batch), str(steps)), flags)
 

@@ -1,5 +1,6 @@
 """The parts of benchmarks/gpu.py: `python -m benchmarks.gpu_parts OUT.json NAME BATCH [small]`."""
 
+import gzip
 import json
 import os
 import statistics
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.gpu_kernels import KEEP, kernels_of
+from benchmarks.gpu_resident import resident
+from benchmarks.part_processes import wait_for_turn
 
 CLASSES = 1000
 REPETITIONS, STEPS = 7, 10
@@ -26,6 +31,7 @@ def main() -> None:
 
 def timed(call: Call, finish: Call, batch: int, steps_per_call: int = 1) -> dict[str, float]:
     """Images/s and ms a step of `call`, repeated without waiting; `finish` waits for the last."""
+    wait_for_turn()
     for _ in range(3):
         call()
     finish()
@@ -80,6 +86,7 @@ def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
     from resnet.model.network import ResNet
     from resnet.model.variants import variant
     from resnet.train.optimizer import OptimizerSettings, make_optimizer
+    from resnet.train.parallel import compiler_options
     from resnet.train.state import create_state
     from resnet.train.steps import Recipe, make_train_step, sum_names
 
@@ -97,14 +104,17 @@ def ours(batch: int, small: bool, *, steps_per_call: int = 1) -> dict[str, Any]:
 
     holder: list[Any] = [state, None]
     start = time.perf_counter()
-    compiled = jax.jit(step if steps_per_call == 1 else several, donate_argnums=0).lower(state, data).compile()
+    function = step if steps_per_call == 1 else several
+    compiled = jax.jit(function, donate_argnums=0, compiler_options=compiler_options()).lower(state, data).compile()
     compile_seconds = time.perf_counter() - start
 
     def call() -> None:
         holder[0], holder[1] = compiled(holder[0], data)
 
-    found = timed(call, lambda: jax.block_until_ready(holder[1]), batch, steps_per_call)
-    return {**found, "compile_seconds": compile_seconds, **of_jax()}
+    finish = lambda: jax.block_until_ready(holder[1])  # noqa: E731
+    found = timed(call, finish, batch, steps_per_call)
+    kept = {"kernels": kept_kernels(compiled, call, finish, f"ours_{batch}")} if steps_per_call == 1 else {}
+    return {**found, "compile_seconds": compile_seconds, **of_jax(), **kept}
 
 
 def of_jax() -> dict[str, Any]:
@@ -127,6 +137,7 @@ def ours_eval(batch: int, small: bool) -> dict[str, Any]:
     from resnet.model.layers import HEAD
     from resnet.model.network import ResNet, evaluate
     from resnet.model.variants import variant
+    from resnet.study.inference import ready
 
     pixels, _ = images_of(batch, small)
     network = ResNet(variant("resnet18" if small else "resnet50").spec, dtype=jnp.bfloat16)
@@ -136,19 +147,29 @@ def ours_eval(batch: int, small: bool) -> dict[str, Any]:
         name: part if name in HEAD else jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), part)
         for name, part in folded["params"].items()
     }
-    variables, images = jax.device_put(({"params": halved, "batch_stats": folded["batch_stats"]}, pixels))
+    variables, images = {"params": halved, "batch_stats": folded["batch_stats"]}, jax.device_put(pixels)
     contract = contract_by_name("torch")
     start = time.perf_counter()
-    answer = jax.jit(lambda variables, images: evaluate(network, variables, prepare(images, contract)))
-    compiled = answer.lower(variables, images).compile()
+    ask = ready(lambda variables, images: evaluate(network, variables, prepare(images, contract)), variables)
+    jax.block_until_ready(ask(images))
     compile_seconds = time.perf_counter() - start
     last: list[Any] = [None]
 
     def call() -> None:
-        last[0] = compiled(variables, images)
+        last[0] = ask(images)
 
     found = timed(call, lambda: jax.block_until_ready(last[0]), batch)
-    return {**found, "compile_seconds": compile_seconds, **of_jax()}
+    kept = {"kernels": kept_kernels(None, call, lambda: jax.block_until_ready(last[0]), f"eval_{batch}")}
+    return {**found, "compile_seconds": compile_seconds, **of_jax(), **kept}
+
+
+def kept_kernels(compiled: Any, call: Call, finish: Call, name: str, calls: int = 3) -> dict[str, Any]:
+    """The kernels of some calls, where the environment says under KEEP that they and the program are wanted."""
+    if not (keep := os.environ.get(KEEP)):
+        return {}
+    if compiled is not None:
+        Path(f"{keep}/{name}.hlo.gz").write_bytes(gzip.compress((compiled.as_text() or "").encode()))
+    return kernels_of(call, finish, calls, f"{keep}/{name}.trace.json.gz")
 
 
 def torch_network(small: bool, library: str) -> Any:
@@ -250,6 +271,7 @@ PARTS: dict[str, Callable[[int, bool], dict[str, Any]]] = {
     "ceilings": ceilings,
     "ours": ours,
     "ours_scan": lambda batch, small: ours(batch, small, steps_per_call=2 if small else 10),
+    "ours_resident": resident,
     "ours_eval": ours_eval,
     "torch": torch_peer,
     "torch_compiled": lambda batch, small: torch_peer(batch, small, compiled=True),

@@ -1,10 +1,21 @@
 """What the GPU benchmarks are made of that needs no GPU: bytes counted, parts as processes, recipes, tables."""
 
 import json
+from pathlib import Path
 
+import jax
 import pytest
 
-from benchmarks import gpu, gpu_cifar, gpu_cifar_parts, gpu_ideas, gpu_parts, part_processes
+from benchmarks import (
+    gpu,
+    gpu_cifar,
+    gpu_cifar_parts,
+    gpu_idea_parts,
+    gpu_ideas,
+    gpu_kernels,
+    gpu_parts,
+    part_processes,
+)
 from benchmarks.gpu_idea_bytes import (
     ELEMENTWISE,
     EVERYTHING,
@@ -46,10 +57,10 @@ def test_the_layers_are_those_of_resnet50():
 
 def test_every_part_that_is_named_exists():
     parts = {name for group in gpu_ideas.GROUPS.values() for name in group}
-    assert parts >= {*gpu_ideas.PIECES, *gpu_ideas.FLAGS, *gpu_ideas.LENGTHS, "kernels"}
+    assert parts >= {*gpu_ideas.PIECES, *gpu_ideas.FLAGS, *gpu_ideas.LENGTHS, *gpu_idea_parts.ALONE}
     for name in parts:
         part = gpu_ideas.part_of(name)
-        assert part.arguments[0] in {*gpu_ideas.PIECES, "kernels"}
+        assert part.arguments[0] in {*gpu_ideas.PIECES, *gpu_idea_parts.ALONE}
         assert ("XLA_FLAGS" in part.environment) == (name in gpu_ideas.FLAGS)
     assert gpu_ideas.PREDICTED.keys() <= gpu_ideas.PIECES.keys()
     assert {part.partition(":")[0] for part in gpu.PARTS} <= gpu_parts.PARTS.keys()
@@ -98,6 +109,91 @@ def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path, monkeypatch):
     assert broken["failed"] == "ValueError: no such thing"
     assert (well["word"], well["small"]) == ("up", True)
     assert "failed" not in well
+
+
+GROUPED = """
+import json, sys, time
+from pathlib import Path
+
+from benchmarks.part_processes import wait_for_turn
+
+out, name, log = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+
+def note(what):
+    with log.open("a") as stream:
+        stream.write(f"{what} {name}\\n")
+
+if name == "broken":
+    sys.exit("ValueError: no such thing")
+note("compiles")
+if name == "slow":
+    for _ in range(60):
+        time.sleep(0.05)
+        note("compiling")
+wait_for_turn()
+note("begins")
+time.sleep(0.5)
+note("ends")
+out.write_text(json.dumps({"word": name}))
+"""
+
+
+def test_parts_of_a_group_compile_side_by_side_and_measure_alone(tmp_path, monkeypatch):
+    """A slow compiler is halted while others measure, and has its turn after them."""
+    (tmp_path / "grouped_part.py").write_text(GROUPED)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
+    monkeypatch.setattr(part_processes, "LEAST_SECONDS", 0)
+    log = tmp_path / "log"
+    group = [part_processes.Part({"part": name}, (name, str(log))) for name in ("slow", "one", "two", "broken")]
+    rows = part_processes.run_all(
+        "some", "grouped_part", [group], seconds=60, longest=1.5, out=str(tmp_path / "found.json"), small=False
+    )
+    assert {row["part"]: row.get("word", row.get("failed")) for row in rows} == {
+        "one": "one",
+        "two": "two",
+        "broken": "ValueError: no such thing",
+        "slow": "slow",
+    }
+    lines = log.read_text().split("\n")
+    begins = {name: lines.index(f"begins {name}") for name in ("one", "two", "slow")}
+    ends = {name: lines.index(f"ends {name}") for name in ("one", "two", "slow")}
+    assert max(lines.index(f"compiles {name}") for name in ("one", "two", "slow")) < min(begins.values())
+    assert ends["one"] < begins["two"] < ends["two"] < begins["slow"]
+    for name in ("one", "two"):
+        assert ends[name] == begins[name] + 1, "something else was at work"
+
+
+EVENTS = [
+    {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "/device:GPU:0"}},
+    {"ph": "M", "name": "process_name", "pid": 2, "args": {"name": "/host:CPU"}},
+    {"ph": "M", "name": "thread_name", "pid": 1, "tid": 5, "args": {"name": "Stream #5(Compute)"}},
+    {"ph": "M", "name": "thread_name", "pid": 1, "tid": 6, "args": {"name": "XLA Ops"}},
+    {"ph": "M", "name": "thread_name", "pid": 2, "tid": 5, "args": {"name": "Stream of a host"}},
+    {"ph": "X", "name": "gemm", "pid": 1, "tid": 5, "ts": 100.0, "dur": 30.0, "args": {"hlo_op": "dot.1"}},
+    {"ph": "X", "name": "add", "pid": 1, "tid": 5, "ts": 140.0, "dur": 10.0, "args": {"hlo_op": "fusion.2"}},
+    {"ph": "X", "name": "gemm", "pid": 1, "tid": 5, "ts": 200.0, "dur": 50.0, "args": {"hlo_op": "dot.1"}},
+    {"ph": "X", "name": "dot.1", "pid": 1, "tid": 6, "ts": 100.0, "dur": 900.0},
+    {"ph": "X", "name": "python", "pid": 2, "tid": 5, "ts": 0.0, "dur": 900.0},
+]
+
+
+def test_a_trace_is_summed_by_operation_and_kernel():
+    found = gpu_kernels.summary(EVENTS, calls=2)
+    assert found["span_ms"] == pytest.approx(0.075)
+    assert found["busy_ms"] == pytest.approx(0.045)
+    assert found["launches"] == 1.5
+    assert found["rows"] == [
+        {"name": "dot.1", "kernel": "gemm", "count": 1.0, "ms": pytest.approx(0.04)},
+        {"name": "fusion.2", "kernel": "add", "count": 0.5, "ms": pytest.approx(0.005)},
+    ]
+    assert gpu_kernels.summary([], calls=1)["rows"] == []
+
+
+def test_a_trace_of_a_cpu_has_no_kernels(tmp_path):
+    kept = tmp_path / "trace.json.gz"
+    found = gpu_kernels.kernels_of(lambda: jax.numpy.ones(3).sum(), lambda: None, 1, str(kept))
+    assert (found["rows"], found["busy_ms"]) == ([], 0)
+    assert kept.stat().st_size > 0
 
 
 def test_the_tables_show_what_there_is():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.gpu_idea_blocks import STEMS, both_ways, chains, stems
 from benchmarks.gpu_idea_kernels import Tiles, product
 from benchmarks.gpu_idea_network import IdeaNetwork, dots, space_to_depth, two_pass_norm
 from resnet.model.network import ResNet
@@ -127,8 +128,9 @@ def test_the_network_of_pieces_is_the_network(given, plain):
     [
         {"one_by_one": "dot", "norm": "two_pass", "stem": "space_to_depth", "pool": "xla"},
         {"one_by_one": "fused", "tiles": SMALL},
+        {"stem": "conv", "ends": "output"},
     ],
-    ids=["dots, two passes, space to depth, XLA's pool", "fused products"],
+    ids=["dots, two passes, space to depth, XLA's pool", "fused products", "stem by pixels, ends by output"],
 )
 def test_exchanged_pieces_train_as_the_network_does(pieces, given, plain):
     """In float64, where rounding in one layer does not show as a per cent in another."""
@@ -150,3 +152,21 @@ def test_the_fused_product_lowers_for_a_gpu():
 
     traced = jax.jit(both_ways).trace((like(m, k), like(k), like(k), like(k, n)), (like(m, n), like(n), like(n)))
     assert traced.lower(lowering_platforms=("cuda",)).as_text().count("xla.gpu.triton") == 3
+
+
+def test_all_stems_compute_the_same():
+    given = (
+        np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8), drawn(7, 7, 3, 64) * 0.1,
+        np.abs(drawn(64, seed=1)) + 0.5, drawn(64, seed=2), drawn(2, 8, 8, 64, seed=3),
+    )  # fmt: skip
+    expected, *others = [jax.tree.leaves(jax.jit(both_ways(name))(*given)) for name in STEMS]
+    for found in others:
+        for one, other in zip(found, expected, strict=True):
+            assert difference(one, other) < CLOSE
+
+
+@pytest.mark.parametrize("part", [stems, chains], ids=["stems", "chains"])
+def test_parts_that_are_timed_alone_run_anywhere(part):
+    """On a CPU, whose traces hold no kernels of a device, in no time at all."""
+    (row,) = part(True)["shapes"]
+    assert set(row.values()) == {0.0}
