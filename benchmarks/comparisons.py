@@ -90,12 +90,20 @@ PUBLISHED = (
     ("MLPerf v4.0, each of 8 H100, fp16 (aimed at)", 7162.0, Bar(1)),
 )
 MEMORY_BAR = Bar(1, at_most=True)
-NOT_MEASURED = (
-    ("ResNet-50, 224 px, bfloat16, train step on an H100", "torch.compile(max-autotune)", Bar(1.3)),
-    ("ResNet-50, 224 px, bfloat16, inference on an H100, batch 1 and 256", "torch.compile(max-autotune)", Bar(1.3)),
-    ("ResNet-50, 224 px, bfloat16, peak memory at batch 256", "torch", MEMORY_BAR),
-    ("CIFAR ResNet-20, batch 128, training on a GPU", "torch with its DataLoader", Bar(10)),
-)
+CIFAR_BAR = Bar(10)
+_ON_H100 = "ResNet-50, 224 px, bfloat16"
+# (benchmark, part that is missing) -> what it is to show, the peer, the bar.
+NOT_MEASURED = {
+    ("gpu", "torch_compiled"): (f"{_ON_H100}, train step on an H100", "torch.compile(max-autotune)", Bar(1.3)),
+    ("gpu", "torch_compiled_eval"): (
+        f"{_ON_H100}, inference on an H100, batch 1 and 256",
+        "torch.compile(max-autotune)",
+        Bar(1.3),
+    ),
+    ("gpu", "torch"): (f"{_ON_H100}, peak memory at batch 256", "torch", MEMORY_BAR),
+    ("gpu", "ours_resident"): (f"{_ON_H100}, training on an H100, resident", "a batch that is there", TRAINED_BAR),
+    ("gpu_cifar", "torch"): ("CIFAR ResNet-20, batch 128, training on a GPU", "torch with its DataLoader", CIFAR_BAR),
+}
 
 
 def newest(records: Iterable[Record]) -> list[Record]:
@@ -112,9 +120,14 @@ def compared(records: Iterable[Record]) -> list[Comparison]:
     """All comparisons in records that hold any, then those that are not made yet."""
     chosen = newest(records)
     rows = [row for benchmark, of in OF.items() for each in chosen if each.benchmark == benchmark for row in of(each)]
-    on_gpu = any(record.benchmark == "gpu" and not record.figures.get("small") for record in chosen)
-    # The last is no part of benchmarks/gpu.py.
-    missing = NOT_MEASURED[-1:] if on_gpu else NOT_MEASURED
+    parts = {
+        (record.benchmark, row.get("part"))
+        for record in chosen
+        if not record.figures.get("small")
+        for row in record.figures.get("rows", ())
+        if isinstance(row, dict) and "images_per_second" in row
+    }
+    missing = (each for part, each in NOT_MEASURED.items() if part not in parts)
     return rows + [Comparison(what, "images/s", None, peer, None, bar, NOT_YET) for what, peer, bar in missing]
 
 
@@ -222,6 +235,11 @@ def gpu_parts(record: Record) -> Iterator[Comparison]:
             what, bar = f"ResNet-50, 224 px, bfloat16, inference, batch {batch}", GPU_BARS["torch_compiled_eval"]
             rates = mine["images_per_second"], peer["images_per_second"]
             yield Comparison(what, "images/s", rates[0], title("torch_compiled"), rates[1], bar, "", *where)
+    fed, there = of.get(("ours_resident", 256)), of.get(("ours", 256))
+    if fed and there:
+        what, peer = "ResNet-50, 224 px, bfloat16, training, batch 256, resident", title("synthetic")
+        rates = fed["images_per_second"], there["images_per_second"]
+        yield Comparison(what, "images/s", rates[0], peer, rates[1], TRAINED_BAR, "", *where)
     for part in ("torch_compiled", "torch"):
         mine, peer = of.get(("ours", 256)), of.get((part, 256))
         if mine and peer and mine.get("peak_bytes") and peer.get("peak_bytes"):
@@ -232,6 +250,20 @@ def gpu_parts(record: Record) -> Iterator[Comparison]:
             yield Comparison(what, "GB", sizes[0], title(part), sizes[1], MEMORY_BAR, "", *where)
 
 
+def gpu_cifar(record: Record) -> Iterator[Comparison]:
+    """Of benchmarks/gpu_cifar.py: ours beside torch's loops over the same images."""
+    rates = {row["part"]: row["images_per_second"] for row in record.figures["rows"] if "images_per_second" in row}
+    if record.figures.get("small") or "ours" not in rates:
+        return
+    peers = {"torch": "torch with its DataLoader", "torch_compiled": "torch.compile with a DataLoader"}
+    for part, peer in peers.items():
+        if part in rates:
+            what = "CIFAR ResNet-20, batch 128, bfloat16, training"
+            yield Comparison(
+                what, "images/s", rates["ours"], peer, rates[part], CIFAR_BAR, "", record.date, record.device
+            )
+
+
 # In the order of the table.
 OF: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "step": step,
@@ -239,4 +271,5 @@ OF: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "feed": feed,
     "probe_keras": probe_keras,
     "gpu": gpu_parts,
+    "gpu_cifar": gpu_cifar,
 }

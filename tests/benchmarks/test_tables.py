@@ -51,6 +51,7 @@ GPU_ROWS = [
     {"part": "ours", "batch_size": 256, "images_per_second": 3000.0, "peak_bytes": 2e10},
     {"part": "ours", "batch_size": 512, "failed": "out of memory"},
     {"part": "torch_compiled", "batch_size": 256, "images_per_second": 2500.0, "peak_bytes": 1.6e10},
+    {"part": "ours_resident", "batch_size": 256, "images_per_second": 2880.0},
     {"part": "ours_eval", "batch_size": 1, "images_per_second": 900.0},
     {"part": "torch_compiled_eval", "batch_size": 1, "images_per_second": 600.0},
 ]
@@ -106,7 +107,22 @@ def test_gpu_results_stand_beside_peers_published_figures_and_bounds(tmp_path):
     assert rows[train, "bound: bytes, elementwise work fused"].theirs == pytest.approx(3e12 * 256 / 91.6e9)
     assert rows["peak memory of the train step, batch 256", "torch.compile"].verdict == "≤ 1, missed"
     assert rows["ResNet-50, 224 px, bfloat16, inference, batch 1", "torch.compile"].verdict == "≥ 1.3, met"
-    assert [row.what for row in rows.values() if row.note] == [comparisons.NOT_MEASURED[-1][0]]
+    assert (
+        rows["ResNet-50, 224 px, bfloat16, training, batch 256, resident", "a batch that is there already"].ratio
+        == 0.96
+    )
+    missing = {comparisons.NOT_MEASURED[part][0] for part in (("gpu", "torch"), ("gpu_cifar", "torch"))}
+    assert {row.what for row in rows.values() if row.note} == missing
+
+
+def test_cifar_on_a_gpu_stands_beside_torchs_loops(tmp_path):
+    rows = [{"part": "ours", "images_per_second": 90.0}, {"part": "torch", "images_per_second": 8.0}]
+    rows.append({"part": "torch_compiled", "failed": "stopped after 160 s"})
+    document = {"benchmark": "gpu_cifar", "date": "2026-11-26", "device": "Card 9", "rows": rows}
+    found = rows_of(records(tmp_path, gpu_cifar_card_9=document))
+    row = found["CIFAR ResNet-20, batch 128, bfloat16, training", "torch with its DataLoader"]
+    assert (row.ratio, row.verdict) == (11.25, "≥ 10, met")
+    assert not any(what.startswith("CIFAR") and each.note for (what, _), each in found.items())
 
 
 def test_what_nobody_has_measured_says_so(tmp_path):
