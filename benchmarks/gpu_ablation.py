@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from benchmarks.cifar_arrays import write_cifar
+from input_pipeline.errors import InputError
 
 VARIANTS = "resnet20,resnet56,plain20,plain56"
 PART_BYTES = 15 * 1024**2
@@ -47,7 +48,10 @@ def main() -> None:
         unpack(arguments.state, work)
     arrays = work / "cifar10.npz"
     if not arrays.exists():
-        write_cifar(arguments.sheets.split(","), arrays)
+        try:
+            write_cifar(arguments.sheets.split(","), arrays)
+        except InputError as error:
+            parser.error(str(error))
     flags = ["--config.data.source=arrays", f"--config.data.dir={arrays}", "--config.run.dtype=bfloat16", *flags]
     speed = measure(work, flags, arguments.probe_steps)
     fastest = max(MANNERS, key=lambda manner: speed[manner])

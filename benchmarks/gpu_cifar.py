@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.cifar_arrays import write_cifar
 from benchmarks.part_processes import Part, run_all
+from input_pipeline.errors import InputError
 
 # What has a + between compiles at once; torch.compile's max-autotune takes minutes and all cores, so it is by itself.
 PARTS = ("ours+torch+fast+ours_without_blocks+ours_without_graphs", "torch_compiled", "torch_resident", "ours_seeds")
@@ -46,7 +47,10 @@ def main() -> None:
         if arguments.small or arguments.drawn:
             write_drawn(arrays, *((50_000, 10_000) if arguments.drawn else (320, 80)))
         else:
-            write_cifar(arguments.sheets.split(","), arrays)
+            try:
+                write_cifar(arguments.sheets.split(","), arrays)
+            except InputError as error:
+                parser.error(str(error))
         groups = [
             [Part({"part": name}, (name, str(arrays))) for name in group.split("+")]
             for group in arguments.parts.split(",")
