@@ -12,6 +12,8 @@ from resnet.train.optimizer import ema_update
 from resnet.train.state import Variables
 
 Advance = Callable[..., Any]
+# Numbers in a leaf below which it is on every device (parallel.LEAST_DIVIDED): putting them together moves nothing.
+_SMALL = 4096
 
 
 def advanced_if(finite: jax.Array, advance: Advance, old: Any, *given: Any) -> Any:
@@ -50,6 +52,19 @@ def averaged(
     newest = {"params": newest["params"], "batch_stats": partition(newest["batch_stats"], moving)[0]}
     moved = ema_update({"params": params, "batch_stats": stats}, newest, decay, step)
     return {"params": merge(moved["params"], resting), "batch_stats": merge(moved["batch_stats"], standing)}
+
+
+def norm_of(tree: Any) -> jax.Array:
+    """The L2 norm of all leaves together, float32 scalar.
+
+    Small leaves are summed up as one: a sum of its own for each of a ResNet-50's 107 vectors is a tenth of all loops
+    that XLA compiles for its step on a CPU.
+    """
+    leaves = jax.tree.leaves(tree)
+    small = [leaf.ravel() for leaf in leaves if leaf.size < _SMALL]
+    # Others as they are: to lay out flat what is divided over devices would gather it.
+    large = [leaf for leaf in leaves if leaf.size >= _SMALL]
+    return jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in ([jnp.concatenate(small)] if small else []) + large))
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -13,7 +13,7 @@ from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternate
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import ResNetSpec
-from resnet.train.advancing import advanced_if, all_finite, averaged
+from resnet.train.advancing import advanced_if, all_finite, averaged, norm_of
 from resnet.train.freezing import Names, merge, moving_statistics, partition
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.state import TrainState, Variables
@@ -95,12 +95,14 @@ def make_keyed_step(
     def keyed_step(state: TrainState, batch: Batch, key: jax.Array) -> tuple[TrainState, Pulse]:
         batch = with_mirrored(recipe, batch, key, state.step)
         key = jax.random.fold_in(key, state.step)
-        gradient, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
+        total, weight, batch_stats, sums = accumulate(network, recipe, state, batch, key, learning=learning, loss=loss)
         old, resting = partition(state.params, learning)
-        norm = optax.tree.norm(gradient)
+        norm = norm_of(total) / weight
         finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"]) & all_finite(batch_stats)
 
-        def advance(moving: Variables, gradient: Variables, batch_stats: Variables) -> Variables:
+        def advance(moving: Variables, total: Variables, weight: jax.Array, batch_stats: Variables) -> Variables:
+            # Here and not before: the mean is then made where it is used, and no copy of the gradient goes to memory.
+            gradient = jax.tree.map(lambda g: g / weight, total)
             updates, opt_state = optimizer.update(gradient, moving["opt_state"], moving["params"])
             params = optax.apply_updates(moving["params"], updates)
             ema = moving["ema"]
@@ -110,7 +112,7 @@ def make_keyed_step(
             return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
 
         before = {"params": old, "batch_stats": state.batch_stats, "opt_state": state.opt_state, "ema": state.ema}
-        after = advanced_if(finite, advance, before, gradient, batch_stats)
+        after = advanced_if(finite, advance, before, total, weight, batch_stats)
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
         if "stop" in batch:
             pulse["stop"] = batch["stop"].max()
@@ -149,10 +151,11 @@ def accumulate(
     *,
     learning: Names | None = None,
     loss: LossSum | None = None,
-) -> tuple[Variables, Variables, dict[str, jax.Array]]:
-    """(gradient of the mean loss, new batch statistics, metric sums) of a batch, in `recipe.accumulation` parts.
+) -> tuple[Variables, jax.Array, Variables, dict[str, jax.Array]]:
+    """(gradient of the summed loss, its weight, new batch statistics, metric sums), in `recipe.accumulation` parts.
 
-    The gradient is of the `learning` parameters alone: nothing is differentiated in front of the first of them.
+    Gradient over weight is the mean loss's. It is of the `learning` parameters alone: nothing is differentiated in
+    front of the first of them.
     """
     parts = recipe.accumulation
     learnt, resting = partition(state.params, learning)
@@ -179,7 +182,7 @@ def accumulate(
         (gradient, weight, moved, sums), _ = jax.lax.scan(add_part, zeros, (jnp.arange(parts), cut))
         moved = jax.tree.map(lambda total: total / parts, moved)
     batch_stats = merge(moved, partition(state.batch_stats, moving)[1])
-    return jax.tree.map(lambda g: g / weight, gradient), batch_stats, sums
+    return gradient, weight, batch_stats, sums
 
 
 def split_parts(batch: Batch, parts: int, spec: ResNetSpec) -> Batch:

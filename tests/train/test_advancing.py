@@ -1,4 +1,4 @@
-"""A step that is not finite changes nothing, whichever way the platform takes."""
+"""A step that is not finite changes nothing, whichever way the platform takes; the norm that tells it."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from resnet.train.advancing import advanced_if, by_branch, by_selection
+from resnet.train.advancing import advanced_if, by_branch, by_selection, norm_of
 
 OLD = {"params": jnp.asarray([1.0, -2.0]), "trace": jnp.asarray([0.5, 0.25]), "count": jnp.asarray(3)}
 
@@ -35,3 +35,11 @@ def test_a_gpu_is_given_no_branch():
     # Two, over constants, are what is left of the choice of platform.
     assert (cuda.count("stablehlo.case"), "stablehlo.select" in cuda) == (2, True)
     assert (cpu.count("stablehlo.case"), "stablehlo.select" in cpu) == (3, False)
+
+
+@pytest.mark.parametrize("sizes", [(3, 5), (5000,), (7, 6000, 1, 4096), ()])
+def test_the_norm_is_that_of_all_leaves_together(sizes):
+    leaves = [np.random.default_rng(size).normal(size=(size, 1)).astype(np.float32) for size in sizes]
+    whole = np.concatenate([np.zeros(1), *(leaf.ravel() for leaf in leaves)])
+    assert float(norm_of(leaves)) == pytest.approx(float(np.linalg.norm(whole)), rel=1e-6)
+    assert not np.isfinite(float(norm_of([*leaves, np.float32([np.nan])])))

@@ -36,7 +36,8 @@ def accumulated(
         state = jax.device_put(state, parallel.replicated(mesh))
         batch = next(parallel.put_batches([batch], mesh))
     run = jax.jit(lambda s, b: accumulate(network, recipe(accumulation=parts), s, b, jax.random.key(0)))
-    gradient, statistics, sums = jax.device_get(run(state, batch))
+    total, weight, statistics, sums = jax.device_get(run(state, batch))
+    gradient = jax.tree.map(lambda leaf: leaf / weight, total)
     return by_name({"gradient": gradient, "statistics": statistics, "sums": sums})
 
 

@@ -61,9 +61,10 @@ def first_gradient(config) -> dict[str, np.ndarray]:
     state = loop.initial_state(config, plan, mesh)
     host = train_batches(source.splits["train"], plan.order, plan.train_crop, num_steps=1, threads=1)
     batch = next(parallel.put_batches(host, mesh))
-    found = jax.jit(functools.partial(accumulate, plan.stages[0].network, plan.recipe))(state, batch, jax.random.key(0))
-    names = ("gradient", "statistics", "sums")
-    flat = jax.tree_util.tree_leaves_with_path(dict(zip(names, found, strict=True)))
+    run = jax.jit(functools.partial(accumulate, plan.stages[0].network, plan.recipe))
+    total, weight, statistics, sums = jax.device_get(run(state, batch, jax.random.key(0)))
+    found = {"gradient": jax.tree.map(lambda leaf: leaf / weight, total), "statistics": statistics, "sums": sums}
+    flat = jax.tree_util.tree_leaves_with_path(found)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
