@@ -114,7 +114,7 @@ def _over_blocks(cut: Array, taps: Array) -> Array:
 def max_pool(x: Array, *, fill: float) -> Array:
     """3×3 max pooling of stride 2, padding 1, of what `stem` gives: float[B, H, W, 4, C] -> float[B, H, W, C].
 
-    fill: what padding holds, minus infinity or, for torch's padding of a ReLU behind it, 0. Its gradient goes to the
+    fill: what padding holds, minus infinity or, where a ReLU comes behind the pooling, 0. The gradient goes to the
     first of a window's largest, as in `pooling`. Reverse mode alone: a `jax.custom_vjp`.
     """
     return _pool(x, fill)
