@@ -59,11 +59,11 @@ def conv_general_dilated(
     result, float[N, H', W', O], and its gradients equal lax's up to rounding.
 
     The form is chosen when the program is lowered, for the platform it is lowered for: CPU ours, any other lax's. So
-    one traced function serves every device. But for 3×3 kernels of few channels in 16 bits, traced where a GPU is the
-    default: they are lax' convolution by blocks of pixels (see `blocked`). jit, grad, grad of grad, vmap, scan, checkpoint and export work. A batch
-    that is sharded over a mesh stays sharded: only weight gradients are summed across devices. Forward over reverse
-    mode works; forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of a result that oneDNN does not compute raises
-    TypeError, because that is a `jax.custom_vjp`.
+    one traced function serves every device. But 3×3 kernels of few channels in 16 bits, traced where a GPU is the
+    default, are lax' convolution by blocks of pixels (see `blocked`). jit, grad, grad of grad, vmap, scan, checkpoint
+    and export work. A batch that is sharded over a mesh stays sharded: only weight gradients are summed across devices.
+    Forward over reverse mode works; forward mode (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) of a result that oneDNN
+    does not compute raises TypeError, because that is a `jax.custom_vjp`.
 
     To count multiply-adds, trace the network with `jax.lax.conv_general_dilated` in this function's place: a jaxpr of
     this one holds the forms for both platforms, and ours leaves out multiplications by padding.
