@@ -131,8 +131,8 @@ def compiler_options() -> dict[str, str] | None:
     """What jax.jit is to compile with: on a GPU convolutions and loops too go into CUDA graphs.
 
     XLA leaves these two out by default, so that the host starts each convolution by itself and asks a loop on after
-    each of its steps. CIFAR ResNet-20, batch 128, H100: 1.50 ms a step, without 1.98; ResNet-50 at batch 256 43.5 and
-    43.9 (2026-11-26).
+    each of its steps. CIFAR ResNet-20, batch 128, H100: 1.50 ms a step, without 1.98, on a host whose cores were busy,
+    which is when it helps most; on a quiet one neither this nor blocks took 1.84. ResNet-50 gains nothing (2026-11-26).
     """
     return {"xla_gpu_enable_command_buffer": GRAPHED} if jax.default_backend() == "gpu" else None
 
