@@ -2,7 +2,7 @@
 
     python train_main.py --config=configs/cifar10_fast.py --workdir=runs/cifar_fast --config.data.dir=PATH/cifar10
 
-Result: not measured yet after its 16 epochs, some 6 s of an H100 (4.1 ms a step, 2026-11-26), by `python -m
+Result to expect: not measured yet after its 16 epochs, some 6 s of an H100 (4.1 ms a step, 2026-11-26), by `python -m
 benchmarks.gpu_cifar`. Half as long, 8 epochs, one seed in float32 on two CPU cores, reaches 89.1 % of the test images,
 so 94 % is the aim and no promise. docs/feeding.md says why each choice. All 50,000 images train, as there: nothing is
 chosen by validation, and the last step's weights are tested.
