@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ class Parser(argparse.ArgumentParser):
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and leave with its code (None is 0). What the user can mend: one line 'error: …', code 2."""
     quieten()
+    show_lines_at_once()
     try:
         code = main() or 0
         # Here, where a reader that has gone is noticed, not in the interpreter's own exit.
@@ -57,6 +59,13 @@ def run(main: Callable[[], int | None]) -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, leave_at_once)
     sys.exit(code)
+
+
+def show_lines_at_once() -> None:
+    """Standard output line by line, into a pipe or a file too: `| tee` shows a run's lines as they come, and a command
+    that Ctrl-C ends has printed all that it had to say."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def leave_at_once(number: int, frame: FrameType | None) -> None:

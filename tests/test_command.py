@@ -98,3 +98,19 @@ command.run(lambda: 0)
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (130, "\ninterrupted\n")
+
+
+def test_what_was_printed_into_a_pipe_is_there_when_ctrl_c_ends_the_command():
+    program = """
+import os, signal
+from resnet import command
+
+def main():
+    signal.signal(signal.SIGINT, command.leave_at_once)
+    print("all that it had to say")
+    os.kill(os.getpid(), signal.SIGINT)
+
+command.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "all that it had to say\n")
