@@ -182,7 +182,8 @@ class Stepping:
         pulse: of its one step, or stacked over all. `step` steps are under way, `state` is what they lead to.
         """
         seen = {name: np.atleast_1d(values)[: done.steps] for name, values in jax.device_get(pulse).items()}
-        self.bar.update(step, done.steps * self.plan.batch_size, loss=float(seen["loss"][-1]))
+        # Not `step`: seconds and images are those of the steps that are done.
+        self.bar.update(done.last, done.steps * self.plan.batch_size, loss=float(seen["loss"][-1]))
         self.watchdog.beat(f"after step {step}")
         self.asked_to_end |= bool(seen.get("stop", np.zeros(1)).any())
         limit = self.config.run.max_bad_steps

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 
 from resnet.train import loop, stepping
 from resnet.train.diagnosis import FILE, Diverged
+from resnet.train.progress import EpochBar
 from tests.commands import ROOT
 from tests.tiny import tiny_data
 from tests.train.test_processes import TOLERANCE, process_config, start
@@ -72,10 +74,29 @@ def test_bfloat16_on_a_cpu_does_not_loop(data, tmp_path, looping):
     assert set(looping) == {1}
 
 
+@pytest.fixture
+def told(monkeypatch) -> list[tuple[int, int]]:
+    """(step, images) of each time that the progress bar was told of a call."""
+    pairs: list[tuple[int, int]] = []
+    update = EpochBar.update
+
+    def note(self, step, images, **shown):
+        pairs.append((step, images))
+        update(self, step, images, **shown)
+
+    monkeypatch.setattr(EpochBar, "update", note)
+    return pairs
+
+
 @pytest.mark.parametrize("steps_per_call", [2, 16])
-def test_any_number_of_steps_in_a_call_gives_the_run_of_single_steps(steps_per_call, data, single, looping, tmp_path):
-    assert loop.train(config_for(data, steps_per_call), tmp_path / "run") == 0
+def test_any_number_of_steps_in_a_call_gives_the_run_of_single_steps(
+    steps_per_call, data, single, looping, told, tmp_path
+):
+    config = config_for(data, steps_per_call)
+    assert loop.train(config, tmp_path / "run") == 0
     same(tmp_path / "run", data, single)
+    # Seconds a step, and so the time left, are wrong where steps are not counted with their own images and time.
+    assert all(images == (step - before) * config.data.batch_size for (before, _), (step, images) in pairwise(told))
     # The calls end at 3, 4, 6, 8, 9 and 11, and after two steps where no more are allowed.
     expected = {2: [2, 1, 1, 2, 2, 1, 2], 16: [3, 1, 2, 2, 1, 2]}[steps_per_call]
     assert looping == expected
@@ -144,6 +165,7 @@ def test_two_processes_loop_as_they_step(data, tmp_path):
 
 EIGHT = """
 import sys
+from itertools import pairwise
 from pathlib import Path
 from resnet.train import loop
 from tests.train.test_steps_per_call import several_config
