@@ -78,7 +78,8 @@ def conv_general_dilated(
     if nhwc and blocked.convolution_pays(lhs, rhs, window_strides, padding, feature_group_count):
         return blocked.convolution(lhs, rhs)
     if window and nhwc:
-        return onednn.output(window, lhs, rhs) if _is_for_onednn(window, lhs, rhs) else _convolve(window, lhs, rhs)
+        by_onednn = _is_possible_by_onednn(lhs) and _pays_by_onednn(window, lhs, rhs)
+        return onednn.output(window, lhs, rhs) if by_onednn else _convolve(window, lhs, rhs)
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -92,6 +93,15 @@ def conv_general_dilated(
         precision=precision,
         preferred_element_type=preferred_element_type,
     )
+
+
+def with_kernels_ahead(*operands: Any, **how: Any) -> Array:
+    """`conv_general_dilated` for networks that are prepared for many calls (onednn_prepared).
+
+    With kernels laid out before, oneDNN is faster for small batches and maps as well, and so is given them in
+    evaluation, where norms, activations and shortcuts are done along.
+    """
+    return conv_general_dilated(*operands, **how)
 
 
 def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, groups: int, precision: Any) -> Window | None:
@@ -110,25 +120,27 @@ def _window(x: Array, w: Array, strides: Sequence[int], padding: Any, groups: in
 
 
 def window_for_onednn(
-    x: Any, w: Any, strides: Sequence[int], padding: Sequence[tuple[int, int]], groups: int
+    backend: Any, x: Any, w: Any, strides: Sequence[int], padding: Sequence[tuple[int, int]], groups: int
 ) -> Window | None:
-    """The window of a convolution that `conv_general_dilated` would have oneDNN compute; None of any other."""
+    """The window of a convolution that `backend` would have oneDNN compute; None of any other."""
+    if backend not in (conv_general_dilated, with_kernels_ahead):
+        return None
     window = _window(x, w, strides, padding, groups, None)
-    return window if window and _is_for_onednn(window, x, w) else None
+    possible = window and _is_possible_by_onednn(x)
+    return window if window and possible and (backend is with_kernels_ahead or _pays_by_onednn(window, x, w)) else None
 
 
-def _is_for_onednn(window: Window, x: Array, w: Array) -> bool:
-    """Whether this is a convolution that oneDNN does faster, and can do here.
-
-    Its threads share the batch, so there must be an image for each. XLA's compiler cannot cut its calls up, so there
-    must be one device.
-    """
+def _is_possible_by_onednn(x: Array) -> bool:
+    """XLA's compiler cannot cut its calls up, so there must be one device."""
     if x.dtype != jnp.float32 or not all(isinstance(size, int) for size in x.shape):
         return False
+    return jax.default_backend() == "cpu" and jax.device_count() == 1 and not onednn_library.missing()
+
+
+def _pays_by_onednn(window: Window, x: Array, w: Array) -> bool:
+    """Whether oneDNN is faster though it lays the kernel out in each call: threads share images, not what is in one."""
     high, wide = extent(window, x, w)
-    if x.shape[0] * high * wide < _MANY_OUTPUTS or jax.default_backend() != "cpu" or jax.device_count() > 1:
-        return False
-    return not onednn_library.missing() and x.shape[0] >= len(os.sched_getaffinity(0))
+    return x.shape[0] * high * wide >= _MANY_OUTPUTS and x.shape[0] >= len(os.sched_getaffinity(0))
 
 
 def _has_own_form(window: Window, x: Array, w: Array) -> bool:

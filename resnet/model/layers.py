@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet.model import blocked, onednn, onednn_training
-from resnet.model.convolution import conv_general_dilated, window_for_onednn
+from resnet.model.convolution import window_for_onednn, with_kernels_ahead
 from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
 from resnet.model.spec import ResNetSpec
@@ -80,10 +80,10 @@ class Conv(nn.Module):
 
     def window(self, x: jax.ShapeDtypeStruct) -> Window | None:
         """The window, where oneDNN computes this convolution of x, so that it can do what is behind it as well."""
-        if self.backend is not conv_general_dilated or self.dtype != jnp.float32:
+        if self.dtype != jnp.float32:
             return None
         kernel = jax.ShapeDtypeStruct(self._kernel_shape(x.shape[-1]), jnp.float32)
-        return window_for_onednn(x, kernel, (self.stride, self.stride), self._padding, self.groups)
+        return window_for_onednn(self.backend, x, kernel, (self.stride, self.stride), self._padding, self.groups)
 
     def shape_of(self, x: jax.ShapeDtypeStruct) -> tuple[int, ...]:
         """The output's shape for that of x."""
@@ -181,9 +181,10 @@ def convolve(links: Sequence[Link], x: jax.Array, *, train: bool, addend: jax.Ar
 
 
 def _windows_of_one_call(links: Sequence[Link], x: jax.Array, addend: jax.Array | None) -> list[Window]:
-    """Of the first links those that oneDNN computes with what is behind them; none where there is nothing behind.
+    """Of the first links those that oneDNN computes with what is behind them.
 
-    Any activation but ReLU is left out, and any norm but batch norm with all that comes after it.
+    None where there is nothing behind, unless kernels are laid out ahead. Any activation but ReLU is left out, and any
+    norm but batch norm with all that comes after it.
     """
     windows: list[Window] = []
     seen = jax.ShapeDtypeStruct(x.shape, x.dtype)
@@ -198,6 +199,7 @@ def _windows_of_one_call(links: Sequence[Link], x: jax.Array, addend: jax.Array 
         seen = jax.ShapeDtypeStruct(link.layer.shape_of(seen), jnp.float32)
     first = links[0]
     bare = first.norm is None and first.activation is None and (len(links) > 1 or addend is None)
+    bare = bare and not first.layer.use_bias and first.layer.backend is not with_kernels_ahead
     return [] if len(windows) == 1 and bare else windows
 
 

@@ -10,6 +10,11 @@
  *   convolution_evaluated         image, then of one convolution after the other a kernel, scale [O] and shift [O], then
  *                                 an addend [N,H',W',O] or none            -> output
  *                                 output = ReLU(convolution · scale + shift), the last one's + addend before the ReLU
+ *   convolution_prepared          the same with kernels out of `kernels_prepared`, float32[size]; an attribute `kernels`
+ *                                 has their shapes, int64[4] each
+ *   kernels_prepared              kernels of one `convolution_evaluated` -> each as oneDNN wants it, float32[size]; an
+ *                                 attribute `image`, int64[5], has the image's shape and whether there is an addend
+ *   threads                       -> int32, how many there are to share the work
  *
  * Of training, with batch norms around it; a second attribute is `epsilon`, float32. The window's last two numbers are
  * whether a norm and a ReLU come before the convolution, and what is behind it: 0 no norm, 1 a norm, and of the gradient 2
@@ -28,99 +33,13 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 
+#include "onednn_reading.h"
+#include "onednn_rows.h"
 #include "onednn_training.h"
 
 static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *message) {
   XLA_FFI_Error_Create_Args it = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
   return frame->api->XLA_FFI_Error_Create(&it);
-}
-
-static int is_array(const XLA_FFI_Buffer *buffer, int64_t rank) {
-  return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
-}
-
-static const XLA_FFI_Buffer *const *operands_of(const XLA_FFI_CallFrame *frame) {
-  return (const XLA_FFI_Buffer *const *)frame->args.args;
-}
-
-static int is_for_channels(const XLA_FFI_Buffer *buffer, int64_t channels) {
-  return is_array(buffer, 1) && buffer->dims[0] == channels;
-}
-
-/* Of convolutions one after the other: each is of what the one before it gives. NULL, or what is wrong. */
-static const char *read_links(const XLA_FFI_CallFrame *frame, const int64_t *windows, Shape *shapes, Call *call) {
-  const XLA_FFI_Buffer *const *operand = operands_of(frame), *const result = frame->rets.rets[0];
-  const int residual = windows[NUMBERS * (call->links - 1) + RESIDUAL] != 0, more = frame->args.size % 3 == 2;
-  /* Of one convolution alone the image is read once more when outputs stand where it was. */
-  if (residual && (more || call->links == 1)) return "takes one addend, or the image if there are several convolutions";
-  const XLA_FFI_Buffer *const addend = more ? operand[frame->args.size - 1] : residual ? operand[0] : NULL;
-  if (!is_array(operand[0], 4) || !is_array(result, 4)) return "takes float32 arrays of four dimensions";
-  const int64_t *image = operand[0]->dims;
-  for (int i = 0; i < call->links; ++i, image = shapes[i - 1].output) {
-    const XLA_FFI_Buffer *kernel = operand[1 + 3 * i], *scale = operand[2 + 3 * i], *shift = operand[3 + 3 * i];
-    if (!is_array(kernel, 4)) return "takes float32 arrays of four dimensions";
-    const int64_t *const w = memcpy(shapes[i].window, windows + NUMBERS * i, sizeof shapes[i].window);
-    memcpy(shapes[i].image, image, sizeof shapes[i].image);
-    memcpy(shapes[i].kernel, kernel->dims, sizeof shapes[i].kernel);
-    if (w[0] < 1 || w[1] < 1) return "takes steps of one or more";
-    const int64_t output[] = {image[0], (image[1] + w[2] + w[3] - kernel->dims[0]) / w[0] + 1,
-                              (image[2] + w[4] + w[5] - kernel->dims[1]) / w[1] + 1, kernel->dims[3]};
-    memcpy(shapes[i].output, output, sizeof output);
-    if (!is_for_channels(scale, output[3]) || !is_for_channels(shift, output[3]))
-      return "takes a scale and a shift of each channel";
-    shapes[i].kind = EVALUATED;
-    call->link[i] = (Link){.plain = kernel->data, .scale = scale->data, .shift = shift->data};
-  }
-  if (memcmp(result->dims, image, sizeof shapes->output)) return "gives an output of another shape";
-  if (addend && (!is_array(addend, 4) || memcmp(addend->dims, image, sizeof shapes->output)))
-    return "takes an addend of the output's shape";
-  if (addend) shapes[call->links - 1].kind = EVALUATED_SUM;
-  call->image = operand[0]->data;
-  call->output = result->data;
-  call->addend = addend ? addend->data : NULL;
-  return NULL;
-}
-
-/* The same, of one alone or of a gradient. */
-static const char *read_one(const XLA_FFI_CallFrame *frame, Kind kind, const int64_t *window, Shape *shape,
-                            Call *call) {
-  const XLA_FFI_Buffer *const *operand = operands_of(frame), *const result = frame->rets.rets[0];
-  const XLA_FFI_Buffer *const image = kind == INPUT_GRADIENT ? result : operand[0];
-  const XLA_FFI_Buffer *const kernel = kind == WEIGHT_GRADIENT ? result : operand[1];
-  const XLA_FFI_Buffer *const output = kind == OUTPUT ? result : operand[kind == WEIGHT_GRADIENT];
-  if (!is_array(image, 4) || !is_array(kernel, 4) || !is_array(output, 4))
-    return "takes float32 arrays of four dimensions";
-  shape->kind = kind;
-  memcpy(shape->image, image->dims, sizeof shape->image);
-  memcpy(shape->kernel, kernel->dims, sizeof shape->kernel);
-  memcpy(shape->output, output->dims, sizeof shape->output);
-  memcpy(shape->window, window, sizeof shape->window);
-  call->image = image->data;
-  call->output = output->data;
-  call->link->plain = kernel->data;
-  return NULL;
-}
-
-/* NULL, or what is wrong. */
-static const char *read(const XLA_FFI_CallFrame *frame, Kind kind, Shape *shapes, Call *call) {
-  const int64_t operands = frame->args.size;
-  if (frame->rets.size != 1 || frame->attrs.size != 1) return "takes one attribute and gives one result";
-  if (kind == EVALUATED ? operands < 4 || operands % 3 == 0 : operands != 2)
-    return "takes two operands or, for each of several, three, and one or two";
-  call->links = kind == EVALUATED ? (int)((operands - 1) / 3) : 1;
-  if (call->links > MOST_LINKS) return "takes eight at once";
-  const XLA_FFI_Array *window = frame->attrs.attrs[0];
-  if (window->dtype != XLA_FFI_DataType_S64 || window->size * sizeof(int64_t) != call->links * sizeof shapes->window)
-    return "takes a window of nine int64";
-  const char *wrong = kind == EVALUATED ? read_links(frame, window->data, shapes, call)
-                                        : read_one(frame, kind, window->data, shapes, call);
-  for (int i = 0; i < call->links && !wrong; ++i)
-    if (shapes[i].image[0] < 1 || shapes[i].image[0] != shapes[i].output[0] || shapes[i].window[GROUPS] < 1)
-      wrong = "takes one image or more, and gives as many, in one group or more";
-  for (int i = 0; i < call->links && !wrong; ++i)
-    if (shapes[i].kernel[2] * shapes[i].window[GROUPS] != shapes[i].image[3] || shapes[i].kernel[3] != shapes[i].output[3])
-      wrong = "takes a kernel for the channels of image and output";
-  return wrong;
 }
 
 /* Operands or results one after the other; `wrong` once one of them is not what it should be. */
@@ -224,13 +143,39 @@ static int convolve_in_training(const XLA_FFI_CallFrame *frame, int back, const 
   return *wrong ? SUCCESS : train(frame, &t);
 }
 
-static int convolve_alone(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
-  Call call = {.links = 0};
+/* What is read of any but training's. Shapes are told apart byte by byte. */
+typedef struct {
+  Call call;
   Shape shapes[MOST_LINKS];
-  /* Shapes are told apart byte by byte. */
-  memset(shapes, 0, sizeof shapes);
-  *wrong = read(frame, kind, shapes, &call);
-  return *wrong ? SUCCESS : convolve(frame, shapes, &call);
+} Alone;
+
+static int convolve_alone(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
+  Alone a;
+  memset(&a, 0, sizeof a);
+  *wrong = read(frame, kind, 0, a.shapes, &a.call);
+  if (*wrong) return SUCCESS;
+  return kind == EVALUATED ? evaluate(frame, a.shapes, &a.call) : convolve(frame, a.shapes, &a.call);
+}
+
+static int evaluate_prepared(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
+  Alone a;
+  memset(&a, 0, sizeof a);
+  *wrong = read(frame, kind, 1, a.shapes, &a.call);
+  return *wrong ? SUCCESS : evaluate(frame, a.shapes, &a.call);
+}
+
+static int prepare_kernels(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
+  Alone a;
+  memset(&a, 0, sizeof a);
+  *wrong = read_kernels(frame, a.shapes, &a.call);
+  return *wrong ? SUCCESS : lay_out_ahead(frame, a.shapes, &a.call);
+}
+
+static int count_threads(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
+  const XLA_FFI_Buffer *const result = frame->rets.size == 1 ? frame->rets.rets[0] : NULL;
+  *wrong = !result || result->dtype != XLA_FFI_DataType_S32 || result->rank ? "gives one int32" : NULL;
+  if (!*wrong) *(int32_t *)result->data = threads_of_pool(frame);
+  return SUCCESS;
 }
 
 typedef int (*Compute)(const XLA_FFI_CallFrame *, int kind, const char **wrong);
@@ -250,6 +195,7 @@ static XLA_FFI_Error *handle(XLA_FFI_CallFrame *frame, Compute compute, int kind
   const int status = compute(frame, kind, &wrong);
   omp_set_num_threads(threads);
   if (!wrong && !status) return NULL;
+  if (status == LAID_OUT_OTHERWISE) wrong = "is given kernels laid out for others";
   if (wrong)
     snprintf(message, sizeof message, "a convolution by oneDNN %s", wrong);
   else
@@ -265,9 +211,33 @@ XLA_FFI_Error *convolution_weight_gradient(XLA_FFI_CallFrame *frame) {
   return handle(frame, convolve_alone, WEIGHT_GRADIENT);
 }
 XLA_FFI_Error *convolution_evaluated(XLA_FFI_CallFrame *frame) { return handle(frame, convolve_alone, EVALUATED); }
+XLA_FFI_Error *convolution_prepared(XLA_FFI_CallFrame *frame) { return handle(frame, evaluate_prepared, EVALUATED); }
+XLA_FFI_Error *kernels_prepared(XLA_FFI_CallFrame *frame) { return handle(frame, prepare_kernels, 0); }
+XLA_FFI_Error *threads(XLA_FFI_CallFrame *frame) { return handle(frame, count_threads, 0); }
 XLA_FFI_Error *convolution_trained(XLA_FFI_CallFrame *frame) { return handle(frame, convolve_in_training, 0); }
 XLA_FFI_Error *convolution_trained_gradient(XLA_FFI_CallFrame *frame) {
   return handle(frame, convolve_in_training, 1);
+}
+
+/* Of each kernel how many float32 it takes once it is laid out, and in what order (a hash), in `sizes` and `layouts`; NULL,
+ * or what is wrong. See `shape_links`. */
+const char *prepared_layouts(const int64_t *image, const int64_t *kernels, const int64_t *windows, int links, int threads,
+                             int64_t *sizes, int64_t *layouts) {
+  Alone a;
+  memset(&a, 0, sizeof a);
+  if (links < 1 || links > MOST_LINKS) return "takes one to eight at once";
+  const char *wrong = shape_links(image, kernels, windows, links, a.shapes);
+  if (wrong) return wrong;
+  a.call.links = links;
+  const int before = omp_get_max_threads();
+  omp_set_num_threads(1);
+  const int status = find_layouts(a.shapes, threads, &a.call);
+  omp_set_num_threads(before);
+  for (int i = 0; i < links && !status; ++i) {
+    sizes[i] = size_ahead(a.call.link[i].part) / sizeof(float);
+    layouts[i] = layout_of(a.call.link[i].part);
+  }
+  return status ? "is one that oneDNN refuses" : NULL;
 }
 
 /* To be called before any of them, by one thread, with the library's file; NULL, or what is wrong. */

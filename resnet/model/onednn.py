@@ -30,7 +30,7 @@ from jax.interpreters import ad, batching, mlir
 from resnet.model.convolution_forms import Window, by_lax, extent
 from resnet.model.onednn_library import TARGETS, target
 
-_OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT, _EVALUATED = (Primitive(target(name)) for name in TARGETS[:4])
+_OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT, EVALUATED = (Primitive(target(name)) for name in TARGETS[:4])
 
 
 def output(window: Window, x: Array, w: Array) -> Array:
@@ -73,7 +73,7 @@ def evaluated(steps: Sequence[Step], x: Array, parameters: Sequence[Parameters],
     if addend is x and len(steps) > 1:
         # Not as one more operand: x could not be where the output goes, and would be copied.
         steps, rest = [*steps[:-1], steps[-1]._replace(residual=True)], ()
-    return _EVALUATED.bind(x, *itertools.chain.from_iterable(parameters), *rest, steps=tuple(steps))
+    return EVALUATED.bind(x, *itertools.chain.from_iterable(parameters), *rest, steps=tuple(steps))
 
 
 def _in_parts(x: Array, *operands: Array, steps: tuple[Step, ...]) -> Array:
@@ -172,11 +172,14 @@ def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, **how: Any)
         return by_lax(ctx, *operands, **how)
     steps = how.get("steps") or (Step(how["window"]),)
     windows = np.array([numbers(*step) for step in steps], np.int64).reshape(-1)
-    # The output goes where the addend was, which is read once with it, not once more beside it.
+    return jax.ffi.ffi_lowering(target(name), **in_place(steps, operands))(ctx, *operands, window=windows)
+
+
+def in_place(steps: Sequence[Step], operands: Sequence[Any]) -> dict[str, Any]:
+    """The output goes where the addend was, which is read once with it, not once more beside it."""
     own = 3 * len(steps) + 1
     addend = 0 if steps[-1].residual else own if len(operands) > own else None
-    in_place: dict[str, Any] = {} if addend is None else {"operand_output_aliases": {addend: 0}}
-    return jax.ffi.ffi_lowering(target(name), **in_place)(ctx, *operands, window=windows)
+    return {} if addend is None else {"operand_output_aliases": {addend: 0}}
 
 
 def numbers(window: Window, *more: int) -> list[int]:
@@ -208,8 +211,8 @@ def _shape_evaluated(x: Any, *operands: Any, steps: tuple[Step, ...]) -> Any:
 _define(_OUTPUT, TARGETS[0], _output_by_lax, _output_by_x, _output_by_w)
 _define(_INPUT_GRADIENT, TARGETS[1], _input_gradient_by_lax, _input_gradient_by_g, _input_gradient_by_w)
 _define(_WEIGHT_GRADIENT, TARGETS[2], _weight_gradient_by_lax, _weight_gradient_by_x, _weight_gradient_by_g)
-_EVALUATED.def_impl(jax.jit(_EVALUATED.bind, static_argnames="steps"))
-_EVALUATED.def_abstract_eval(_shape_evaluated)
-ad.primitive_jvps[_EVALUATED] = partial(differentiate_parts, _in_parts)
-batching.primitive_batchers[_EVALUATED] = _map_parts
-_lower(_EVALUATED, TARGETS[3], _in_parts)
+EVALUATED.def_impl(jax.jit(EVALUATED.bind, static_argnames="steps"))
+EVALUATED.def_abstract_eval(_shape_evaluated)
+ad.primitive_jvps[EVALUATED] = partial(differentiate_parts, _in_parts)
+batching.primitive_batchers[EVALUATED] = _map_parts
+_lower(EVALUATED, TARGETS[3], _in_parts)

@@ -183,11 +183,16 @@ static int compile(Compiled *c) {
   return dnnl.memory_desc_equal(c->kernel, c->laid_out) ? SUCCESS : slice_kernel(c, dims);
 }
 
+/* FNV-1a. */
+static uint32_t hash_of(const void *memory, size_t size) {
+  const unsigned char *bytes = memory;
+  uint32_t hash = 2166136261u;
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 16777619u;
+  return hash;
+}
+
 static int find(const Shape *shape, const Compiled **found) {
-  const unsigned char *bytes = (const unsigned char *)shape;
-  uint32_t hash = 2166136261u; /* FNV-1a */
-  for (size_t i = 0; i < sizeof *shape; ++i) hash = (hash ^ bytes[i]) * 16777619u;
-  Compiled **first = &compiled[hash % (sizeof compiled / sizeof *compiled)], *c;
+  Compiled **first = &compiled[hash_of(shape, sizeof *shape) % (sizeof compiled / sizeof *compiled)], *c;
   pthread_mutex_lock(&compiling);
   for (c = *first; c && memcmp(&c->shape, shape, sizeof *shape); c = c->next) continue;
   if (!c && (c = calloc(1, sizeof *c))) {
@@ -205,9 +210,9 @@ static int find(const Shape *shape, const Compiled **found) {
 }
 
 /* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew, for copies of
- * addends, for a piece's gradient by the kernel, for sums and for what lies between two convolutions, as large as was ever
- * asked for. */
-enum { SCRATCH, LAID_OUT, ADDEND, GRADIENT, SUMS, BETWEEN, MEMORIES = BETWEEN + 3 };
+ * addends, for a piece's gradient by the kernel, for sums and for what lies between two convolutions, of its own and of all
+ * threads, as large as was ever asked for. */
+enum { SCRATCH, LAID_OUT, ADDEND, GRADIENT, SUMS, BETWEEN, SHARED = BETWEEN + 3, MEMORIES = SHARED + 2 };
 typedef struct {
   void *stream, *memory[MEMORIES];
   size_t size[MEMORIES];

@@ -14,6 +14,7 @@ typedef struct {
 
 enum { CPU = 1, IN_ORDER = 1, FLOAT32 = 3, ANY_LAYOUT = 1, FORWARD_TRAINING = 64, DIRECT = 1, USER_SCRATCHPAD = 1 };
 enum { QUERY_WEIGHTS = 131, QUERY_DIFF_WEIGHTS = 132, QUERY_SCRATCHPAD = 136 };
+enum { QUERY_STRIDES = 14, QUERY_BLOCKS = 263, QUERY_BLOCK_SIZES = 264, QUERY_BLOCK_DIMENSIONS = 265 };
 enum { SRC = 1, DST = 17, WEIGHTS = 33, SCRATCHPAD = 80, DIFF_SRC = 129, DIFF_DST = 145, DIFF_WEIGHTS = 161 };
 enum { FROM = 1, TO = 17 };
 enum { ADD = 0x1fff0, MULTIPLY = 0x1fff1, RECTIFY = 0x20 };
@@ -31,6 +32,7 @@ static struct {
   int (*memory_desc_create_submemory)(void **, const void *whole, const Dims dims, const Dims offsets);
   int (*memory_desc_equal)(const void *, const void *);
   size_t (*memory_desc_get_size)(const void *);
+  int (*memory_desc_query)(const void *, int what, void *result);
   int (*memory_create)(void **, const void *description, void *engine, void *data);
   int (*memory_destroy)(void *);
   int (*convolution_forward_primitive_desc_create)(void **, void *engine, int direction, int algorithm, const void *src,
@@ -88,6 +90,7 @@ static const char *open_library(const char *path) {
   FIND_DNNL(memory_desc_create_submemory);
   FIND_DNNL(memory_desc_equal);
   FIND_DNNL(memory_desc_get_size);
+  FIND_DNNL(memory_desc_query);
   FIND_DNNL(memory_create);
   FIND_DNNL(memory_destroy);
   FIND_DNNL(convolution_forward_primitive_desc_create);

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -27,9 +28,10 @@ TARGETS = tuple(
     f"convolution_{name}"
     for name in ("output", "input_gradient", "weight_gradient", "evaluated", "trained", "trained_gradient")
 )
+PREPARED, KERNELS, THREADS = "convolution_prepared", "kernels_prepared", "threads"
 _SOURCES = (
     "onednn.c",
-    *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "norms", "training", "work")),
+    *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "norms", "reading", "rows", "training", "work")),
 )
 # What `_require_processor` has found; AVX-512 would read no faster from beyond the first cache.
 _VECTORS = ("-mavx2", "-mfma")
@@ -46,6 +48,11 @@ def missing() -> str:
         return _outcome()
 
 
+def function(name: str) -> Any:
+    """A function of onednn.c's, where nothing is `missing`."""
+    return getattr(_load(), name)
+
+
 @functools.cache
 def _outcome() -> str:
     if os.environ.get(SWITCH) == "0":
@@ -58,7 +65,7 @@ def _outcome() -> str:
         wrong = handlers.start(os.fsencode(library))
         if wrong:
             return in_one_line(wrong.decode(errors="replace"))
-        for name in TARGETS:
+        for name in (*TARGETS, PREPARED, KERNELS, THREADS):
             jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
     except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         return reason(error)
@@ -93,6 +100,7 @@ def _library() -> Path:
     raise FileNotFoundError(f"the package {PACKAGE} is there without its libdnnl.so.3")
 
 
+@functools.cache
 def _load() -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(_compiled()))

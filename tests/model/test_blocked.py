@@ -108,7 +108,7 @@ def test_pooling_is_xlas_to_the_bit_ties_included(high, wide, levels, seed):
 )
 def test_a_network_by_blocks_is_the_same_network(spec, monkeypatch):
     # oneDNN, which no GPU has, would take convolutions away together with their norms.
-    monkeypatch.setattr(convolution, "_is_for_onednn", lambda *given: False)
+    monkeypatch.setattr(convolution, "_is_possible_by_onednn", lambda *given: False)
     images = jnp.asarray(drawn(4, 32, 32, 3))
     network = ResNet(spec)
     variables = random_variables(spec)

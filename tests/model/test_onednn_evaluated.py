@@ -221,7 +221,7 @@ def calls(network, variables, images):
         ({"shortcut_transform": "scale", "shortcut_scale": 0.5}, (6, 12)),
         ({"activation": "silu"}, (12, 12)),
         ({"norm": "group", "norm_groups": 4}, (0, 0)),
-        ({"norm": "none"}, (4, 10)),
+        ({"norm": "none"}, (6, 12)),
     ],
 )
 def test_networks_evaluate_to_the_same_whatever_is_behind_their_convolutions(more, expected, monkeypatch):
