@@ -39,7 +39,8 @@ static const char *read_links(const XLA_FFI_CallFrame *frame, const int64_t *win
   const int64_t *image = operand[0]->dims;
   for (int i = 0; i < call->links; ++i, image = shapes[i - 1].output) {
     const XLA_FFI_Buffer *kernel = operand[1 + 3 * i], *scale = operand[2 + 3 * i], *shift = operand[3 + 3 * i];
-    if (!is_array(kernel, kernels ? 1 : 4)) return "takes float32 arrays of four dimensions";
+    if (!is_array(kernel, kernels ? 1 : 4) || !kernel->dims[0])
+      return kernels ? "takes kernels that are laid out" : "takes float32 arrays of four dimensions";
     const char *wrong = shape_link(image, kernels ? kernels + 4 * i : kernel->dims, windows + NUMBERS * i, &shapes[i]);
     if (wrong) return wrong;
     if (!is_for_channels(scale, shapes[i].output[3]) || !is_for_channels(shift, shapes[i].output[3]))
