@@ -74,7 +74,11 @@ install_with_uv() {
   if [ ! -x .venv/bin/uv ] && [ ! -x .tools/bin/uv ]; then
     .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
   fi
-  "$(uv_path)" pip install --quiet --python .venv/bin/python -r "$1"
+  # Where Python keeps no bytecode, as in many containers, every command would compile all it imports anew: 11 s to
+  # import TensorFlow and JAX, not 5.5. All at once, now, it takes 21 s.
+  local bytecode=
+  [ -z "${PYTHONDONTWRITEBYTECODE:-}" ] || bytecode=--compile-bytecode
+  "$(uv_path)" pip install --quiet $bytecode --python .venv/bin/python -r "$1"
 }
 
 setup() {
