@@ -32,7 +32,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "shorter": {"run.epochs": 10.0, "optim.warmup_epochs": 2.5, "run.eval_every": 10.0, "run.checkpoint_every": 10.0},
     "batch1024": {"data.batch_size": 1024, "optim.lr": 1.0, "model.norm_momentum": 0.6},
     "hot": {"optim.lr": 1.0},
-    # Norms' biases learn faster (Jordan 2024, Section 3.4, has 64 times).
+    # Norms' biases learn as fast as all else, or faster by less.
+    "even": {"transfer.lr_multipliers": ()},
     "biases": {"transfer.lr_multipliers": ("bn[0-9]*/bias=16",)},
     "averaged": {"optim.ema": 0.99},
 }
