@@ -208,9 +208,10 @@ def _in_one_call(links: Sequence[Link], windows: Sequence[Window], x: jax.Array,
     for link, window in zip(links, windows, strict=True):
         features = link.layer.features
         kernel, bias = link.layer.variables_for(channels)
-        scale, shift = (
-            link.norm.affine() if isinstance(link.norm, BatchNorm) else (jnp.ones(features), jnp.zeros(features))
-        )
+        if isinstance(link.norm, BatchNorm):
+            scale, shift = link.norm.affine()
+        else:
+            scale, shift = jnp.ones(features, jnp.float32), jnp.zeros(features, jnp.float32)
         steps.append(onednn.Step(window, relu=link.activation is nn.relu))
         parameters.append((kernel, scale, shift if bias is None else shift + bias * scale))
         channels = features

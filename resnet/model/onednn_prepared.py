@@ -10,7 +10,7 @@ for all numbers of images with the same layouts.
 
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,14 +48,21 @@ class Prepared:
         self._programs: dict[Any, Callable[[np.ndarray | Array], Any]] = {}
 
     def __call__(self, x: np.ndarray | Array) -> Any:
+        if isinstance(x, jax.core.Tracer):
+            # Part of a larger program, whose values must not be kept here.
+            return self._given_leaves(self._leaves, x)
         key = (x.shape, x.dtype)
         if key not in self._programs:
             self._programs[key] = self._compile(jax.ShapeDtypeStruct(*key))
         return self._programs[key](x)
 
+    def _given_leaves(self, leaves: Sequence[Array], x: np.ndarray | Array) -> Any:
+        return self._function(jax.tree.unflatten(self._tree, leaves), x)
+
     def _compile(self, x: jax.ShapeDtypeStruct) -> Callable[[np.ndarray | Array], Any]:
-        parts = _Parts(lambda leaves, x: self._function(jax.tree.unflatten(self._tree, leaves), x), self._leaves, x)
-        key = parts.layouts if parts.lays_out_variables else x.shape
+        parts = _Parts(self._given_leaves, self._leaves, x)
+        # What a kernel was computed of may depend on x' shape and type.
+        key = (x.shape, x.dtype) if parts.laid_out is None else (parts.layouts, parts.laid_out)
         if key not in self._kernels:
             self._kernels[key] = jax.jit(parts.lay_out)(self._leaves)
         # Not through the compiled function, which would copy them.
@@ -71,6 +78,8 @@ class _Call:
     def __init__(self, equation: Any) -> None:
         self.result, self.steps = equation.outvars[0], equation.params["steps"]
         self.kernels = _kernels_of(equation)
+        # A kernel may be an addend as well: told by its place, not by what it is.
+        self.others = {place: atom for place, atom in enumerate(equation.invars) if place not in _places(self.steps)}
         self.shapes = tuple(kernel.aval.shape for kernel in self.kernels)
         added = len(equation.invars) % 3 == 2 or self.steps[-1].residual
         self.image = (*equation.invars[0].aval.shape, int(added))
@@ -79,17 +88,22 @@ class _Call:
     def lay_out(self, kernels: Sequence[Array]) -> list[Array]:
         return _KERNELS.bind(*kernels, steps=self.steps, image=self.image, sizes=self.sizes)
 
-    def convolve(self, operands: Sequence[Array | None], kernels: Sequence[Array]) -> Array:
-        """operands: of `evaluated`, those that are kernels being none."""
-        given: list[Any] = list(operands)
-        given[1 : 1 + 3 * len(kernels) : 3] = kernels
-        return _PREPARED.bind(*given, steps=self.steps, shapes=self.shapes, result=self.result.aval.shape)
+    def convolve(self, operands: Mapping[int, Array], kernels: Sequence[Array]) -> Array:
+        """operands: of `evaluated` those that are no kernels, by their places."""
+        given = {**operands, **dict(zip(_places(self.steps), kernels, strict=True))}
+        return _PREPARED.bind(
+            *(given[place] for place in range(len(given))),
+            steps=self.steps,
+            shapes=self.shapes,
+            result=self.result.aval.shape,
+        )
 
 
 class _Parts:
     """A function of (leaves, x), in parts: `before` and `lay_out`, of leaves, and `after`, of theirs and of x.
 
-    variables: numbers of the leaves that `after` takes as they are. layouts: of all kernels that `lay_out` gives.
+    variables: numbers of the leaves that `after` takes as they are. layouts: of all kernels that `lay_out` gives;
+    laid_out: numbers of the leaves that these are, or None where one is no leaf but computed.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], leaves: Sequence[Array], x: jax.ShapeDtypeStruct) -> None:
@@ -109,6 +123,9 @@ class _Parts:
             self._late.append((equation, _Call(equation) if prepared else None))
         self._calls = [call for _, call in self._late if call]
         self.layouts = tuple(layout for call in self._calls for layout in call.layouts)
+        kernels = [kernel for call in self._calls for kernel in call.kernels]
+        leaves_only = all(kernel in self._leaves for kernel in kernels)
+        self.laid_out = tuple(map(self._leaves.index, kernels)) if leaves_only else None
         self._taken = [atom for atom in dict.fromkeys(self._read_late()) if atom in known]
         self.variables = [number for number, leaf in enumerate(self._leaves) if leaf in self._taken]
         self._found = [variable for variable in self._taken if variable not in self._leaves]
@@ -116,13 +133,8 @@ class _Parts:
     def _read_late(self) -> list[Var]:
         read = list(self._program.jaxpr.outvars)
         for equation, call in self._late:
-            read += [atom for atom in equation.invars if not (call and atom in call.kernels)]
+            read += call.others.values() if call else equation.invars
         return [atom for atom in read if isinstance(atom, Var)]
-
-    @property
-    def lays_out_variables(self) -> bool:
-        """Whether no kernel that `lay_out` is given was computed, for which x' shape may have been a number."""
-        return all(kernel in self._leaves for call in self._calls for kernel in call.kernels)
 
     def before(self, leaves: Sequence[Array]) -> list[Array]:
         values = self._known_values(leaves)
@@ -130,7 +142,7 @@ class _Parts:
 
     def lay_out(self, leaves: Sequence[Array]) -> list[Array]:
         values = self._known_values(leaves)
-        return [array for call in self._calls for array in call.lay_out([values[kernel] for kernel in call.kernels])]
+        return [array for call in self._calls for array in call.lay_out(list(map(values.read, call.kernels)))]
 
     def _known_values(self, leaves: Sequence[Array]) -> "_Values":
         values = _Values(zip(self._program.jaxpr.constvars, self._program.consts, strict=True))
@@ -147,8 +159,8 @@ class _Parts:
             if call is None:
                 values.evaluate(equation)
                 continue
-            operands = [None if atom in call.kernels else values.read(atom) for atom in equation.invars]
-            values[call.result] = call.convolve(operands, [next(rest) for _ in call.steps])
+            others = {place: values.read(atom) for place, atom in call.others.items()}
+            values[call.result] = call.convolve(others, [next(rest) for _ in call.steps])
         return jax.tree.unflatten(self._tree, map(values.read, self._program.jaxpr.outvars))
 
 
@@ -162,12 +174,19 @@ class _Values(dict[Any, Any]):
         # Functions among the parameters come apart in some versions of JAX.
         how = equation.primitive.get_bind_params(equation.params)
         functions, how = how if isinstance(how, tuple) else ((), how)
-        found = equation.primitive.bind(*functions, *map(self.read, equation.invars), **how)
+        # The settings under which it was traced, such as how random bits are drawn.
+        with equation.ctx.manager:
+            found = equation.primitive.bind(*functions, *map(self.read, equation.invars), **how)
         self.update(zip(equation.outvars, found if equation.primitive.multiple_results else [found], strict=True))
 
 
+def _places(steps: Sequence[Step]) -> range:
+    """Of the kernels among the operands of `evaluated`."""
+    return range(1, 1 + 3 * len(steps), 3)
+
+
 def _kernels_of(equation: Any) -> list[Any]:
-    return equation.invars[1 : 1 + 3 * len(equation.params["steps"]) : 3]
+    return [equation.invars[place] for place in _places(equation.params["steps"])]
 
 
 def _are_known(atoms: Sequence[Any], known: set[Any]) -> bool:

@@ -75,6 +75,8 @@ static int cut_rows(Rows *r, int threads) {
   return SUCCESS;
 }
 
+static int64_t bytes_of_row(const int64_t *map) { return map[2] * map[3] * (int64_t)sizeof(float); }
+
 /* A slab of one of the convolutions, counted through all. Threads take them in this order, so that the ones waited for
  * here are under way, in however many threads there are. */
 static void do_slab(void *context, int number) {
@@ -82,13 +84,13 @@ static void do_slab(void *context, int number) {
   const int threads = omp_get_max_threads(), images = (int)r->shapes->image[0];
   int i = 0, left = number;
   for (; left >= images * r->slabs[i]; ++i) left -= images * r->slabs[i];
-  for (int turns = 0; atomic_load(&r->done) < number - left; ++turns)
+  for (unsigned turns = 0; atomic_load(&r->done) < number - left; ++turns)
     if (turns < MOST_TURNS) _mm_pause(); else sched_yield();
   const Shape *s = &r->shapes[i];
   const int image = left / r->slabs[i], slab = left % r->slabs[i];
   const int64_t seen = first_seen(s, r->slabs[i], slab), top = seen < 0 ? 0 : seen;
-  const int64_t from = image * bytes_of(s->image) + top * (bytes_of(s->image) / s->image[1]);
-  const int64_t to = image * bytes_of(s->output) + first_row(s, r->slabs[i], slab) * (bytes_of(s->output) / s->output[1]);
+  const int64_t from = image * bytes_of(s->image) + top * bytes_of_row(s->image);
+  const int64_t to = image * bytes_of(s->output) + first_row(s, r->slabs[i], slab) * bytes_of_row(s->output);
   char *const addend = s->kind == EVALUATED_SUM ? r->call->addend + to : NULL;
   const unsigned control = _mm_getcsr();
   omp_set_num_threads(1);

@@ -87,6 +87,17 @@ def test_networks_give_what_they_do_without(more):
         assert_near(ask(images), jax.jit(partial(evaluate, network))(variables, images), 2e-5)
 
 
+@needs_onednn
+def test_networks_answer_where_numbers_are_of_64_bits_unless_told():
+    network, (images,) = ResNet(spec()), arrays((1, 32, 32, 3))
+    variables = variables_of(network)
+    folded, reduced = fold(network, jax.device_get(variables))
+    expected = evaluate(network, variables, images)
+    with jax.enable_x64(True):
+        answer = Prepared(partial(evaluate, folded.clone(backend=with_kernels_ahead)), reduced)(images)
+    assert_near(answer, expected, 2e-5)
+
+
 def targets(function, *operands):
     """The names of all calls of onednn.c in the program."""
     text = jax.jit(function).lower(*operands).as_text()
@@ -121,6 +132,59 @@ def test_what_depends_on_the_number_of_images_is_computed_for_each():
     ask = Prepared(partial(scaled, onednn.evaluated), parameters)
     for count in (6, 4, 1, 6):
         assert_near(ask(x[:count]), scaled(in_parts, parameters, x[:count]), 1e-4)
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda v, x: v["a"] if x.shape[0] == 1 else v["b"],
+        lambda v, x: v["a"] * (2 if x.shape[0] == 1 else 1),
+        lambda v, x: v["a"] * (2 if x.dtype == jnp.uint8 else 1),
+    ],
+    ids=["which variable", "computed by shape", "computed by type"],
+)
+def test_kernels_that_depend_on_what_comes_are_not_shared(choose):
+    a, b, scale, shift = arrays((3, 3, 4, 8), (3, 3, 4, 8), (8,), (8,))
+    step = onednn.Step(square(1, 1))
+
+    def function(form, v, x):
+        return form([step], x.astype(jnp.float32), [(choose(v, x), scale, shift)])
+
+    ask = Prepared(partial(function, onednn.evaluated), {"a": a, "b": b})
+    x = np.arange(3 * 9 * 9 * 4).reshape(3, 9, 9, 4) % 7
+    for batch in (x[:1].astype(np.float32), x[:1].astype(np.uint8), x.astype(np.float32), x.astype(np.uint8)):
+        assert_near(ask(batch), function(in_parts, {"a": a, "b": b}, batch), 1e-5)
+
+
+@needs_onednn
+def test_a_kernel_that_is_added_too_and_an_image_without_rows():
+    x, w, scale, shift = arrays((3, 3, 8, 8), (3, 3, 8, 8), (8,), (8,))
+    steps = [onednn.Step(square(1, 1))]
+    ask = Prepared(lambda v, x: onednn.evaluated(steps, x, [(v, scale, shift)], v), w)
+    assert_near(ask(x), in_parts(steps, x, [(w, scale, shift)], w), 1e-5)
+    empty, padded = jnp.zeros((1, 0, 5, 8)), [onednn.Step(square(1, 2))]
+    assert_near(onednn.evaluated(padded, empty, [(w, scale, shift)]), jnp.broadcast_to(shift, (1, 2, 7, 8)))
+
+
+@needs_onednn
+def test_inside_another_program_it_is_the_function():
+    steps, x, parameters = several((1, 16, 16, 24), [(3, 24, 1, 1)], [True])
+    ask = Prepared(lambda parameters, x: onednn.evaluated(steps, x, parameters), parameters)
+    expected = in_parts(steps, x, parameters)
+    assert_near((jax.jit(ask)(x), ask(x), jax.vmap(ask)(x[None])[0]), (expected,) * 3, 1e-4)
+    assert_near(jax.grad(lambda x: ask(x).sum())(x), jax.grad(lambda x: in_parts(steps, x, parameters).sum())(x), 1e-4)
+
+
+@needs_onednn
+def test_what_was_traced_under_a_setting_is_computed_under_it():
+    def function(key, x):
+        with jax.threefry_partitionable(False):
+            return jax.random.bits(jax.random.wrap_key_data(key), x.shape)
+
+    key = jax.random.key_data(jax.random.key(1))
+    x = np.zeros((3, 5), np.float32)
+    np.testing.assert_array_equal(Prepared(function, key)(x), jax.jit(function)(key, x))
 
 
 @needs_onednn
