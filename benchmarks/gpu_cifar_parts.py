@@ -30,8 +30,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "early": {"model.stage_sizes": (1, 1, 1), "model.width": 128, "model.stride_block": "last"},
     "longer": {"run.epochs": 24.0, "optim.warmup_epochs": 6.0, "run.eval_every": 24.0, "run.checkpoint_every": 24.0},
     "shorter": {"run.epochs": 10.0, "optim.warmup_epochs": 2.5, "run.eval_every": 10.0, "run.checkpoint_every": 10.0},
-    "batch1024": {"data.batch_size": 1024, "optim.lr": 1.0, "model.norm_momentum": 0.6},
-    "hot": {"optim.lr": 1.0},
+    "batch1024": {"data.batch_size": 1024, "optim.lr": 2.0, "model.norm_momentum": 0.6},
+    "cool": {"optim.lr": 0.5},
     # Norms' biases learn as fast as all else, or faster by less.
     "even": {"transfer.lr_multipliers": ()},
     "biases": {"transfer.lr_multipliers": ("bn[0-9]*/bias=16",)},
