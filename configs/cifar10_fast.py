@@ -4,8 +4,8 @@
 
 Result to expect: not measured yet after its 16 epochs, some 6 s of an H100 (4.1 ms a step, 2026-11-26), by `python -m
 benchmarks.gpu_cifar`. Half as long, 8 epochs, one seed in float32 on two CPU cores, reached 89.1 % of the test images
-with half the rate, before the biases had one of their own, so 94 % is the aim and no promise. docs/feeding.md says why each choice. All
-50,000 images train, as there: nothing is chosen by validation, and the last step's weights are tested.
+with half the rate, before the biases had one of their own, so 94 % is the aim and no promise. docs/feeding.md says why
+each choice. All 50,000 images train, as there: nothing is chosen by validation, and the last step's weights are tested.
 """
 
 from ml_collections import ConfigDict
