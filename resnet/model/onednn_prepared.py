@@ -1,8 +1,8 @@
 """Programs that ask one network again and again: what depends on its variables alone is computed once, before any call.
 
-That is above all how oneDNN wants kernels laid out. ResNet-50 has 102 MB of them, and to lay them out anew in each call
-takes as long as a third of one image's convolutions. So a program is cut in two: what can be known before the images
-come, and the rest, in which `onednn.evaluated` is given kernels as they were laid out.
+That is above all how oneDNN wants kernels laid out: ResNet-50 has 95 MB of them. One image at 224 px on two cores takes
+53 ms where each call lays them out anew, 44 where it does not (2026-11-26). So a program is cut in two: what can be
+known before the images come, and the rest, in which `onednn.evaluated` is given kernels as they were laid out.
 
 How a kernel is laid out depends on its convolution's shape, and so on the number of images. `Prepared` keeps one set
 for all numbers of images with the same layouts.

@@ -1,5 +1,5 @@
 /* Convolutions of fewer images than there are threads: the rows of each image are shared out, one convolution after the
- * other. And kernels that are laid out before any call, for of a few images that takes as long as the convolutions.
+ * other. And kernels that are laid out before any call (onednn_prepared.py).
  */
 #include <sched.h>
 
