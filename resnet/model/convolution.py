@@ -131,7 +131,7 @@ def window_for_onednn(
 
 
 def _is_possible_by_onednn(x: Array) -> bool:
-    """XLA's compiler cannot cut its calls up, so there must be one device."""
+    """Whether oneDNN can compute convolutions of x here: float32 on one CPU device, for XLA cannot cut its calls up."""
     if x.dtype != jnp.float32 or not all(isinstance(size, int) for size in x.shape):
         return False
     return jax.default_backend() == "cpu" and jax.device_count() == 1 and not onednn_library.missing()
