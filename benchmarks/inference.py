@@ -16,7 +16,7 @@ keras.applications.ResNet50 on TensorFlow (its v1 network: 3.86 instead of 4.09 
 Tried for ours and left out (two cores with AVX-512): Winograd for 3×3 (see convolution_forms): 59 ms for one image
 where XLA's forms took 26; im2col on 7 px maps for four and eight images: within the noise; fewer images at a time (see
 `resnet.study.inference.best_batch`); with kernels laid out before the call (onednn_prepared), 1×1 convolutions cut by
-pixels, so that a map of 7 rows makes two equal halves: 43.2 to 45.4 ms, without it 44.3 to 45.4. One image, alone and
+pixels, so that a map of 7 rows makes two equal halves: 43.2 to 45.4 ms, without it 44.3 to 45.3. One image, alone and
 warm, is answered at nearly the rate of 32 (41 and 39 ms an image at best, 2026-11-26), which is that of the
 convolutions; after a rest, as here, some ms later, for XLA's threads sleep between calls.
 """
