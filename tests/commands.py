@@ -91,6 +91,12 @@ def run_fresh(*arguments: object, environment: dict[str, str] | None = None) -> 
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def with_eight_devices() -> dict[str, str]:
+    """The environment of a process of 8 virtual devices."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    return os.environ | {"XLA_FLAGS": flags.strip(), "JAX_PLATFORMS": "cpu"}
+
+
 def wait_until(condition: Callable[[], bool], what: str) -> None:
     """Return once `condition` holds; AssertionError naming `what` after PATIENCE."""
     end = time.monotonic() + PATIENCE

@@ -13,6 +13,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Most of what tests take is compiling programs that run for milliseconds: unoptimised, the suite takes 27 min of the
+# cores' time, not 41 (2026-11-26). How fast a program is and how it is rounded change with it, not what it computes.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
 
 # Images of containers often forbid bytecode, and uv installs none: each of the dozens of processes that tests start
 # would then compile all it imports, TensorFlow and JAX among it, 12 s of a CPU where 6 do. It is kept where it is in

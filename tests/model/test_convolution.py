@@ -1,7 +1,6 @@
 """The convolution against `jax.lax.conv_general_dilated`: values, gradients, transformations, platforms, sharding."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from jax import export, lax
 
 from resnet.model import convolution_forms, onednn_library
 from resnet.model.convolution import conv_general_dilated
+from tests.commands import with_eight_devices
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -314,10 +314,8 @@ print(json.dumps(results))
 def test_a_sharded_batch_stays_sharded():
     """On 8 devices: gradients equal, the input's stays sharded, the weight's is summed, and no activation moves."""
     cases = [(9, 3, 1, 1), (4, 3, 2, 1), (9, 1, 2, 0), (18, 7, 2, 3)]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    finished = subprocess.run(
-        [sys.executable, "-c", SHARDED, json.dumps(cases)], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", SHARDED, json.dumps(cases)]
+    finished = subprocess.run(command, env=with_eight_devices(), capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     for case, result in zip(cases, json.loads(finished.stdout), strict=True):
         assert max(result.pop("errors")) < 1e-5, case

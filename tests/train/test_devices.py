@@ -3,7 +3,6 @@
 import collections
 import json
 import math
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import pytest
 
 from resnet.model import convolution_forms, onednn_library
 from resnet.train import loop
-from tests.commands import ROOT
+from tests.commands import ROOT, with_eight_devices
 from tests.tiny import tiny_data
 from tests.train.test_resume import final_arrays, lines
 from tests.train.virtual_devices import config_for, first_gradient, gradient_config
@@ -33,11 +32,10 @@ def data(tmp_path_factory) -> Path:
 def eight(data, tmp_path_factory) -> tuple[Path, dict]:
     """(folder with a run per mesh and gradients, what their compiled steps send) of 8 virtual devices."""
     folder = tmp_path_factory.mktemp("eight")
-    flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.virtual_devices", str(data), str(folder)],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        env=with_eight_devices(),
         check=True,
         capture_output=True,
         text=True,

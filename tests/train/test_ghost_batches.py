@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import pytest
 from resnet.model.network import ResNet
 from resnet.train import parallel
 from resnet.train.steps import accumulate, split_parts
+from tests.commands import with_eight_devices
 from tests.networks import by_name, random_variables
 from tests.train.test_steps import LAX, ROOT, TINY, batch_of, recipe, state_for
 
@@ -123,11 +123,10 @@ def on_eight_devices(file: str) -> None:
 def test_eight_devices_compute_what_one_does_and_send_nothing_for_groups_of_their_own(whole, tmp_path):
     file = tmp_path / "eight.npz"
     code = "import sys; from tests.train.test_ghost_batches import on_eight_devices; on_eight_devices(sys.argv[1])"
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", code, str(file)],
         cwd=ROOT,
-        env=environment,
+        env=with_eight_devices(),
         check=True,
         capture_output=True,
         text=True,

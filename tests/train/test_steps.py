@@ -1,7 +1,6 @@
 """The train step: it learns with every kind of block, adds up exactly, and a bad batch leaves no trace."""
 
 import dataclasses
-import os
 import re
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from resnet.train.steps import (
     make_train_step,
     sum_names,
 )
+from tests.commands import with_eight_devices
 from tests.networks import by_name, fresh_variables, random_variables
 
 LAX = jax.lax.conv_general_dilated
@@ -325,9 +325,7 @@ EIGHT = "import sys, numpy; from tests.train.test_steps import three_steps; nump
 
 def test_eight_devices_compute_what_one_does(tmp_path):
     out = tmp_path / "eight.npz"
-    flags = "--xla_force_host_platform_device_count=8"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    subprocess.run([sys.executable, "-c", EIGHT, str(out)], cwd=ROOT, env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", EIGHT, str(out)], cwd=ROOT, env=with_eight_devices(), check=True, timeout=300)
     eight, one = dict(np.load(out)), three_steps()
     assert (eight.pop("devices"), one.pop("devices")) == (8, 1)
     assert eight.keys() == one.keys()

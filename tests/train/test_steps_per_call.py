@@ -5,7 +5,6 @@ so where XLA compiles a step inside a loop as it does alone: for this network it
 """
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 from resnet.train import loop, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.progress import EpochBar
-from tests.commands import ROOT
+from tests.commands import ROOT, with_eight_devices
 from tests.tiny import tiny_data
 from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
@@ -177,9 +176,8 @@ assert loop.train(config, Path(sys.argv[2])) == 0
 
 
 def test_a_divided_state_stays_divided_in_a_loop(data, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", EIGHT, str(data), str(tmp_path / "eight")]
-    subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, cwd=ROOT, env=with_eight_devices(), check=True, capture_output=True, timeout=300)
     config = several_config(data, 1)
     config.model.width = 32
     assert loop.train(config, tmp_path / "one") == 0
