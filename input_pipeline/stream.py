@@ -233,6 +233,15 @@ def _reason(error: Exception) -> str:
     return printable((text.splitlines() or [type(error).__name__])[0][:200])
 
 
+@functools.lru_cache(maxsize=16)
+def _training_image(crop: Crop) -> Any:
+    """`decode.training_image` as a graph, traced once and not for each pipeline: a third of an evaluation's start."""
+    tf = _tensorflow()
+    takes = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32), tf.TensorSpec([4], tf.int32)]
+    make = lambda data, orientation, box: graph.training_image(tf, data, orientation, box, crop)  # noqa: E731
+    return tf.function(make, input_signature=takes, autograph=False)
+
+
 def _dataset(
     tf: Any, split: Split, crop: Crop, plan: Callable[[int], _Plan], start: int, stop: int | None, threads: int
 ) -> Any:
@@ -249,6 +258,8 @@ def _dataset(
     kinds = (tf.int64 if paths is None else tf.string, tf.int32, tf.int32, tf.float32, tf.int32, tf.int32)
     share = len(plan(start).index)
 
+    # What branches here are TensorFlow's own operations: there is nothing to convert, and no file to leave in /tmp.
+    @tf.autograph.experimental.do_not_convert
     def planned_rows(step: Any) -> tuple[Any, ...]:
         columns = tf.numpy_function(rows, [step], kinds)
         for column in columns[:-1]:
@@ -256,6 +267,7 @@ def _dataset(
         columns[-1].set_shape([share, 4])
         return tf.data.Dataset.from_tensor_slices(tuple(columns))
 
+    @tf.autograph.experimental.do_not_convert
     def example(where: Any, index: Any, label: Any, mask: Any, orientation: Any, box: Any) -> dict[str, Any]:
         def image() -> Any:
             if paths is None:
@@ -263,7 +275,7 @@ def _dataset(
                 data.set_shape([])
             else:
                 data = tf.io.read_file(where)
-            return graph.training_image(tf, data, orientation, box, crop)
+            return _training_image(crop)(data, orientation, box)
 
         size = (crop.image_size, crop.image_size, 3)
         pixels = tf.cond(mask > 0, image, lambda: tf.zeros(size, tf.uint8))
