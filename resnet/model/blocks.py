@@ -1,7 +1,7 @@
 """Residual blocks: basic and bottleneck branches × shortcuts × orders of norm, activation and addition."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -16,8 +16,10 @@ from resnet.model.layers import (
     SqueezeExcitation,
     convolution,
     convolve,
+    convolve_and_close,
     norm,
 )
+from resnet.model.onednn_chain import End, closed
 from resnet.model.spec import ResNetSpec, block_width
 
 
@@ -43,17 +45,21 @@ class Block(nn.Module):
     folded: frozenset[str] = frozenset()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array | End, *, train: bool, left_open: bool = False) -> jax.Array | End:
+        """left_open: what comes next is a block, which may be left the addition at the end of this one."""
         spec = self.spec
         activation = ACTIVATIONS[spec.activation]
         out_channels = spec.width * 2**self.stage * spec.expansion
         changes_channels = x.shape[-1] != out_channels
         changes_shape = self.stride != 1 or changes_channels
         if self._ends_in_one(changes_shape, train):
-            shortcut = self._shortcut(x, out_channels, changes_channels, train) if spec.shortcut != "none" else None
-            return self._branch(x, train, addend=shortcut, activation=activation)
+            shortcut: jax.Array | End | None = None
+            if spec.shortcut != "none":
+                shortcut, x = self._shortcut(x, out_channels, changes_channels, train)
+            return self._branch(x, train, addend=shortcut, activation=activation, left_open=left_open)
+        x = closed(x)
         activated = self._activate_input(x, train)
-        branch = self._branch(activated, train)
+        branch = cast(jax.Array, self._branch(activated, train))
         if spec.squeeze_excitation:
             branch = SqueezeExcitation(spec.squeeze_excitation, spec.activation, self.dtype, name="se")(branch)
         if spec.order == "relu_before_addition":
@@ -66,7 +72,7 @@ class Block(nn.Module):
         # A projection of pre-activated input sees the same activation as the branch (He et al. 2016, appendix); what
         # only leaves pixels out (stride_block='last') takes the input as it is, as the identity would.
         entry = activated if spec.preactivated and changes_shape and self._adapts(changes_channels) else x
-        shortcut = self._shortcut(entry, out_channels, changes_channels, train)
+        shortcut = closed(self._shortcut(entry, out_channels, changes_channels, train)[0])
         branch, shortcut = self._transform(branch, shortcut, x, out_channels, changes_shape, train)
         if train and spec.stochastic_depth > 0:
             branch = self._drop_branch(branch)
@@ -116,11 +122,12 @@ class Block(nn.Module):
 
     def _branch(
         self,
-        x: jax.Array,
+        x: jax.Array | End,
         train: bool,
-        addend: jax.Array | None = None,
+        addend: jax.Array | End | None = None,
         activation: Callable[[jax.Array], jax.Array] | None = None,
-    ) -> jax.Array:
+        left_open: bool = False,
+    ) -> jax.Array | End:
         """The convolutions of the branch with norms and activations between them and, by the order, behind the last.
 
         Then `addend` and `activation`, where given.
@@ -154,23 +161,32 @@ class Block(nn.Module):
             )
             behind = self._norm(features, name, train, zero_scale=last and spec.zero_init_last_gamma)
             links.append(Link(layer, behind, activation if last else ACTIVATIONS[spec.activation]))
-        return convolve(links, x, train=train, addend=addend)
+        return convolve(links, x, train=train, addend=addend, left_open=left_open)
 
     def _adapts(self, changes_channels: bool) -> bool:
         """Whether the shortcut does more than to leave pixels out: it projects, or pads channels."""
         return changes_channels or self.spec.shortcut == "C" or self.spec.shortcut_transform == "conv1x1"
 
-    def _shortcut(self, x: jax.Array, out_channels: int, changes_channels: bool, train: bool) -> jax.Array:
-        """Options A to D of He et al. 2015, Section 4.1, and He, T. et al. 2019, Figure 2c."""
+    def _shortcut(
+        self, x: jax.Array | End, out_channels: int, changes_channels: bool, train: bool
+    ) -> tuple[jax.Array | End, jax.Array | End]:
+        """Options A to D of He et al. 2015, Section 4.1, and He, T. et al. 2019, Figure 2c; and x, closed by then.
+
+        The identity alone leaves it open.
+        """
         spec, stride = self.spec, self.stride
         if spec.shortcut == "A" and (changes_channels or stride > 1):
             # Option A: subsample, then zero channels behind; no parameters.
-            x = subsample(x, stride)
-            return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, out_channels - x.shape[-1])))
+            x = closed(x)
+            channels = out_channels - x.shape[-1]
+            return jnp.pad(subsample(x, stride), ((0, 0), (0, 0), (0, 0), (0, channels))), x
+        if stride > 1 and (spec.shortcut == "D" or not self._adapts(changes_channels)):
+            x = closed(x)
+        entry = x
         if spec.shortcut == "D" and stride > 1:
-            x, stride = average_pool(x, stride), 1
+            entry, stride = average_pool(closed(x), stride), 1
         if not self._adapts(changes_channels):
-            return subsample(x, stride)
+            return entry if stride == 1 else subsample(closed(entry), stride), x
         layer = convolution(
             spec,
             out_channels,
@@ -184,7 +200,8 @@ class Block(nn.Module):
         )
         # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
         behind = None if spec.preactivated else self._norm(out_channels, "downsample_bn", train)
-        return convolve([Link(layer, behind)], x, train=train)
+        y, taken = convolve_and_close([Link(layer, behind)], entry, train=train)
+        return y, taken if entry is x else x
 
     def _transform(
         self, branch: jax.Array, shortcut: jax.Array, x: jax.Array, out_channels: int, changes_shape: bool, train: bool

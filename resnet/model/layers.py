@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model import blocked, onednn, onednn_training
+from resnet.model import blocked, onednn, onednn_chain
 from resnet.model.convolution import window_for_onednn, with_kernels_ahead
 from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
+from resnet.model.onednn_chain import Chain, End, closed
+from resnet.model.onednn_training import RELU, Trained
 from resnet.model.spec import ResNetSpec
 
 Convolution = Callable[..., jax.Array]
@@ -159,28 +161,55 @@ class Link(NamedTuple):
     activation: Callable[[jax.Array], jax.Array] | None = None
 
 
-def convolve(links: Sequence[Link], x: jax.Array, *, train: bool, addend: jax.Array | None = None) -> jax.Array:
+def convolve(
+    links: Sequence[Link],
+    x: jax.Array | End,
+    *,
+    train: bool,
+    addend: jax.Array | End | None = None,
+    left_open: bool = False,
+) -> jax.Array | End:
     """One link after the other; `addend` is added to what the last one's norm gives, before its activation.
 
     In evaluation oneDNN does in one call what it can of them (`_windows_of_one_call`), in training with their norms.
+    An `End` that x is may be the addend, too. left_open: give one, where oneDNN can close it in the call that follows.
     """
+    return _convolved(links, x, train, addend, left_open)[0]
+
+
+def convolve_and_close(links: Sequence[Link], x: jax.Array | End, *, train: bool) -> tuple[jax.Array | End, jax.Array]:
+    """`convolve`, left open, and x, closed."""
+    return cast(tuple[jax.Array | End, jax.Array], _convolved(links, x, train, None, True))
+
+
+def _convolved(
+    links: Sequence[Link], x: jax.Array | End, train: bool, addend: jax.Array | End | None, left_open: bool
+) -> tuple[jax.Array | End, jax.Array | None]:
+    first = None
     while links:
         windows = _windows_with_norms(links, x) if train else _windows_of_one_call(links, x, addend)
         done, links = links[: len(windows) or 1], links[len(windows) or 1 :]
-        added = None if links else addend
-        norm, activation = done[-1].norm, done[-1].activation
-        if windows:
-            x = (_with_norms if train else _in_one_call)(done, windows, x, added)
-            activation = None if activation is nn.relu else activation
+        activation = None if windows and done[-1].activation is nn.relu else done[-1].activation
+        if windows and train:
+            y, taken = _with_norms(done, windows, x, None if links else addend, left_open and not links)
         else:
-            x = done[0].layer(x)
-            x = x if norm is None else norm(x)
-            x = x if added is None else x + added
-        x = x if activation is None else activation(x)
-    return x
+            taken = closed(x)
+            added = None if links or addend is None else taken if addend is x else closed(addend)
+            y = _in_one_call(done, windows, taken, added) if windows else _one(done[0], taken, added)
+        y = y if activation is None else activation(closed(y))
+        first = taken if first is None else first
+        x, addend = y, taken if addend is x else addend
+    return x, first
 
 
-def _windows_of_one_call(links: Sequence[Link], x: jax.Array, addend: jax.Array | None) -> list[Window]:
+def _one(link: Link, x: jax.Array, addend: jax.Array | None) -> jax.Array:
+    """All of a link but its activation."""
+    y = link.layer(x)
+    y = y if link.norm is None else link.norm(y)
+    return y if addend is None else y + addend
+
+
+def _windows_of_one_call(links: Sequence[Link], x: jax.Array | End, addend: jax.Array | End | None) -> list[Window]:
     """Of the first links those that oneDNN computes with what is behind them.
 
     None where there is nothing behind, unless kernels are laid out ahead. Any activation but ReLU is left out, and any
@@ -218,7 +247,7 @@ def _in_one_call(links: Sequence[Link], windows: Sequence[Window], x: jax.Array,
     return onednn.evaluated(steps, x, parameters, addend)
 
 
-def _windows_with_norms(links: Sequence[Link], x: jax.Array) -> list[Window]:
+def _windows_with_norms(links: Sequence[Link], x: jax.Array | End) -> list[Window]:
     """Of the first links those that oneDNN computes in training together with their norms, the last maybe without one.
 
     Batch norm by the batch's own statistics, with a ReLU behind all but the last, and no bias.
@@ -237,25 +266,33 @@ def _windows_with_norms(links: Sequence[Link], x: jax.Array) -> list[Window]:
     return windows
 
 
-def _with_norms(links: Sequence[Link], windows: Sequence[Window], x: jax.Array, addend: jax.Array | None) -> jax.Array:
+def _with_norms(
+    links: Sequence[Link],
+    windows: Sequence[Window],
+    x: jax.Array | End,
+    addend: jax.Array | End | None,
+    left_open: bool,
+) -> tuple[jax.Array | End, jax.Array | None]:
+    """What the links give, and x, closed (see `onednn_chain.trained`)."""
     kernels, channels = [], x.shape[-1]
     for link in links:
         kernels.append(link.layer.variables_for(channels)[0])
         channels = link.layer.features
     norms = [link.norm for link in links if isinstance(link.norm, BatchNorm)]
+    before = onednn_chain.before(x)
     forms = [
-        onednn_training.Trained(window, before=number > 0, behind=number < len(norms), epsilon=norms[0].epsilon)
+        Trained(window, before=RELU if number else before, behind=number < len(norms), epsilon=norms[0].epsilon)
         for number, window in enumerate(windows)
     ]
     scales, biases = zip(*(norm.parameters() for norm in norms), strict=True)
-    relu = links[-1].activation is nn.relu
-    residual = addend is x
-    y, statistics = onednn_training.trained(
-        tuple(forms), relu, residual, x, kernels, list(scales), list(biases), None if residual else addend
-    )
+    activation, residual = links[-1].activation, addend is x
+    left_open = left_open and activation in (None, nn.relu) and len(norms) == len(links)
+    chain = Chain(tuple(forms), activation is nn.relu, residual, left_open)
+    added = None if residual else addend
+    y, taken, statistics = onednn_chain.trained(chain, x, kernels, list(scales), list(biases), added)
     for norm, (mean, var) in zip(norms, statistics, strict=True):
         norm.follow(mean, var)
-    return y
+    return y, taken
 
 
 def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:

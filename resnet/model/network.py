@@ -14,6 +14,7 @@ from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
 from resnet.model.layers import ACTIVATIONS, Convolution, Link, Norm, classify, convolution, convolve, norm
+from resnet.model.onednn_chain import End, closed
 from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride
 
@@ -65,15 +66,17 @@ class ResNet(nn.Module):
         if self.remat not in REMAT:
             raise SpecError(f"remat={self.remat!r} is not one of {', '.join(REMAT)}")
         spec.check_image_size(min(images.shape[1:3]))
-        features: dict[str, jax.Array] = {}
+        features: dict[str, Any] = {}
 
-        def named(name: str, x: jax.Array) -> jax.Array:
+        def named(name: str, x: Any) -> Any:
             features[name] = x = x + offsets[name] if name in offsets else x
             return x
 
+        # Nobody sees what lies between the blocks.
+        unseen = train and not (return_features or offsets) and self.remat == "none"
         x = named("stem", self._stem(images.astype(self.dtype), train))
         for stage in range(len(spec.stage_sizes)):
-            blocks = lambda network, x, stage=stage: network._stage(x, stage, train, offsets)  # noqa: E731
+            blocks = lambda network, x, stage=stage: network._stage(x, stage, train, offsets, unseen)  # noqa: E731
             x, inside = self._remembered("stage", blocks, x, train)
             features |= inside
             x = named(f"layer{stage + 1}", x)
@@ -108,7 +111,7 @@ class ResNet(nn.Module):
             links.append(Link(layer, behind, None if bare else activation))
         if spec.stem == "imagenet" and self.backend is conv_general_dilated and blocked.stem_pays(x):
             return self._stem_by_blocks(links[0], x)
-        x = convolve(links, x, train=train)
+        x = closed(convolve(links, x, train=train))
         if spec.stem == "cifar":
             return x
         pool = max_pool_by_xla if self.backend is jax.lax.conv_general_dilated else max_pool
@@ -126,18 +129,20 @@ class ResNet(nn.Module):
         return blocked.max_pool(rows.reshape(y.shape), fill=-math.inf if self.spec.stem_norm else 0.0)
 
     def _stage(
-        self, x: jax.Array, stage: int, train: bool, offsets: Mapping[str, jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The blocks of a stage, and what each gives, by name."""
-        features: dict[str, jax.Array] = {}
-        for index in range(self.spec.stage_sizes[stage]):
+        self, x: jax.Array | End, stage: int, train: bool, offsets: Mapping[str, jax.Array], unseen: bool
+    ) -> tuple[jax.Array | End, dict[str, jax.Array | End]]:
+        """The blocks of a stage, and what each gives, by name. unseen: this need not be computed for its own sake."""
+        features: dict[str, Any] = {}
+        sizes = self.spec.stage_sizes
+        for index in range(sizes[stage]):
             name = f"layer{stage + 1}_{index}"
-            block = lambda network, x, index=index: network._block(x, stage, index, train)  # noqa: E731
+            left_open = unseen and (stage, index) != (len(sizes) - 1, sizes[-1] - 1)
+            block = lambda network, x, of=(index, left_open): network._block(x, stage, *of, train)  # noqa: E731
             x = self._remembered("block", block, x, train)
-            features[name] = x = x + offsets[name] if name in offsets else x
+            features[name] = x = closed(x) + offsets[name] if name in offsets else x
         return x, features
 
-    def _block(self, x: jax.Array, stage: int, index: int, train: bool) -> jax.Array:
+    def _block(self, x: jax.Array | End, stage: int, index: int, left_open: bool, train: bool) -> jax.Array | End:
         name, sizes = f"layer{stage + 1}_{index}", self.spec.stage_sizes
         number = sum(sizes[:stage]) + index
         block = Block(
@@ -152,9 +157,9 @@ class ResNet(nn.Module):
             folded=within(name, self.folded),
             name=name,
         )
-        return block(x, train=train and name not in self.frozen)
+        return block(x, train=train and name not in self.frozen, left_open=left_open)
 
-    def _remembered(self, unit: str, function: Callable[..., Any], x: jax.Array, train: bool) -> Any:
+    def _remembered(self, unit: str, function: Callable[..., Any], x: jax.Array | End, train: bool) -> Any:
         """function(network, x); with `remat` of this unit, in training, only x is kept for its gradient."""
         return (nn.remat(function) if train and self.remat == unit else function)(self, x)
 

@@ -17,13 +17,17 @@
  *   threads                       -> int32, how many there are to share the work
  *
  * Of training, with batch norms around it; a second attribute is `epsilon`, float32. The window's last two numbers are
- * whether a norm and a ReLU come before the convolution, and what is behind it: 0 no norm, 1 a norm, and of the gradient 2
- * one whose sums are not known yet, 3 the same with a ReLU behind it.
+ * what comes before the convolution, 0 nothing, 1 a norm and a ReLU, 2 the end of a block: a norm, an addition and a ReLU, 3
+ * the same with a norm of what is added, too; and what is behind it: 0 no norm, 1 a norm, and of the gradient 2 one whose sums are not known yet, 3 the same with a
+ * ReLU behind it.
  *
  *   convolution_trained           image, kernel, with a norm before it statistics [2,I] (means, variances), scale [I] and
- *                                 bias [I] -> output, with a norm behind it the statistics of the output [2,O]
- *   convolution_trained_gradient  image, kernel, gradient by what the last of output, norm and ReLU gives; with a norm
- *                                 before it the same three; with one behind it output, statistics [2,O], scale [O] and 1:
+ *                                 bias [I], of a block's end (2, 3) what is added [N,H,W,I], with its
+ *                                 norm (3) the same three of that -> output, with a norm behind it
+ *                                 the statistics of the output [2,O], of a block's end what that gives [N,H,W,I]
+ *   convolution_trained_gradient  image (2, 3: what the block's end gave), kernel, gradient by what the last of output, norm
+ *                                 and ReLU gives; with a norm before it the same three (2, 3: in place of them what
+ *                                 the block's norm took in [N,H,W,I]); with one behind it output, statistics [2,O], scale [O] and 1:
  *                                 sums [2,O] of the gradient by what the norm gives and of it times the output, or 3: what
  *                                 the ReLU gave; then what is to be added to the image's gradient, or nothing
  *                                 -> kernel's gradient; if it is asked for, image's gradient, which with a norm before it
@@ -62,6 +66,12 @@ static Norm take_norm(Buffers *operands, int64_t channels) {
   return (Norm){.statistics = take(operands, 2, dims), .scale = take(operands, 1, dims + 1)};
 }
 
+static Norm take_whole_norm(Buffers *operands, int64_t channels) {
+  Norm norm = take_norm(operands, channels);
+  norm.bias = take(operands, 1, &channels);
+  return norm;
+}
+
 static const char *take_shapes(const XLA_FFI_CallFrame *frame, const int64_t *window, Shape *s) {
   const XLA_FFI_Buffer *const *operand = operands_of(frame);
   if (frame->args.size < 2 || !is_array(operand[0], 4) || !is_array(operand[1], 4))
@@ -83,11 +93,13 @@ static void take_forward(const int64_t *numbers, const Link *link, Buffers *resu
   t->forward = (Call){.links = 1, .link[0] = *link};
   t->result = take(results, 4, t->shape.output);
   t->found = numbers[BEHIND] ? take(results, 2, statistics) : NULL;
+  t->closed = numbers[BEFORE] >= BLOCK ? take(results, 4, t->shape.image) : NULL;
 }
 
 static void take_backward(const int64_t *numbers, const Link *link, Buffers *operands, Buffers *results, Training *t) {
   const Shape *s = &t->shape;
   const int64_t in[] = {2, s->image[3]}, out[] = {2, s->output[3]}, behind = numbers[BEHIND];
+  t->source = numbers[BEFORE] >= BLOCK ? take(operands, 4, s->image) : NULL;
   if (behind) {
     t->output = take(operands, 4, s->output);
     t->behind = take_norm(operands, s->output[3]);
@@ -124,10 +136,10 @@ static const char *read_training(const XLA_FFI_CallFrame *frame, int back, Train
   t->image = take(&operands, 4, s->image);
   Link link = {.plain = take(&operands, 4, s->kernel)};
   t->gradient = back ? take(&operands, 4, s->output) : NULL;
-  if (numbers[BEFORE]) {
-    t->before = take_norm(&operands, s->image[3]);
-    t->before.bias = take(&operands, 1, s->image + 3);
-  }
+  if (numbers[BEFORE] && !(back && numbers[BEFORE] >= BLOCK))
+    t->before = take_whole_norm(&operands, s->image[3]);
+  if (!back && numbers[BEFORE] >= BLOCK) t->addend = take(&operands, 4, s->image);
+  if (!back && numbers[BEFORE] == PROJECTED) t->projected = take_whole_norm(&operands, s->image[3]);
   if (back)
     take_backward(numbers, &link, &operands, &results, t);
   else

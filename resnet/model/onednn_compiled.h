@@ -8,6 +8,7 @@
 /* What oneDNN compiles a convolution for. */
 typedef enum { OUTPUT, INPUT_GRADIENT, WEIGHT_GRADIENT, EVALUATED, EVALUATED_SUM } Kind;
 enum { GROUPS = 6, RELU = 7, RESIDUAL = 8, NUMBERS = 9, BEFORE = 7, BEHIND = 8 }; /* in a window; the last two of training */
+enum { BLOCK = 2, PROJECTED = 3 }; /* before a convolution of training: a block's end, with a projection's norm */
 typedef struct {
   int64_t kind, image[4], kernel[4], output[4], window[NUMBERS];
 } Shape;

@@ -41,6 +41,26 @@ static void normalise(const float *restrict x, int64_t rows, int64_t channels, c
     }
 }
 
+/* The end of a block: the same of the norm's result and what is added to it, which has a norm where `more` has its
+ * coefficients. */
+static void end_block(const float *restrict x, const float *restrict addend, int64_t rows, int64_t channels,
+                      const float *restrict how, const float *restrict more, float *restrict z) {
+  const float *const mean = how, *const factor = how + channels, *const bias = how + 2 * channels;
+  for (; rows; --rows, x += channels, addend += channels, z += channels) {
+    if (!more)
+      for (int64_t c = 0; c < channels; ++c) {
+        const float value = (x[c] - mean[c]) * factor[c] + bias[c] + addend[c];
+        z[c] = value < 0 ? 0 : value;
+      }
+    else
+      for (int64_t c = 0; c < channels; ++c) {
+        const float added = (addend[c] - more[c]) * more[channels + c] + more[2 * channels + c];
+        const float value = (x[c] - mean[c]) * factor[c] + bias[c] + added;
+        z[c] = value < 0 ? 0 : value;
+      }
+  }
+}
+
 static void descend(const float *restrict g, const float *restrict y, int64_t rows, int64_t channels,
                     const float *restrict how, float *restrict d) {
   const float *const slope = how, *const against = how + channels, *const mean = how + 2 * channels,

@@ -3,7 +3,7 @@
  * XLA goes over all of a map once more for each: for its mean and variance, to normalise and rectify it, and for the two
  * sums and the result of a norm's gradient. Here a few images at a time are normalised, multiplied and summed up while
  * the cache holds them. What lies between a norm and a convolution is never written to memory, and on the way back it is
- * computed again.
+ * computed again. But where a block ends between them (onednn_chain.py) it is, for the next block adds it to its own.
  */
 #include "onednn_call.h"
 #include "onednn_norms.h"
@@ -16,15 +16,18 @@ enum { PIECE = 1 << 21, LARGE_RESULT = 48 << 20 };
 typedef struct {
   Shape shape;
   Call forward, by_image, by_kernel; /* of one link each, or of none where it is not wanted; their parts are pieces */
-  Norm before, behind;
+  Norm before, behind, projected; /* the last one of `addend`, forth */
   float epsilon;
   const float *image, *output, *gradient; /* [N,H,W,I], [N,H',W',O] and the gradient by that or by what its norm gives */
   const float *rectified;  /* what a ReLU behind it all made of the output, and `gradient` is by that; or NULL */
-  const float *addend;     /* added to the gradient by the image, or NULL */
+  const float *addend;     /* added to the gradient by the image or, forth, to what the norm before gives; or NULL */
+  const float *source;     /* back, where a block ends before, what its norm took in; or NULL */
+  float *closed;           /* forth, what that block gives, of which the output is the convolution; or NULL */
+  int closed_past;         /* whether it goes past the caches */
   float *result, *found;   /* output, or gradient by the image; [2,C], statistics of the output or the norm's sums */
   float *by_norm, *sums;   /* the gradient by what the norm behind gives, of `rectified`; the sums of it; or NULL */
   int parts, pieces, past; /* pieces in all; whether results go past the caches */
-  float *forth, *back;     /* [3,I] and [4,O], the coefficients of the norms */
+  float *forth, *added, *back; /* [3,I], [3,I] and [4,O], the coefficients of the norms, or NULL */
   double *totals;          /* [parts,2,C], of what becomes `found` or `sums` */
 } Training;
 
@@ -60,10 +63,14 @@ static int do_forward(const Training *t, const Compiled *c, int64_t at, float *s
   const Shape *s = &c->shape;
   const float *x = t->image + at * size_of(s->image);
   float *const y = t->result + at * size_of(s->output);
+  float *const closed = t->closed ? t->closed + at * size_of(s->image) : NULL;
   if (t->forth) {
-    float *const z = between(0, s->image);
+    float *const z = closed && !t->closed_past ? closed : between(0, s->image);
     if (!z) return OUT_OF_MEMORY;
-    normalise(x, rows_of(s->image), s->image[3], t->forth, z);
+    if (closed)
+      end_block(x, t->addend + at * size_of(s->image), rows_of(s->image), s->image[3], t->forth, t->added, z);
+    else
+      normalise(x, rows_of(s->image), s->image[3], t->forth, z);
     x = z;
   }
   float *const near = t->past ? between(1, s->output) : y;
@@ -72,6 +79,7 @@ static int do_forward(const Training *t, const Compiled *c, int64_t at, float *s
   if (sums) sum_up(near, rows_of(s->output), s->output[3], sums);
   if (sums) keep_moments(sums, near, rows_of(s->output), s->output[3], totals);
   if (t->past) store(near, s->output[0] * size_of(s->output), y);
+  if (closed && t->closed_past) store(x, s->image[0] * size_of(s->image), closed);
   return SUCCESS;
 }
 
@@ -79,7 +87,7 @@ static int do_forward(const Training *t, const Compiled *c, int64_t at, float *s
 static int do_backward(const Training *t, const Compiled *by_kernel, const Compiled *by_image, int part, int first,
                        int64_t at, float *sums, double *totals) {
   const Shape *s = &by_kernel->shape;
-  const float *const x = t->image + at * size_of(s->image), *z = x, *d = t->gradient + at * size_of(s->output);
+  const float *x = t->image + at * size_of(s->image), *z = x, *d = t->gradient + at * size_of(s->output);
   if (t->forth) {
     float *const normalised = between(0, s->image);
     if (!normalised) return OUT_OF_MEMORY;
@@ -99,9 +107,10 @@ static int do_backward(const Training *t, const Compiled *by_kernel, const Compi
   if (!near) return OUT_OF_MEMORY;
   TRY(do_link(t->by_image.link, by_image, 0, (char *)near, (char *)d, NULL));
   const int64_t size = s->image[0] * size_of(s->image);
+  if (t->addend) add(t->addend + at * size_of(s->image), size, near);
+  if (t->source) x = t->source + at * size_of(s->image);
   if (sums) rectify_and_sum_up(near, z, x, rows_of(s->image), s->image[3], near, sums);
   if (sums) keep(sums, s->image[3], totals);
-  if (t->addend) add(t->addend + at * size_of(s->image), size, near);
   if (t->past) store(near, size, by_x);
   return SUCCESS;
 }
@@ -210,10 +219,12 @@ static int lend_training_memory(Training *t) {
   const size_t kernel_size = laid_out ? aligned(kernel->link->part->laid_out_size) : 0;
   const size_t gradient_size = apart ? aligned(gradient->part->laid_out_size) : 0;
   const size_t forth_size = t->before.statistics ? aligned(3 * t->shape.image[3] * sizeof(float)) : 0;
+  const size_t added_size = t->projected.statistics ? forth_size : 0;
   const size_t back_size = t->behind.statistics ? aligned(4 * t->shape.output[3] * sizeof(float)) : 0;
   const int64_t in = t->shape.image[3], out = t->shape.output[3];
   const size_t totals_size = t->parts * 2 * (in > out ? in : out) * sizeof(double);
-  char *memory = own_memory(LAID_OUT, kernel_size + t->parts * gradient_size + forth_size + back_size + totals_size + 64);
+  const size_t coefficients_size = forth_size + added_size + back_size;
+  char *memory = own_memory(LAID_OUT, kernel_size + t->parts * gradient_size + coefficients_size + totals_size + 64);
   if (!memory) return OUT_OF_MEMORY;
   if (kernel) kernel->link->kernel = laid_out ? memory : kernel->link->plain;
   memory += kernel_size;
@@ -222,6 +233,8 @@ static int lend_training_memory(Training *t) {
   memory += t->parts * gradient_size;
   t->forth = forth_size ? (float *)memory : NULL;
   memory += forth_size;
+  t->added = added_size ? (float *)memory : NULL;
+  memory += added_size;
   t->back = back_size ? (float *)memory : NULL;
   memory += back_size;
   t->totals = memset(memory, 0, totals_size);
@@ -259,10 +272,12 @@ static int train(const XLA_FFI_CallFrame *frame, Training *t) {
   const int threads = threads_of_pool(frame);
   const int64_t result = size_of(t->forward.links ? t->shape.output : t->shape.image);
   t->past = t->shape.image[0] * result * (int64_t)sizeof(float) >= LARGE_RESULT;
+  t->closed_past = t->shape.image[0] * size_of(t->shape.image) * (int64_t)sizeof(float) >= LARGE_RESULT;
   TRY(cut_training(t, threads));
   TRY(lend_training_memory(t));
   if (t->sums) TRY(begin(frame, threads, t));
   if (t->forth) find_coefficients(&t->before, t->epsilon, t->shape.image[3], t->forth);
+  if (t->added) find_coefficients(&t->projected, t->epsilon, t->shape.image[3], t->added);
   if (t->back) find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back);
   if (t->forward.links) TRY(lay_all_out(frame, threads, &t->forward));
   if (t->by_image.links) TRY(lay_all_out(frame, threads, &t->by_image));

@@ -1,20 +1,17 @@
-"""Convolutions by oneDNN in training, one after the other, with the batch norms and ReLUs between and behind them.
+"""Convolutions by oneDNN in training, each with the batch norms and ReLUs around it, and their gradients.
 
 What a norm is made of, its statistics and, on the way back, its sums, is found by the calls that compute what it is of;
 and what it does is done by those that take it in, to a few images at a time, while the cache holds them
-(onednn_training.h). So XLA goes over no map of these but the last, and of all that lies between two convolutions only
-the first one's output is kept. A step of ResNet-50 at 224 px takes 13 % less (docs/speed.md).
+(onednn_training.h). `onednn_chain` puts them one behind the other.
 """
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -22,12 +19,19 @@ from resnet.model.convolution_forms import Window, extent
 from resnet.model.onednn import differentiate_parts, input_gradient, numbers, output, weight_gradient
 from resnet.model.onednn_library import TARGETS, target
 
+# Of a Trained: what comes before it, nothing, a norm and a ReLU, or the end of a block: a norm, an addition and a ReLU,
+# of which what is added may be a norm's, too.
+NOTHING, RELU, BLOCK, PROJECTED = 0, 1, 2, 3
+
+# Of an Ending: what is behind.
+SUMS_GIVEN, SUMS_SOUGHT, BEHIND_RELU = 1, 2, 3
+
 
 class Trained(NamedTuple):
-    """A convolution, and whether a norm and a ReLU come before it, and a norm behind it."""
+    """A convolution, what comes before it, and whether a norm is behind it."""
 
     window: Window
-    before: bool
+    before: int
     behind: bool
     epsilon: float
 
@@ -35,19 +39,27 @@ class Trained(NamedTuple):
 # Of a norm, (statistics float32[2, C], which are means and biased variances, scale float32[C], bias float32[C]).
 Norm = tuple[Array, Array, Array]
 
-# Of an Ending: what is behind.
-_SUMS_GIVEN, _SUMS_SOUGHT, _BEHIND_RELU = 1, 2, 3
-
 _TRAINED, _GRADIENT = (Primitive(target(name)) for name in TARGETS[4:])
 _TRAINED.multiple_results = _GRADIENT.multiple_results = True
 
 
-def _normalised(x: Array, norm: Norm, epsilon: float) -> Array:
+def forward(x: Array, w: Array, *before: Array, form: Trained) -> list[Array]:
+    """The convolution y of x, or of what stands between them, and what is found with it.
+
+    before: for RELU the norm's statistics, scale and bias, for BLOCK these and what is added, float32 of x's shape, for
+    PROJECTED the statistics, scale and bias of that one's norm as well. Gives [y], then with a norm behind it the
+    statistics of y, then for the latter two what y is the convolution of.
+    """
+    return cast(list[Array], _TRAINED.bind(x, w, *before, form=form))
+
+
+def normalised(x: Array, norm: Norm, epsilon: float) -> Array:
+    """The norm of float32[N, H, W, C] with its statistics as given."""
     (mean, var), scale, bias = norm
     return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
-def _sums(g: Array, x: Array) -> Array:
+def sums_of(g: Array, x: Array) -> Array:
     """float32[2, C], of g and of g·x."""
     axes = tuple(range(x.ndim - 1))
     return jnp.stack([g.sum(axes), (g * x).sum(axes)])
@@ -62,12 +74,18 @@ def _by_input(g: Array, x: Array, norm: Norm, sums: Array, epsilon: float) -> Ar
 
 
 def _in_parts(x: Array, w: Array, *before: Array, form: Trained) -> list[Array]:
-    """[the convolution y of x, or of what `before` and a ReLU make of it, and its statistics with a norm behind]."""
-    y = output(form.window, jax.nn.relu(_normalised(x, before, form.epsilon)) if form.before else x, w)  # type: ignore[arg-type]
+    """The definition of `forward`."""
+    norm: Any = before[:3]
+    z = normalised(x, norm, form.epsilon) if form.before else x
+    added: Any = before[3:]
+    z = z + (normalised(added[0], added[1:], form.epsilon) if len(added) > 1 else added[0]) if added else z
+    z = jax.nn.relu(z) if form.before else z
+    y = output(form.window, z, w)
+    found = [z] if form.before > RELU else []
     if not form.behind:
-        return [y]
+        return [y, *found]
     mean, square = y.mean((0, 1, 2)), jnp.square(y).mean((0, 1, 2))
-    return [y, jnp.stack([mean, jnp.maximum(0.0, square - jnp.square(mean))])]
+    return [y, jnp.stack([mean, jnp.maximum(0.0, square - jnp.square(mean))]), *found]
 
 
 class Ending(NamedTuple):
@@ -75,7 +93,7 @@ class Ending(NamedTuple):
 
     by_image: whether that by x, or by what the norm before gives, is. behind: 0, no norm is behind the convolution; 1,
     one whose sums are given; 2, one whose sums are to be found; 3, the same with a ReLU behind it. added: whether
-    something is added to the gradient by x.
+    something is added to the gradient by the convolution's image.
     """
 
     by_image: bool
@@ -83,120 +101,47 @@ class Ending(NamedTuple):
     added: bool
 
 
-def _gradient_in_parts(x: Array, w: Array, g: Array, *operands: Array, form: Trained, ending: Ending) -> list[Array]:
-    """The gradients of `_in_parts` from g, that by y or by what the norm or the ReLU behind it gives.
+def backward(x: Array, w: Array, g: Array, *operands: Array, form: Trained, ending: Ending) -> list[Array]:
+    """The gradients of `forward` from g, that by y or by what the norm or the ReLU behind it gives.
 
-    operands: the norm before; of that behind y, statistics and scale; `_sums` of g (1) or what the ReLU gave (3); what
-    is added to the gradient by x. Gives the gradient by w; with `by_image` that by x or by what the norm before gives,
-    then with the latter's sums; and what is found of the norm behind: the sums (2, 3) and the gradient by what it gives
-    (3).
+    x: what `forward` was given or, for blocks, what it found between that and y.
+    operands: for RELU the norm before, for blocks what it is of; of that behind y, statistics and scale; `sums_of` g
+    (1) or what the ReLU gave (3); what is added to the gradient by the image, not for RELU. Gives the gradient by w;
+    with `by_image` that by x or by what the norm before gives, then with the latter's sums; and what is found of the
+    norm behind: the sums (2, 3) and the gradient by what it gives (3). Of a block's end the gradient by what is added
+    is that by what its norm gives.
     """
+    return cast(list[Array], _GRADIENT.bind(x, w, g, *operands, form=form, ending=ending))
+
+
+def _gradient_in_parts(x: Array, w: Array, g: Array, *operands: Array, form: Trained, ending: Ending) -> list[Array]:
+    """The definition of `backward`."""
     rest = iter(operands)
-    before: Any = tuple(next(rest) for _ in range(3)) if form.before else ()
-    z = jax.nn.relu(_normalised(x, before, form.epsilon)) if form.before else x
+    before: Any = tuple(next(rest) for _ in range((0, 3, 1, 1)[form.before]))
+    z = jax.nn.relu(normalised(x, before, form.epsilon)) if form.before == RELU else x
     found = []
     if ending.behind:
         y, statistics, scale = next(rest), next(rest), next(rest)
-        known = next(rest) if ending.behind != _SUMS_SOUGHT else None
-        g = jnp.where(known > 0, g, 0) if known is not None and ending.behind == _BEHIND_RELU else g
-        sums = known if known is not None and ending.behind == _SUMS_GIVEN else _sums(g, y)
+        known = next(rest) if ending.behind != SUMS_SOUGHT else None
+        g = jnp.where(known > 0, g, 0) if known is not None and ending.behind == BEHIND_RELU else g
+        sums = known if known is not None and ending.behind == SUMS_GIVEN else sums_of(g, y)
         found = [sums, g][: ending.behind - 1]
         g = _by_input(g, y, (statistics, scale, scale), sums, form.epsilon)
     by_kernel = weight_gradient(form.window, w.shape, z, g)
     if not ending.by_image:
         return [by_kernel, *found]
     by_image = input_gradient(form.window, x.shape, g, w)
-    if form.before:
-        by_image = jnp.where(z > 0, by_image, 0)
-        return [by_kernel, by_image, _sums(by_image, x), *found]
-    return [by_kernel, by_image + next(rest) if ending.added else by_image, *found]
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def trained(
-    forms: Sequence[Trained],
-    relu: bool,
-    residual: bool,
-    x: Array,
-    kernels: Sequence[Array],
-    scales: Sequence[Array],
-    biases: Sequence[Array],
-    addend: Array | None,
-) -> tuple[Array, list[Array]]:
-    """float32[N, H, W, I] through all convolutions, norms and ReLUs, then + `addend`, and a ReLU with `relu`.
-
-    residual: the addend is x. scales, biases: float32[O] of the norm behind each convolution; the last may have none.
-    Gives float32[N, H', W', O], and of each norm the statistics float32[2, O], means and biased variances, which count
-    as given.
-    """
-    return _forward(forms, relu, residual, x, kernels, scales, biases, addend)[0]
-
-
-def _forward(
-    forms: Sequence[Trained], relu: bool, residual: bool, x: Array, kernels: Any, scales: Any, biases: Any, addend: Any
-) -> tuple[tuple[Array, list[Array]], tuple[Any, ...]]:
-    maps, statistics = [x], []
-    norm: Any = ()
-    for number, (form, kernel) in enumerate(zip(forms, kernels, strict=True)):
-        y, *found = _TRAINED.bind(maps[-1], kernel, *norm, form=form)
-        maps.append(y)
-        statistics += found
-        norm = (*found, scales[number], biases[number]) if form.behind else ()
-    y = _normalised(maps[-1], norm, forms[-1].epsilon) if norm else maps[-1]
-    added = x if residual else addend
-    y = y if added is None else y + added
-    y = jax.nn.relu(y) if relu else y
-    kept = (maps, statistics, kernels, scales, biases, () if addend is not None else None, y if relu else None)
-    return (y, statistics), kept
-
-
-def _forward_of_primals(
-    forms: Sequence[Trained], relu: bool, residual: bool, *operands: Any
-) -> tuple[Any, tuple[Any, ...]]:
-    """`_forward`, and of what it keeps whether a gradient by x is asked for: () or, where x is given, None."""
-    values = jax.tree.map(lambda primal: primal.value, operands)
-    result, kept = _forward(forms, relu, residual, *values)
-    return result, (*kept, () if operands[0].perturbed else None)
-
-
-def _backward(forms: Sequence[Trained], relu: bool, residual: bool, kept: tuple[Any, ...], given: Any) -> Any:
-    maps, statistics, kernels, scales, biases, has_addend, rectified, asked = kept
-    g, last = given[0], len(forms) - 1
-    g = jnp.zeros_like(maps[-1]) if isinstance(g, SymbolicZero) else g
-    behind = (_BEHIND_RELU if relu else _SUMS_SOUGHT) if forms[-1].behind else 0
-    known = [rectified] if behind == _BEHIND_RELU else []
-    by_end = g = jnp.where(rectified > 0, g, 0) if relu and not behind else g
-    by_kernels, by_scales, by_biases = [], [], []
-    for number in range(last, -1, -1):
-        form, operands = forms[number], []
-        if form.before:
-            operands += [statistics[number - 1], scales[number - 1], biases[number - 1]]
-        if behind:
-            operands += [maps[number + 1], statistics[number], scales[number], *known]
-        # Not of one convolution alone: what is to be added is what its own call finds.
-        ending = Ending(number > 0 or asked is not None, behind, added=residual and number == 0 < last)
-        operands += [by_end] if ending.added else []
-        by_kernel, *found = _GRADIENT.bind(maps[number], kernels[number], g, *operands, form=form, ending=ending)
-        by_kernels.append(by_kernel)
-        g = found.pop(0) if ending.by_image else None
-        sums_before = [found.pop(0)] if ending.by_image and form.before else []
-        if behind:
-            (mean, var), sums = statistics[number], found[0] if found else known[0]
-            by_scales.append((sums[1] - mean * sums[0]) * lax.rsqrt(var + form.epsilon))
-            by_biases.append(sums[0])
-        by_end = found[1] if behind == _BEHIND_RELU else by_end
-        known, behind = sums_before, _SUMS_GIVEN
-    if residual and last == 0 and g is not None:
-        g = g + by_end
-    return g, by_kernels[::-1], by_scales[::-1], by_biases[::-1], None if has_addend is None else by_end
-
-
-trained.defvjp(_forward_of_primals, _backward, symbolic_zeros=True)
+    by_image = by_image + next(rest) if ending.added else by_image
+    if not form.before:
+        return [by_kernel, by_image, *found]
+    by_image = jnp.where(z > 0, by_image, 0)
+    return [by_kernel, by_image, sums_of(by_image, before[0] if form.before > RELU else x), *found]
 
 
 def _shapes(x: Any, w: Any, *before: Any, form: Trained) -> list[Any]:
     y = x.update(shape=(x.shape[0], *extent(form.window, x, w), w.shape[3]))
-    return [y, x.update(shape=(2, w.shape[3]))] if form.behind else [y]
+    statistics = [x.update(shape=(2, w.shape[3]))] if form.behind else []
+    return [y, *statistics, *([x] if form.before > RELU else [])]
 
 
 def _gradient_shapes(x: Any, w: Any, g: Any, *operands: Any, form: Trained, ending: Ending) -> list[Any]:
@@ -225,7 +170,7 @@ def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, form: Train
     ending = how.get("ending")
     behind = ending.behind if ending else form.behind
     # The gradient by what a norm gives goes where that by what its ReLU gives was.
-    in_place: Any = {"operand_output_aliases": {2: len(ctx.avals_out) - 1}} if behind == _BEHIND_RELU else {}
+    in_place: Any = {"operand_output_aliases": {2: len(ctx.avals_out) - 1}} if behind == BEHIND_RELU else {}
     return jax.ffi.ffi_lowering(target(name), **in_place)(
         ctx,
         *operands,

@@ -68,13 +68,14 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     The readings come in the order in which values depend on each other: the images, the layers' outputs, the loss, the
     gradients (those of the last layers first), the new running statistics, the gradient's norm. With accumulation they
     are those of the first part that has a non-finite value, else of the last; the norm is the whole batch's.
-    The step is compiled anew, with the readings in it: where XLA leaves open what comes out (the greater of 0 and NaN),
-    a value may be NaN here and was not there, or the other way round.
+    The step is compiled anew, with the readings in it and each layer computed by itself, by lax: values are rounded
+    otherwise, and where XLA leaves open what comes out (the greater of 0 and NaN), a value may be NaN here and was not
+    there, or the other way round.
     """
     batch = with_mirrored(recipe, batch, jax.random.key(recipe.seed), step)
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
-    # Layers inside what is computed again could not be looked at.
-    network = network.clone(remat="none")
+    # Layers inside what is computed again, or by oneDNN in one call, could not be looked at.
+    network = network.clone(remat="none", backend=jax.lax.conv_general_dilated)
     parts, total, weight = recipe.accumulation, None, 0.0
     cut = split_parts(batch, parts, network.spec)
     names: list[str] = []

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from jax import export
 
 from resnet.model import layers, onednn_library, onednn_training
+from resnet.model.inspection import recorded_outputs
 from resnet.model.network import ResNet, initialise
-from resnet.model.onednn_training import Ending, Trained, trained
+from resnet.model.onednn_training import BLOCK, NOTHING, PROJECTED, RELU, Ending, Trained
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
 from tests.model.test_convolution import arrays, assert_near
@@ -41,11 +42,10 @@ def operands(shapes, before, behind, added):
     x_shape, w_shape, window = shapes
     x = halves(*x_shape)
     (w,) = arrays(w_shape)
-    y, *_ = onednn_training._in_parts(
-        x, w, *(norm(x_shape[3]) if before else ()), form=Trained(window, before, False, 1)
-    )
-    g, sums = arrays(y.shape, (2, y.shape[3]))
-    given = [x, w, g, *(norm(x_shape[3]) if before else ())]
+    relu = before == RELU
+    y, *_ = onednn_training._in_parts(x, w, *(norm(x_shape[3]) if relu else ()), form=Trained(window, relu, False, 1))
+    g, sums, source = *arrays(y.shape, (2, y.shape[3])), (halves(*x_shape[::-1]).T,)
+    given = [x, w, g, *{NOTHING: (), RELU: norm(x_shape[3]), BLOCK: source, PROJECTED: source}[before]]
     if behind:
         mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
         given += [y, jnp.stack([mean, var]), arrays((y.shape[3],))[0]]
@@ -60,24 +60,36 @@ def assert_parts_agree(primitive, parts, given, tolerance=2e-5, **how):
 
 @needs_onednn
 @settings(max_examples=8, deadline=None)
-@given(convolutions(), st.booleans(), st.booleans())
-@example(((5, 30, 30, 3), (7, 7, 3, 64), square(2, 3)), False, True)
-@example(((4, 9, 9, 128), (3, 3, 4, 128), square(2, 1, groups=32)), True, True)
+@given(convolutions(), st.sampled_from([NOTHING, RELU, BLOCK, PROJECTED]), st.booleans())
+@example(((5, 30, 30, 3), (7, 7, 3, 64), square(2, 3)), NOTHING, True)
+@example(((4, 9, 9, 128), (3, 3, 4, 128), square(2, 1, groups=32)), RELU, True)
+@example(((9, 14, 14, 64), (1, 1, 64, 16), square(1)), BLOCK, True)
+@example(((9, 14, 14, 64), (1, 1, 64, 16), square(1)), PROJECTED, True)
 def test_value_and_statistics_are_those_of_the_parts(shapes, before, behind):
     x_shape, w_shape, window = shapes
     given = [halves(*x_shape), *arrays(w_shape), *(norm(x_shape[3]) if before else ())]
+    given += [2 * halves(*x_shape[::-1]).T] if before > RELU else []
+    given += norm(x_shape[3]) if before == PROJECTED else []
     form = Trained(window, before, behind, EPSILON)
     assert_parts_agree(onednn_training._TRAINED, onednn_training._in_parts, given, form=form)
 
 
 @needs_onednn
 @settings(max_examples=15, deadline=None)
-@given(convolutions(), st.booleans(), st.booleans(), st.sampled_from([0, 1, 2, 3]), st.booleans())
-@example(((3, 14, 14, 64), (1, 1, 64, 128), square(2)), True, True, 1, False)
-@example(((7, 8, 8, 64), (3, 3, 64, 64), square(1, 1)), True, True, 3, False)
-@example(((8, 48, 49, 5), (1, 1, 5, 7), square(1)), False, True, 3, True)
+@given(
+    convolutions(),
+    st.sampled_from([NOTHING, RELU, BLOCK, PROJECTED]),
+    st.booleans(),
+    st.sampled_from([0, 1, 2, 3]),
+    st.booleans(),
+)
+@example(((3, 14, 14, 64), (1, 1, 64, 128), square(2)), RELU, True, 1, False)
+@example(((7, 8, 8, 64), (3, 3, 64, 64), square(1, 1)), RELU, True, 3, False)
+@example(((8, 48, 49, 5), (1, 1, 5, 7), square(1)), NOTHING, True, 3, True)
+@example(((9, 14, 14, 64), (1, 1, 64, 16), square(1)), BLOCK, True, 1, True)
+@example(((9, 14, 14, 64), (1, 1, 64, 16), square(2)), BLOCK, True, 1, False)
 def test_gradients_are_those_of_the_parts(shapes, before, by_image, behind, added):
-    added = added and by_image and not before
+    added = added and by_image and before != RELU
     form = Trained(shapes[2], before, behind > 0, EPSILON)
     given = operands(shapes, before, behind, added)
     ending = Ending(by_image, behind, added)
@@ -107,113 +119,17 @@ def test_statistics_hold_where_the_mean_is_far_from_zero():
     np.testing.assert_allclose(var, y.var((0, 1, 2), dtype=np.float64), rtol=1e-3)
 
 
-@needs_onednn
-@pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_what_is_no_number_is_not_hidden(number):
-    """A step that is not finite is skipped and told, so no ReLU may make a 0 of it."""
-    x, kernels, scales, biases, _ = of_chain(2, True, "nothing")
-    x = x.at[2, 3, 3, 1].set(number)
-    for form in (chain, chain_in_parts):
-        y, statistics = jax.jit(partial(form, True))(x, kernels, scales, biases, None)
-        assert not jnp.isfinite(y).any()
-        assert not jnp.isfinite(jnp.stack(statistics)).any()
-
-
-def chain(last_norm, x, kernels, scales, biases, addend, *, relu=True, residual=False):
-    count = len(kernels)
-    forms = [
-        Trained(square(1, k.shape[0] // 2), i > 0, i < count - 1 or last_norm, EPSILON) for i, k in enumerate(kernels)
-    ]
-    return trained(tuple(forms), relu, residual, x, kernels, scales, biases, addend)
-
-
-def chain_in_parts(last_norm, x, kernels, scales, biases, addend, *, relu=True, residual=False):
-    """The definition, by lax."""
-    y, found = x, []
-    for number, w in enumerate(kernels):
-        y = jax.lax.conv_general_dilated(y, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-        last = number == len(kernels) - 1
-        if last_norm or not last:
-            mean, var = y.mean((0, 1, 2)), y.var((0, 1, 2))
-            found.append(jax.lax.stop_gradient(jnp.stack([mean, var])))
-            y = (y - mean) / jnp.sqrt(var + EPSILON) * scales[number] + biases[number]
-            y = y if last else jax.nn.relu(y)
-    added = x if residual else addend
-    y = y if added is None else y + added
-    return jax.nn.relu(y) if relu else y, found
-
-
-def of_chain(count, last_norm, added, wide=8):
-    kernels = [w / 4 for w in arrays(*[(1 + 2 * (i % 2),) * 2 + (wide, wide) for i in range(count)])]
-    norms = count if last_norm else count - 1
-    # ReLUs whose inputs are never near 0 pass or stop whole channels.
-    biases = [jnp.where(jnp.arange(wide) % 3 == i % 3, -9.0, 9.0) for i in range(norms)]
-    x, addend = arrays((5, 7, 6, wide), (5, 7, 6, wide))
-    scales = [1 + 0.1 * scale for scale in arrays(*[(wide,)] * norms)]
-    return x, kernels, scales, biases, addend if added == "operand" else None
-
-
-@needs_onednn
-@pytest.mark.parametrize("added", ["nothing", "operand", "residual"])
-@pytest.mark.parametrize(("count", "last_norm"), [(1, True), (2, True), (2, False), (3, True), (3, False)])
-def test_a_chain_and_its_gradients_by_everything(count, last_norm, added):
-    given = of_chain(count, last_norm, added)
-    (weight,) = arrays((5, 7, 6, 8))
-
-    def slopes(form, *given):
-        def loss(*given):
-            y, found = form(last_norm, *given, relu=last_norm, residual=added == "residual")
-            return jnp.sum(weight * y), (y, found)
-
-        return jax.value_and_grad(loss, argnums=tuple(range(5)), has_aux=True)(*given)
-
-    ours, theirs = (jax.jit(partial(slopes, form))(*given) for form in (chain, chain_in_parts))
-    # Some gradients are 0 but for roundings: a bias before a convolution and a norm changes nothing. Hence all by one.
-    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(theirs[1]))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=2e-5 * largest), ours, theirs)
-
-
-@needs_onednn
-def test_mapped_differentiated_twice_and_outside_jit():
-    x, kernels, scales, biases, _ = of_chain(2, True, "nothing")
-    several = jnp.stack([kernels[0], 2 * kernels[0], kernels[0] - 1])
-
-    def loss(form, first, x):
-        return jnp.sum(jnp.sin(form(True, x, [first, kernels[1]], scales, biases, None)[0]))
-
-    def by_both(form, first, x):
-        return jax.grad(partial(loss, form), (0, 1))(first, x)
-
-    def curvature(form, first, x):
-        return jax.grad(lambda first: sum(jnp.sum(slope**2) for slope in by_both(form, first, x)))(first)
-
-    for of in (by_both, curvature):
-        mapped = [jax.jit(jax.vmap(partial(of, form), (0, None)))(several, x) for form in (chain, chain_in_parts)]
-        assert_near(*mapped, 2e-3 if of is curvature else 1e-4)
-    assert_near(by_both(chain, several[2], x), by_both(chain_in_parts, several[2], x), 1e-4)
-
-
-@needs_onednn
-def test_what_is_given_is_not_differentiated():
-    """Of the network's images no gradient is asked for, so the stem's call does not compute it."""
-    x, kernels, scales, biases, _ = of_chain(1, True, "nothing")
-    loss = lambda kernels, x: jnp.sum(chain(True, x, kernels, scales, biases, None)[0] ** 2)  # noqa: E731
-
-    def results(*by):
-        equations = jax.make_jaxpr(jax.grad(loss, by))(kernels, x).eqns
-        return next(len(e.outvars) for e in equations if e.primitive is onednn_training._GRADIENT)
-
-    assert results(0, 1) == results(0) + 1
-
-
 ON_MANY_CORES = """
 from tests.model import test_onednn_training as tests
 tests.test_gradients_are_those_of_the_parts.hypothesis.inner_test(
     ((13, 14, 14, 64), (3, 3, 64, 64), tests.square(1, 1)), True, True, 3, False)
 tests.test_gradients_are_those_of_the_parts.hypothesis.inner_test(
     ((125, 7, 7, 24), (5, 5, 24, 64), tests.square(1, 2)), False, True, 1, True)
-tests.test_value_and_statistics_are_those_of_the_parts.hypothesis.inner_test(
-    ((125, 7, 7, 24), (5, 5, 24, 64), tests.square(1, 2)), True, True)
+tests.test_gradients_are_those_of_the_parts.hypothesis.inner_test(
+    ((13, 14, 14, 64), (1, 1, 64, 48), tests.square(1)), 2, True, 1, True)
+for before in (1, 2, 3):
+    tests.test_value_and_statistics_are_those_of_the_parts.hypothesis.inner_test(
+        ((125, 7, 7, 24), (5, 5, 24, 64), tests.square(1, 2)), before, True)
 """
 
 
@@ -280,6 +196,19 @@ def test_networks_train_as_without_it(changes, own, monkeypatch):
     # A ReLU's input so near to 0 that roundings decide is met by chance: of all gradients, not of each element.
     for mine, other in zip(jax.tree.leaves(ours[1]), jax.tree.leaves(theirs[1]), strict=True):
         assert np.linalg.norm(mine - other) <= 1e-3 * np.linalg.norm(other) + 1e-6
+
+
+@needs_onednn
+def test_what_blocks_leave_open_is_seen_when_it_is_looked_at():
+    net, variables, images = network(block="basic")
+    train = partial(net.apply, variables, images, train=True, mutable=["batch_stats"])
+    with recorded_outputs() as outputs:
+        logits, _ = train()
+    seen = dict(outputs)
+    (again, features), _ = train(return_features=True)
+    assert_near(logits, again, 1e-5)
+    for name in ("layer1_0", "layer1_1", "layer2_0"):
+        assert_near(seen[name], features[name], 1e-5)
 
 
 @needs_onednn

@@ -13,6 +13,7 @@ import pytest
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import CONTRACTS
 from input_pipeline.errors import InputError
+from resnet.model import onednn_library
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.train import loop
@@ -31,9 +32,9 @@ def recipe(parts: int = 1) -> Recipe:
     return Recipe(seed=3, contract=CONTRACTS["torch"], augmentation=Augmentation(mixup=0.4), accumulation=parts)
 
 
-def batch() -> dict[str, jax.Array]:
+def batch(size: int = 8) -> dict[str, jax.Array]:
     generator = np.random.default_rng(0)
-    image = generator.integers(0, 256, (8, 8, 8, 3)).astype(np.uint8)
+    image = generator.integers(0, 256, (8, size, size, 3)).astype(np.uint8)
     rows = {"image": image, "label": np.arange(8) % 4, "mask": np.ones(8, np.float32), "index": np.arange(8)}
     return jax.tree.map(jnp.asarray, rows)
 
@@ -64,6 +65,17 @@ def test_it_is_the_very_step_that_is_done_again(parts):
     gradients = [reading.name for reading in readings if reading.kind == "gradient"]
     assert {gradients[0], gradients[1]} == {"fc/bias", "fc/kernel"}
     assert gradients[-1] == "conv1/kernel"
+
+
+@pytest.mark.skipif(bool(onednn_library.missing()), reason=f"no oneDNN: {onednn_library.missing()}")
+def test_each_layer_is_looked_at_where_oneDNN_computes_them_together():
+    network = ResNet(TINY)
+    given = jnp.zeros((8, 32, 32, 3))
+    rngs = {"dropout": jax.random.key(0)}
+    step = jax.make_jaxpr(lambda v: network.apply(v, given, train=True, mutable=["batch_stats"], rngs=rngs))
+    assert "convolution_trained" in str(step(fresh_variables(TINY)))
+    found = first_bad(examine(network, recipe(), state("layer2_0/conv1", 3e38), batch(32), STEP))
+    assert (found.kind, found.name) == ("output", "layer2_0/conv1")
 
 
 @pytest.mark.parametrize(
