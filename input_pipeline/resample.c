@@ -7,7 +7,8 @@
  * order of TensorFlow's ScaleAndTranslate: the bits are those of decode.py's graph, of which this takes a tenth of the
  * time. It must be compiled without contracting products and sums (-ffp-contract=off), which would change them.
  *
- * One output row after the other: the weighed input rows lie in one line of floats, which stays in the first cache.
+ * Two output rows after the other two: the weighed input rows lie in lines of floats, which stay in the first cache, and
+ * both go through the same weights of columns.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -24,13 +25,15 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
-/* A pixel, and a value of the next one: lines end with room for that. Pixels begin at any multiple of four bytes. */
+/* A pixel, and a value of the next one. Pixels begin at any multiple of four bytes. */
 typedef float Pixel __attribute__((vector_size(16), aligned(4)));
-enum { CHANNELS = 3, SPARE = 1, GROUP = 4 };
+/* Up to MOST_ALIKE inputs all outputs of a line are made of as many, some with the weight 0: the compiler makes a loop
+ * without branches of each number. Lines end with room for what lies beyond, and for the next one's value. */
+enum { CHANNELS = 3, MOST_ALIKE = 6, SPARE = CHANNELS * MOST_ALIKE + 1, GROUP = 4, LINES = 2 };
 
-/* Of each output of an axis: its first input, how many, and their weights, at most `most`. */
+/* Of each output of an axis: its first input, how many, `largest` at most, and `most` weights, the last ones 0. */
 typedef struct {
-  int64_t most, *first, *count;
+  int64_t most, largest, *first, *count;
   float *weights;
 } Filter;
 
@@ -74,6 +77,7 @@ static int make_filter(Filter *filter, int64_t size, int64_t new_size, int bicub
     for (int64_t i = 0; i < count; i++) weights[i] *= scale;
     filter->first[output] = first;
     filter->count[output] = count;
+    if (count > filter->largest) filter->largest = count;
   }
   return 1;
 }
@@ -104,22 +108,48 @@ static void weigh_rows(const uint8_t *rows, int64_t length, const float *weights
   for (; done < count; done++) add_rows(rows + done * length, length, weights + done, 1, 1, line);
 }
 
-/* A line's pixels, weighed: line has SPARE values at its end, and so has `narrow`. */
-static void weigh_columns(const float *line, const Filter *filter, int64_t new_width, float *narrow) {
+/* The pixels of both lines, each the weighed sum of `alike` or, where that is 0, of as many as it has. Lines are `length`
+ * and SPARE values apart. */
+static inline __attribute__((always_inline)) void add_columns(const float *line, int64_t length, const Filter *filter,
+                                                              int64_t new_width, int alike, float *narrow) {
+  const float *next = line + length + SPARE;
+  float *next_narrow = narrow + CHANNELS * new_width + SPARE;
   for (int64_t x = 0; x < new_width; x++) {
-    const float *weights = filter->weights + x * filter->most, *pixels = line + CHANNELS * filter->first[x];
-    Pixel sum = *(const Pixel *)pixels * weights[0];
-    for (int64_t i = 1; i < filter->count[x]; i++) sum += *(const Pixel *)(pixels + CHANNELS * i) * weights[i];
+    const float *weights = filter->weights + x * filter->most;
+    const int64_t at = CHANNELS * filter->first[x], count = alike ? alike : filter->count[x];
+    Pixel sum = *(const Pixel *)(line + at) * weights[0], other = *(const Pixel *)(next + at) * weights[0];
+    for (int64_t i = 1; i < count; i++) {
+      sum += *(const Pixel *)(line + at + CHANNELS * i) * weights[i];
+      other += *(const Pixel *)(next + at + CHANNELS * i) * weights[i];
+    }
     *(Pixel *)(narrow + CHANNELS * x) = sum;
+    *(Pixel *)(next_narrow + CHANNELS * x) = other;
+  }
+}
+
+FOR_EACH_PROCESSOR
+static void weigh_columns(const float *line, int64_t length, const Filter *filter, int64_t new_width, float *narrow) {
+  switch (filter->largest) {
+    case 1: add_columns(line, length, filter, new_width, 1, narrow); return;
+    case 2: add_columns(line, length, filter, new_width, 2, narrow); return;
+    case 3: add_columns(line, length, filter, new_width, 3, narrow); return;
+    case 4: add_columns(line, length, filter, new_width, 4, narrow); return;
+    case 5: add_columns(line, length, filter, new_width, 5, narrow); return;
+    case MOST_ALIKE: add_columns(line, length, filter, new_width, MOST_ALIKE, narrow); return;
+    default: add_columns(line, length, filter, new_width, 0, narrow);
   }
 }
 
 /* Rounded, halves up. Only the cubic overshoots. */
 FOR_EACH_PROCESSOR
 static void round_line(const float *restrict line, int64_t length, int bicubic, uint8_t *restrict row) {
+  if (!bicubic) {
+    for (int64_t j = 0; j < length; j++) row[j] = (uint8_t)(int32_t)(line[j] + 0.5f);
+    return;
+  }
   for (int64_t j = 0; j < length; j++) {
-    const float value = bicubic && line[j] < 0 ? 0 : bicubic && line[j] > 255 ? 255 : line[j];
-    row[j] = (uint8_t)(int32_t)(value + 0.5f);
+    const float positive = line[j] < 0 ? 0 : line[j];
+    row[j] = (uint8_t)(int32_t)((positive > 255 ? 255 : positive) + 0.5f);
   }
 }
 
@@ -127,17 +157,22 @@ static void round_line(const float *restrict line, int64_t length, int bicubic, 
 static int resize(const uint8_t *image, const int64_t *size, const int64_t *new_size, int bicubic, uint8_t *resized) {
   const int64_t length = CHANNELS * size[1], new_length = CHANNELS * new_size[1];
   Filter down = {0}, across = {0};
-  float *line = calloc(length + SPARE, sizeof(float)), *narrow = calloc(new_length + SPARE, sizeof(float));
-  const int made = line && narrow && make_filter(&down, size[0], new_size[0], bicubic) &&
+  float *lines = calloc(LINES * (length + SPARE), sizeof(float));
+  float *narrow = calloc(LINES * (new_length + SPARE), sizeof(float));
+  const int made = lines && narrow && make_filter(&down, size[0], new_size[0], bicubic) &&
                    make_filter(&across, size[1], new_size[1], bicubic);
-  for (int64_t y = 0; made && y < new_size[0]; y++) {
-    weigh_rows(image + down.first[y] * length, length, down.weights + y * down.most, down.count[y], line);
-    weigh_columns(line, &across, new_size[1], narrow);
-    round_line(narrow, new_length, bicubic, resized + y * new_length);
+  for (int64_t first = 0; made && first < new_size[0]; first += LINES) {
+    const int64_t end = first + LINES < new_size[0] ? first + LINES : new_size[0];
+    for (int64_t y = first; y < end; y++)
+      weigh_rows(image + down.first[y] * length, length, down.weights + y * down.most, down.count[y],
+                 lines + (y - first) * (length + SPARE));
+    weigh_columns(lines, length, &across, new_size[1], narrow);
+    for (int64_t y = first; y < end; y++)
+      round_line(narrow + (y - first) * (new_length + SPARE), new_length, bicubic, resized + y * new_length);
   }
   free_filter(&down);
   free_filter(&across);
-  free(line);
+  free(lines);
   free(narrow);
   return made;
 }

@@ -18,7 +18,8 @@ SWITCH = "RESNET_RESAMPLE"
 _SOURCES = ("resample.c", "resample_interface.h")
 # Products and sums contracted into one rounding would give other bits. A symbol that TensorFlow lacks is to be missed
 # when the library is loaded, not when it is called.
-_OPTIONS = ("-ffp-contract=off", "-lm", "-Wl,-z,now")
+# Nobody waits for signals of floating-point operations; where somebody could, no loop with a comparison is vectorised.
+_OPTIONS = ("-ffp-contract=off", "-fno-trapping-math", "-lm", "-Wl,-z,now")
 # TensorFlow would register a second library's operation, and fail.
 _loading = threading.Lock()
 
