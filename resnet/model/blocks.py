@@ -11,14 +11,12 @@ from resnet.model.layers import (
     ACTIVATIONS,
     BranchScale,
     Convolution,
-    Link,
     Norm,
     SqueezeExcitation,
     convolution,
-    convolve,
-    convolve_and_close,
     norm,
 )
+from resnet.model.links import Link, convolve, convolve_and_close
 from resnet.model.onednn_chain import End, closed
 from resnet.model.spec import ResNetSpec, block_width
 

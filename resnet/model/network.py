@@ -13,7 +13,8 @@ from resnet.model import blocked
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
-from resnet.model.layers import ACTIVATIONS, Convolution, Link, Norm, classify, convolution, convolve, norm
+from resnet.model.layers import ACTIVATIONS, Convolution, Norm, classify, convolution, norm
+from resnet.model.links import Link, convolve
 from resnet.model.onednn_chain import End, closed
 from resnet.model.pooling import max_pool, max_pool_by_xla
 from resnet.model.spec import ResNetSpec, block_stride

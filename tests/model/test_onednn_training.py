@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import export
 
-from resnet.model import layers, onednn_library, onednn_training
+from resnet.model import links, onednn_library, onednn_training
 from resnet.model.inspection import recorded_outputs
 from resnet.model.network import ResNet, initialise
 from resnet.model.onednn_training import BLOCK, NOTHING, PROJECTED, RELU, Ending, Trained
@@ -190,7 +190,7 @@ def test_networks_train_as_without_it(changes, own, monkeypatch):
     net, variables, images = network(**changes)
     assert calls(net, variables, images) == (own, own)
     ours = jax.jit(partial(train, net))(variables, images)
-    monkeypatch.setattr(layers, "_windows_with_norms", lambda *links: [])
+    monkeypatch.setattr(links, "_windows_with_norms", lambda *links: [])
     theirs = jax.jit(partial(train, net))(variables, images)
     assert_near((ours[0]), (theirs[0]), 1e-4)
     # A ReLU's input so near to 0 that roundings decide is met by chance: of all gradients, not of each element.
@@ -205,7 +205,7 @@ def test_networks_partly_frozen_train_as_without_it(frozen, monkeypatch):
     net, variables, images = network(block="basic")
     net = net.clone(frozen=frozenset({frozen}))
     ours = jax.jit(partial(train, net))(variables, images)
-    monkeypatch.setattr(layers, "_windows_with_norms", lambda *links: [])
+    monkeypatch.setattr(links, "_windows_with_norms", lambda *links: [])
     theirs = jax.jit(partial(train, net))(variables, images)
     for mine, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         assert np.linalg.norm(mine - other) <= 1e-3 * np.linalg.norm(other) + 1e-6
