@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import inspect
 import io
 import os
 import signal
@@ -11,7 +12,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from input_pipeline.errors import InputError, printable
 from resnet import allocation
@@ -80,10 +81,17 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
 
 def refuse(message: str) -> int:
     """Print the error as one line, whatever is in it, and nothing after it; the exit code."""
-    # Coroutines that orbax leaves unfinished die with the error, each with a page of "Exception ignored".
+    # What libraries leave unfinished dies with the error, each with a page of "Exception ignored".
     sys.unraisablehook = lambda unraisable: None
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _report_all_but_coroutines(unraisable: Any) -> None:
+    """What Python does with an error that nobody can catch. Coroutines are orbax' alone: a save that fails, as on a
+    full disk, leaves some unfinished, and they may die, with a traceback, before the error is told."""
+    if not inspect.iscoroutine(unraisable.object):
+        sys.__unraisablehook__(unraisable)
 
 
 def quieten() -> None:
@@ -93,6 +101,7 @@ def quieten() -> None:
     Called by commands only, before anything is compiled: importing this project changes no setting.
     """
     allocation.keep_freed_memory()
+    sys.unraisablehook = _report_all_but_coroutines
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import logging
 

@@ -117,3 +117,41 @@ command.run(main)
         [sys.executable, "-c", program], cwd=ROOT, env=buffered, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (130, "all that it had to say\n")
+
+
+LEAVES_SOMETHING = """
+import gc
+from resnet import command
+
+async def unfinished():
+    try:
+        await Pause()
+    finally:
+        raise RuntimeError("Event loop is closed")
+
+class Pause:
+    def __await__(self):
+        yield
+
+class Broken:
+    def __del__(self):
+        raise RuntimeError("a fault of ours")
+
+def main():
+    left = unfinished()
+    left.send(None)
+    del left
+    Broken()
+    gc.collect()
+
+command.run(main)
+"""
+
+
+def test_coroutines_that_a_library_leaves_die_in_silence_and_nothing_else():
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_SOMETHING], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0
+    assert "a fault of ours" in done.stderr
+    assert "Event loop" not in done.stderr
