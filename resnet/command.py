@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import errno
-import inspect
 import io
 import os
 import signal
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from input_pipeline.errors import InputError, printable
 from resnet import allocation
@@ -81,17 +80,10 @@ def leave_at_once(number: int, frame: FrameType | None) -> None:
 
 def refuse(message: str) -> int:
     """Print the error as one line, whatever is in it, and nothing after it; the exit code."""
-    # What libraries leave unfinished dies with the error, each with a page of "Exception ignored".
+    # Coroutines that orbax leaves unfinished die with the error, each with a page of "Exception ignored".
     sys.unraisablehook = lambda unraisable: None
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
-
-
-def _report_all_but_coroutines(unraisable: Any) -> None:
-    """What Python does with an error that nobody can catch. Coroutines are orbax' alone: a save that fails, as on a
-    full disk, leaves some unfinished, and they may die, with a traceback, before the error is told."""
-    if not inspect.iscoroutine(unraisable.object):
-        sys.__unraisablehook__(unraisable)
 
 
 def quieten() -> None:
@@ -101,7 +93,6 @@ def quieten() -> None:
     Called by commands only, before anything is compiled: importing this project changes no setting.
     """
     allocation.keep_freed_memory()
-    sys.unraisablehook = _report_all_but_coroutines
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from absl import logging
 
