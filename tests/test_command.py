@@ -17,11 +17,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c():
-    """That of the tests, which the end of a command replaces."""
-    before = signal.getsignal(signal.SIGINT)
+def _what_the_tests_hear():
+    """Ctrl-C's handler and the hook of errors that nobody can catch, both of which a command replaces."""
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
     yield
-    signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, before[0])
+    sys.unraisablehook = before[1]
 
 
 def raising(error: BaseException):
@@ -117,3 +118,41 @@ command.run(main)
         [sys.executable, "-c", program], cwd=ROOT, env=buffered, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (130, "all that it had to say\n")
+
+
+LEFT_ALONE = """
+import asyncio
+import threading
+
+import tensorstore
+
+from resnet import command
+
+class Broken:
+    def __del__(self):
+        raise RuntimeError("a fault of ours")
+
+def main():
+    loop = asyncio.new_event_loop()
+    promise, future = tensorstore.Promise.new()
+    loop.call_soon(lambda: asyncio.ensure_future(wait_for(future)))
+    loop.run_until_complete(asyncio.sleep(0.1))
+    loop.close()
+    thread = threading.Thread(target=promise.set_result, args=(None,))
+    thread.start()
+    thread.join()
+    Broken()
+    print("done")
+
+async def wait_for(future):
+    await future
+
+command.run(main)
+"""
+
+
+def test_a_thread_whose_event_loop_is_gone_says_nothing_and_other_faults_are_told():
+    done = subprocess.run([sys.executable, "-c", LEFT_ALONE], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "a fault of ours" in done.stderr
+    assert "Event loop" not in done.stderr
