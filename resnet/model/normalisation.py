@@ -63,7 +63,8 @@ class BatchNorm(nn.Module):
         """Move the running statistics by a batch's, float32[C] or [groups, C]; not while variables are made."""
         if self.is_initializing():
             return
-        move = lambda old, new: self.momentum * old + (1 - self.momentum) * new.reshape(-1, self.channels).mean(0)  # noqa: E731
+        one = lambda new: new if new.ndim == 1 else new.mean(0)  # noqa: E731
+        move = lambda old, new: self.momentum * old + (1 - self.momentum) * one(new)  # noqa: E731
         self.mean.value, self.var.value = move(self.mean.value, mean), move(self.var.value, var)
 
     def __call__(self, x: Array) -> Array:
