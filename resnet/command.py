@@ -107,6 +107,9 @@ def quieten() -> None:
     allocation.keep_freed_memory()
     sys.unraisablehook = report_unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # No command uses tf.keras. This has TensorFlow (2.21) not import Keras 3 at its own import, and with it what else
+    # is installed of matplotlib and scikit-learn: a command's first image comes 1 to 2 s of 5 to 6 earlier.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     from absl import logging
 
     # Orbax logs as errors, in pages, what it then raises.

@@ -11,6 +11,8 @@ CACHE = Path(__file__).resolve().parent.parent / ".cache"
 # Before jax is imported anywhere: tests never touch an accelerator and never argue about threads.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# As commands have it, for the processes that are none too: TensorFlow is then there 1 to 2 s of 5 to 6 earlier.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 # Most of what tests take is compiling programs that run for milliseconds: unoptimised, the suite takes 27 min of the

@@ -156,3 +156,22 @@ def test_a_thread_whose_event_loop_is_gone_says_nothing_and_other_faults_are_tol
     assert (done.returncode, done.stdout) == (0, "done\n")
     assert "a fault of ours" in done.stderr
     assert "Event loop" not in done.stderr
+
+
+def test_commands_have_tensorflow_without_keras():
+    program = """
+import sys
+from resnet import command
+
+def main():
+    import tensorflow
+    assert tensorflow.io.decode_jpeg
+    print("keras" in sys.modules)
+
+command.run(main)
+"""
+    unset = {name: value for name, value in os.environ.items() if name != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=unset, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, "False\n")
