@@ -16,7 +16,8 @@ import traceback
 import warnings
 from typing import Any
 
-import flax.linen  # noqa: F401 - imported for the children, as are those below
+import bokeh.plotting  # noqa: F401 - imported for the children, as are those below
+import flax.linen  # noqa: F401
 import matplotlib.figure  # noqa: F401
 import optax  # noqa: F401
 import orbax.checkpoint  # noqa: F401
