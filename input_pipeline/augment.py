@@ -20,7 +20,7 @@ AUGMENT = 0
 FLIPS = ("none", "horizontal", "vertical", "both", "alternating")
 ALTERNATING = "alternating"
 # Each kind's place among a row's draws. One call for all of them: every further one costs XLA on CPU 0.5 s to compile,
-# and six numbers a row cost it 0.7 s where one costs 0.3.
+# and six numbers a row take it twice as long as one.
 _HORIZONTAL, _VERTICAL, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
 _ERASING = 6  # folded into a row's key: only erasing needs as many as 50 numbers
 _MIX = 2**31  # folded into the batch's key, beside the rows, whose numbers are smaller

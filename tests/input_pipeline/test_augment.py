@@ -138,6 +138,14 @@ def test_turning_one_kind_on_leaves_the_draws_of_the_others():
     np.testing.assert_array_equal(erased[kept], flipped[kept])
 
 
+@pytest.mark.parametrize("flip", ["horizontal", "both"])
+def test_flips_are_the_same_however_many_numbers_colour_draws(flip):
+    images = photos(64)
+    alone = run(Augmentation(flip=flip), images)[0]
+    for kind in ("brightness", "hue"):
+        np.testing.assert_allclose(run(Augmentation(flip=flip, **{kind: 1e-7}), images)[0], alone, atol=1e-3)
+
+
 def test_brightness_scales_each_image_by_one_factor_within_the_limits():
     images = np.full((300, 4, 4, 3), 100, np.uint8)
     factors = run(Augmentation(brightness=0.4), images)[0] * 255 / 100
