@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet.model import blocked
+from resnet.model import blocked, onednn_pooling
 from resnet.model.blocks import Block
 from resnet.model.convolution import conv_general_dilated
 from resnet.model.errors import SpecError
@@ -112,14 +112,17 @@ class ResNet(nn.Module):
             links.append(Link(layer, behind, None if bare else activation))
         if spec.stem == "imagenet" and self.backend is conv_general_dilated and blocked.stem_pays(x):
             return self._stem_by_blocks(links[0], x)
-        x = closed(convolve(links, x, train=train))
-        if spec.stem == "cifar":
-            return x
+        pooled = spec.stem != "cifar"
+        end = convolve(links, x, train=train, left_open=pooled and activation is nn.relu)
+        if isinstance(end, End):
+            return onednn_pooling.max_pool(end)
+        if not pooled:
+            return end
         pool = max_pool_by_xla if self.backend is jax.lax.conv_general_dilated else max_pool
         if spec.stem_norm:
-            return pool(x)
+            return pool(end)
         # Behind ReLU zeros and nothing are the same; a bare convolution's values may all be negative.
-        return pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
+        return pool(jnp.pad(end, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
 
     def _stem_by_blocks(self, link: Link, x: jax.Array) -> jax.Array:
         """The same by blocks of pixels; to norm and activation a block's outputs are as good as pixels of a row."""

@@ -31,12 +31,20 @@
  *                                 sums [2,O] of the gradient by what the norm gives and of it times the output, or 3: what
  *                                 the ReLU gave; then what is to be added to the image's gradient, or nothing
  *                                 -> kernel's gradient; if it is asked for, image's gradient, which with a norm before it
- *                                 is that by what the norm gives, followed by its sums [2,I]; 2, 3: the sums [2,O]; 3: the
- *                                 gradient by what the norm gives
+ *                                 is that by what the norm gives, followed by its sums [2,I]; with one behind it the
+ *                                 gradients by its scale [O] and bias [O]; 3: the gradient by what it gives
+ *
+ * And of the stem's end, with no attribute but `epsilon`; H' = (H - 1) / 2 + 1, W' alike.
+ *
+ *   pooled                        what a norm takes [N,H,W,C], statistics [2,C], scale [C], bias [C] -> the largest of each
+ *                                 window of what its ReLU gives [N,H',W',C], uint8 of that shape: which one that is
+ *   pooled_gradient               what the norm takes, the gradient by the largest, the uint8 -> the gradient by what the norm
+ *                                 gives, its sums [2,C]
  */
 #define _GNU_SOURCE
 #include <stdio.h>
 
+#include "onednn_pooling.h"
 #include "onednn_reading.h"
 #include "onednn_rows.h"
 #include "onednn_training.h"
@@ -44,32 +52,6 @@
 static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *message) {
   XLA_FFI_Error_Create_Args it = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
   return frame->api->XLA_FFI_Error_Create(&it);
-}
-
-/* Operands or results one after the other; `wrong` once one of them is not what it should be. */
-typedef struct {
-  const XLA_FFI_Buffer *const *next;
-  int64_t left;
-  int wrong;
-} Buffers;
-
-static void *take(Buffers *buffers, int64_t rank, const int64_t *dims) {
-  if (buffers->wrong || !buffers->left) return buffers->wrong = 1, NULL;
-  const XLA_FFI_Buffer *const buffer = *buffers->next;
-  ++buffers->next, --buffers->left;
-  buffers->wrong = !is_array(buffer, rank) || (dims && memcmp(buffer->dims, dims, rank * sizeof *dims));
-  return buffer->data;
-}
-
-static Norm take_norm(Buffers *operands, int64_t channels) {
-  const int64_t dims[] = {2, channels};
-  return (Norm){.statistics = take(operands, 2, dims), .scale = take(operands, 1, dims + 1)};
-}
-
-static Norm take_whole_norm(Buffers *operands, int64_t channels) {
-  Norm norm = take_norm(operands, channels);
-  norm.bias = take(operands, 1, &channels);
-  return norm;
 }
 
 static const char *take_shapes(const XLA_FFI_CallFrame *frame, const int64_t *window, Shape *s) {
@@ -99,6 +81,7 @@ static void take_forward(const int64_t *numbers, const Link *link, Buffers *resu
 static void take_backward(const int64_t *numbers, const Link *link, Buffers *operands, Buffers *results, Training *t) {
   const Shape *s = &t->shape;
   const int64_t in[] = {2, s->image[3]}, out[] = {2, s->output[3]}, behind = numbers[BEHIND];
+  const int64_t of_norm = behind ? 2 + (behind > 2) : 0;
   t->source = numbers[BEFORE] >= BLOCK ? take(operands, 4, s->image) : NULL;
   if (behind) {
     t->output = take(operands, 4, s->output);
@@ -108,12 +91,13 @@ static void take_backward(const int64_t *numbers, const Link *link, Buffers *ope
   if (behind == 3) t->rectified = take(operands, 4, s->output);
   t->addend = operands->left ? take(operands, 4, s->image) : NULL;
   t->by_kernel = (Call){.links = 1, .link[0].plain = take(results, 4, s->kernel)};
-  if (results->left > (behind > 1) + (behind > 2)) {
+  if (results->left > of_norm) {
     t->by_image = (Call){.links = 1, .link[0] = *link};
     t->result = take(results, 4, s->image);
     t->found = numbers[BEFORE] ? take(results, 2, in) : NULL;
   }
-  t->sums = behind > 1 ? take(results, 2, out) : NULL;
+  t->by_scale = behind ? take(results, 1, out + 1) : NULL;
+  t->by_bias = behind ? take(results, 1, out + 1) : NULL;
   t->by_norm = behind > 2 ? take(results, 4, s->output) : NULL;
 }
 
@@ -230,6 +214,8 @@ XLA_FFI_Error *convolution_trained(XLA_FFI_CallFrame *frame) { return handle(fra
 XLA_FFI_Error *convolution_trained_gradient(XLA_FFI_CallFrame *frame) {
   return handle(frame, convolve_in_training, 1);
 }
+XLA_FFI_Error *pooled(XLA_FFI_CallFrame *frame) { return handle(frame, pool, 0); }
+XLA_FFI_Error *pooled_gradient(XLA_FFI_CallFrame *frame) { return handle(frame, pool, 1); }
 
 /* Of each kernel how many float32 it takes once it is laid out, and in what order (a hash), in `sizes` and `layouts`; NULL,
  * or what is wrong. See `shape_links`. */

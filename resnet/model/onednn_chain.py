@@ -83,14 +83,14 @@ def _close(end: End) -> tuple[Array, tuple[Array, End]]:
 def _open(kept: tuple[Array, End], g: Array) -> tuple[End]:
     z, end = kept
     if not end.relu:
-        return (_gradient(end, g, None),)
+        return (end_gradient(end, g, None),)
     g = jnp.where(z > 0, g, 0)
-    return (_gradient(end, g, sums_of(g, end.y)),)
+    return (end_gradient(end, g, sums_of(g, end.y)),)
 
 
-def _gradient(end: End, g: Array, sums: Array | None) -> End:
+def end_gradient(end: End, g: Array, sums: Array | None) -> End:
     """From g, that by what the end's norm gives, which is that by the addend."""
-    addend: Any = _gradient(end.addend, g, None) if isinstance(end.addend, End) else g
+    addend: Any = end_gradient(end.addend, g, None) if isinstance(end.addend, End) else g
     rest: Any = {"scale": None, "bias": None, "addend": None if end.addend is None else addend}
     return end.replace(y=g, statistics=sums, **rest)  # type: ignore[attr-defined]
 
@@ -233,14 +233,13 @@ def _backward(chain: Chain, kept: tuple[Any, ...], given: Any) -> Any:
         g = found.pop(0) if ending.by_image else None  # type: ignore[assignment]
         sums_before = [found.pop(0)] if ending.by_image and form.before else []
         if behind:
-            (mean, var), sums = statistics[number], found[0] if found else known[0]
-            by_scales.append((sums[1] - mean * sums[0]) * lax.rsqrt(var + form.epsilon))
-            by_biases.append(sums[0])
-        by_end = found[1] if behind == BEHIND_RELU else by_end
+            by_scales.append(found.pop(0))
+            by_biases.append(found.pop(0))
+        by_end = found.pop() if behind == BEHIND_RELU else by_end
         known, behind = sums_before, SUMS_GIVEN
     by_x: Any = g
     if isinstance(x, End) and g is not None:
-        by_x = _gradient(x, g, sums_before[0])
+        by_x = end_gradient(x, g, sums_before[0])
     return by_x, by_kernels[::-1], by_scales[::-1], by_biases[::-1], None if has_addend is None else by_end
 
 

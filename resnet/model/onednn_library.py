@@ -28,10 +28,25 @@ TARGETS = tuple(
     f"convolution_{name}"
     for name in ("output", "input_gradient", "weight_gradient", "evaluated", "trained", "trained_gradient")
 )
+POOLED, POOLED_GRADIENT = "pooled", "pooled_gradient"
 PREPARED, KERNELS, THREADS = "convolution_prepared", "kernels_prepared", "threads"
 _SOURCES = (
     "onednn.c",
-    *(f"onednn_{name}.h" for name in ("call", "compiled", "interface", "norms", "reading", "rows", "training", "work")),
+    *(
+        f"onednn_{name}.h"
+        for name in [
+            "buffers",
+            "call",
+            "compiled",
+            "interface",
+            "norms",
+            "pooling",
+            "reading",
+            "rows",
+            "training",
+            "work",
+        ]
+    ),
 )
 # What `_require_processor` has found; AVX-512 would read no faster from beyond the first cache.
 _VECTORS = ("-mavx2", "-mfma")
@@ -65,7 +80,7 @@ def _outcome() -> str:
         wrong = handlers.start(os.fsencode(library))
         if wrong:
             return in_one_line(wrong.decode(errors="replace"))
-        for name in (*TARGETS, PREPARED, KERNELS, THREADS):
+        for name in (*TARGETS, POOLED, POOLED_GRADIENT, PREPARED, KERNELS, THREADS):
             jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")
     except (ImportError, OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         return reason(error)

@@ -1,4 +1,5 @@
 /* Batch norm, its gradient and the sums for both, of rows of channels that one thread goes over. */
+#pragma once
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -18,16 +19,19 @@ static void find_coefficients(const Norm *norm, float epsilon, int64_t channels,
   }
 }
 
-/* The same norm's gradient, of `count` values a channel: dx = slope · g + against · (x - mean) - level, in this order. */
-static void find_slopes(const Norm *norm, float epsilon, int64_t count, int64_t channels, float *found) {
+/* The same norm's gradients: those by scale and bias and, of `count` values a channel, dx = slope · g + against · (x - mean)
+ * - level, in this order. */
+static void find_slopes(const Norm *norm, float epsilon, int64_t count, int64_t channels, float *found, float *by_scale,
+                        float *by_bias) {
   for (int64_t c = 0; c < channels; ++c) {
     const float mean = norm->statistics[c], inverse = 1 / sqrtf(norm->statistics[channels + c] + epsilon);
-    const float by_bias = norm->sums[c], by_scale = (norm->sums[channels + c] - mean * by_bias) * inverse;
     const float slope = norm->scale[c] * inverse;
+    by_bias[c] = norm->sums[c];
+    by_scale[c] = (norm->sums[channels + c] - mean * by_bias[c]) * inverse;
     found[c] = slope;
-    found[channels + c] = -slope * inverse * by_scale / count;
+    found[channels + c] = -slope * inverse * by_scale[c] / count;
     found[2 * channels + c] = mean;
-    found[3 * channels + c] = slope * by_bias / count;
+    found[3 * channels + c] = slope * by_bias[c] / count;
   }
 }
 

@@ -1,13 +1,6 @@
 /* What XLA hands over with a call of any but training's, checked and put into words of onednn_call.h. */
+#include "onednn_buffers.h"
 #include "onednn_call.h"
-
-static int is_array(const XLA_FFI_Buffer *buffer, int64_t rank) {
-  return buffer->dtype == XLA_FFI_DataType_F32 && buffer->rank == rank;
-}
-
-static const XLA_FFI_Buffer *const *operands_of(const XLA_FFI_CallFrame *frame) {
-  return (const XLA_FFI_Buffer *const *)frame->args.args;
-}
 
 static int is_for_channels(const XLA_FFI_Buffer *buffer, int64_t channels) {
   return is_array(buffer, 1) && buffer->dims[0] == channels;

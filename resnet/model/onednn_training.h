@@ -5,6 +5,7 @@
  * the cache holds them. What lies between a norm and a convolution is never written to memory, and on the way back it is
  * computed again. But where a block ends between them (onednn_chain.py) it is, for the next block adds it to its own.
  */
+#pragma once
 #include "onednn_call.h"
 #include "onednn_norms.h"
 
@@ -25,9 +26,11 @@ typedef struct {
   float *closed;           /* forth, what that block gives, of which the output is the convolution; or NULL */
   int closed_past;         /* whether it goes past the caches */
   float *result, *found;   /* output, or gradient by the image; [2,C], statistics of the output or the norm's sums */
-  float *by_norm, *sums;   /* the gradient by what the norm behind gives, of `rectified`; the sums of it; or NULL */
+  float *by_norm, *by_scale, *by_bias; /* the gradients by what the norm behind gives, of `rectified`, and by its scale and
+                                        * bias; or NULL */
   int parts, pieces, past; /* pieces in all; whether results go past the caches */
   float *forth, *added, *back; /* [3,I], [3,I] and [4,O], the coefficients of the norms, or NULL */
+  float *sums;             /* [2,O], where those of the norm behind are not given; or NULL */
   double *totals;          /* [parts,2,C], of what becomes `found` or `sums` */
 } Training;
 
@@ -223,7 +226,8 @@ static int lend_training_memory(Training *t) {
   const size_t back_size = t->behind.statistics ? aligned(4 * t->shape.output[3] * sizeof(float)) : 0;
   const int64_t in = t->shape.image[3], out = t->shape.output[3];
   const size_t totals_size = t->parts * 2 * (in > out ? in : out) * sizeof(double);
-  const size_t coefficients_size = forth_size + added_size + back_size;
+  const size_t sums_size = back_size && !t->behind.sums ? aligned(2 * out * sizeof(float)) : 0;
+  const size_t coefficients_size = forth_size + added_size + back_size + sums_size;
   char *memory = own_memory(LAID_OUT, kernel_size + t->parts * gradient_size + coefficients_size + totals_size + 64);
   if (!memory) return OUT_OF_MEMORY;
   if (kernel) kernel->link->kernel = laid_out ? memory : kernel->link->plain;
@@ -237,22 +241,23 @@ static int lend_training_memory(Training *t) {
   memory += added_size;
   t->back = back_size ? (float *)memory : NULL;
   memory += back_size;
+  t->sums = sums_size ? (float *)memory : NULL;
+  memory += sums_size;
   t->totals = memset(memory, 0, totals_size);
   return SUCCESS;
 }
 
-/* Of the parts' totals what they are in all, [2,C]; of the output its means and biased variances. */
-static void find_totals(const Training *t, int64_t channels, int statistics, float *found) {
-  const int64_t count = rows_of(t->shape.output);
+/* Of the parts' totals what they are in all, [2,C]; of `count` values a channel, if not 0, means and biased variances. */
+static void find_totals(const double *totals, int parts, int64_t channels, int64_t count, float *found) {
   for (int64_t c = 0; c < channels; ++c) {
     double sum = 0, other = 0;
-    for (int part = 0; part < t->parts; ++part) {
-      sum += t->totals[2 * channels * part + c];
-      other += t->totals[2 * channels * part + channels + c];
+    for (int part = 0; part < parts; ++part) {
+      sum += totals[2 * channels * part + c];
+      other += totals[2 * channels * part + channels + c];
     }
-    const double mean = sum / count, variance = other / count - mean * mean;
-    found[c] = (float)(statistics ? mean : sum);
-    found[channels + c] = (float)(!statistics ? other : variance < 0 ? 0 : variance);
+    const double mean = count ? sum / count : 0, variance = count ? other / count - mean * mean : 0;
+    found[c] = (float)(count ? mean : sum);
+    found[channels + c] = (float)(!count ? other : variance < 0 ? 0 : variance);
   }
 }
 
@@ -260,7 +265,7 @@ static int begin(const XLA_FFI_CallFrame *frame, int threads, Training *t) {
   const int64_t channels = t->shape.output[3];
   if (!do_in_parts(frame, threads, t->parts, begin_part, t)) return OUT_OF_MEMORY;
   TRY(atomic_load(&t->by_kernel.status));
-  find_totals(t, channels, 0, t->sums);
+  find_totals(t->totals, t->parts, channels, 0, t->sums);
   memset(t->totals, 0, t->parts * 2 * channels * sizeof *t->totals);
   t->behind.sums = t->sums;
   if (t->by_norm) t->gradient = t->by_norm;
@@ -278,11 +283,13 @@ static int train(const XLA_FFI_CallFrame *frame, Training *t) {
   if (t->sums) TRY(begin(frame, threads, t));
   if (t->forth) find_coefficients(&t->before, t->epsilon, t->shape.image[3], t->forth);
   if (t->added) find_coefficients(&t->projected, t->epsilon, t->shape.image[3], t->added);
-  if (t->back) find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back);
+  if (t->back)
+    find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back, t->by_scale, t->by_bias);
   if (t->forward.links) TRY(lay_all_out(frame, threads, &t->forward));
   if (t->by_image.links) TRY(lay_all_out(frame, threads, &t->by_image));
   if (!do_in_parts(frame, threads, t->parts, do_training_part, t)) return OUT_OF_MEMORY;
   TRY(atomic_load(&t->by_kernel.status));
-  if (t->found) find_totals(t, channels_found(t), t->forward.links, t->found);
+  const int64_t count = t->forward.links ? rows_of(t->shape.output) : 0;
+  if (t->found) find_totals(t->totals, t->parts, channels_found(t), count, t->found);
   return t->by_kernel.links ? add_all_up(frame, threads, &t->by_kernel) : SUCCESS;
 }

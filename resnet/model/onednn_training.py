@@ -65,12 +65,13 @@ def sums_of(g: Array, x: Array) -> Array:
     return jnp.stack([g.sum(axes), (g * x).sum(axes)])
 
 
-def _by_input(g: Array, x: Array, norm: Norm, sums: Array, epsilon: float) -> Array:
-    """The gradient by a norm's input x, from g, the one by what it gives; see normalisation."""
+def _by_norm(g: Array, x: Array, norm: Norm, sums: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """The gradients by a norm's input x, scale and bias, from g, the one by what it gives; see normalisation."""
     (mean, var), scale, _ = norm
     count, inverse = x.size // x.shape[-1], lax.rsqrt(var + epsilon)
     by_scale = (sums[1] - mean * sums[0]) * inverse
-    return scale * inverse * (g - sums[0] / count - (x - mean) * (inverse * by_scale / count))
+    by_x = scale * inverse * (g - sums[0] / count - (x - mean) * (inverse * by_scale / count))
+    return by_x, by_scale, sums[0]
 
 
 def _in_parts(x: Array, w: Array, *before: Array, form: Trained) -> list[Array]:
@@ -107,9 +108,9 @@ def backward(x: Array, w: Array, g: Array, *operands: Array, form: Trained, endi
     x: what `forward` was given or, for blocks, what it found between that and y.
     operands: for RELU the norm before, for blocks what it is of; of that behind y, statistics and scale; `sums_of` g
     (1) or what the ReLU gave (3); what is added to the gradient by the image, not for RELU. Gives the gradient by w;
-    with `by_image` that by x or by what the norm before gives, then with the latter's sums; and what is found of the
-    norm behind: the sums (2, 3) and the gradient by what it gives (3). Of a block's end the gradient by what is added
-    is that by what its norm gives.
+    with `by_image` that by x or by what the norm before gives, then with the latter's sums; and of the norm behind the
+    gradients by its scale and bias, and by what it gives (3). Of a block's end the gradient by what is added is that by
+    what its norm gives.
     """
     return cast(list[Array], _GRADIENT.bind(x, w, g, *operands, form=form, ending=ending))
 
@@ -119,14 +120,15 @@ def _gradient_in_parts(x: Array, w: Array, g: Array, *operands: Array, form: Tra
     rest = iter(operands)
     before: Any = tuple(next(rest) for _ in range((0, 3, 1, 1)[form.before]))
     z = jax.nn.relu(normalised(x, before, form.epsilon)) if form.before == RELU else x
-    found = []
+    found: list[Array] = []
     if ending.behind:
         y, statistics, scale = next(rest), next(rest), next(rest)
         known = next(rest) if ending.behind != SUMS_SOUGHT else None
         g = jnp.where(known > 0, g, 0) if known is not None and ending.behind == BEHIND_RELU else g
         sums = known if known is not None and ending.behind == SUMS_GIVEN else sums_of(g, y)
-        found = [sums, g][: ending.behind - 1]
-        g = _by_input(g, y, (statistics, scale, scale), sums, form.epsilon)
+        by_norm = [g] if ending.behind == BEHIND_RELU else []
+        g, *found = _by_norm(g, y, (statistics, scale, scale), sums, form.epsilon)
+        found += by_norm
     by_kernel = weight_gradient(form.window, w.shape, z, g)
     if not ending.by_image:
         return [by_kernel, *found]
@@ -147,10 +149,11 @@ def _shapes(x: Any, w: Any, *before: Any, form: Trained) -> list[Any]:
 def _gradient_shapes(x: Any, w: Any, g: Any, *operands: Any, form: Trained, ending: Ending) -> list[Any]:
     sums = lambda of: of.update(shape=(2, of.shape[3]))  # noqa: E731
     by_image = [x, *([sums(x)] if form.before else [])] if ending.by_image else []
-    return [w, *by_image, *[sums(g), g][: max(ending.behind - 1, 0)]]
+    vector = w.update(shape=w.shape[3:])
+    return [w, *by_image, *([vector, vector] if ending.behind else []), *([g] if ending.behind == BEHIND_RELU else [])]
 
 
-def _map_over(primitive: Primitive, operands: Any, axes: Any, **how: Any) -> tuple[Any, Any]:
+def map_over(primitive: Primitive, operands: Any, axes: Any, **how: Any) -> tuple[Any, Any]:
     """vmap: one after the other."""
     mapped = [jnp.moveaxis(operand, axis, 0) for operand, axis in zip(operands, axes, strict=True) if axis is not None]
 
@@ -187,6 +190,6 @@ for _primitive, _name, _form, _abstract in (
     _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("form", "ending")))
     _primitive.def_abstract_eval(_abstract)
     ad.primitive_jvps[_primitive] = partial(differentiate_parts, _form)
-    batching.primitive_batchers[_primitive] = partial(_map_over, _primitive)
+    batching.primitive_batchers[_primitive] = partial(map_over, _primitive)
     mlir.register_lowering(_primitive, _by_lax)
     mlir.register_lowering(_primitive, partial(_lower_for_cpu, _name, _by_lax), platform="cpu")

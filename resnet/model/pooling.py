@@ -48,7 +48,7 @@ def _largest_by_axes(x: Array, padding: int) -> Array:
 
 
 def _largest_of_elements(x: Array, padding: int) -> Array:
-    return jax.tree.reduce(jnp.maximum, _elements(_padded(x, padding)))
+    return jax.tree.reduce(jnp.maximum, elements(x, padding))
 
 
 def _padded(x: Array, padding: int) -> Array:
@@ -56,9 +56,9 @@ def _padded(x: Array, padding: int) -> Array:
     return jnp.pad(x, ((0, 0), side, side, (0, 0)), constant_values=-jnp.inf)
 
 
-def _elements(padded: Array) -> list[Array]:
-    """Of every window its nine elements, row by row."""
-    return [column for row in _places(padded, 1) for column in _places(row, 2)]
+def elements(x: Array, padding: int) -> list[Array]:
+    """Of every window its nine elements, row by row: arrays of the output's shape."""
+    return [column for row in _places(_padded(x, padding), 1) for column in _places(row, 2)]
 
 
 def first_of_largest(elements: list[Array], largest: Array | None = None) -> tuple[Array, Array]:
@@ -108,14 +108,18 @@ def _note(x: Array, padding: int) -> tuple[Array, tuple[Array, Array]]:
     """The output, and uint8 of its shape: which of a window's nine elements is the first of the largest."""
     output, first = lax.platform_dependent(
         x,
-        cpu=lambda x: first_of_largest(_elements(_padded(x, padding)), _largest_by_axes(_padded(x, padding), 0)),
-        default=lambda x: kept_first_of_largest(_elements(_padded(x, padding))),
+        cpu=lambda x: first_of_largest(elements(x, padding), _largest_by_axes(_padded(x, padding), 0)),
+        default=lambda x: kept_first_of_largest(elements(x, padding)),
     )
     # An array without elements, that tells the gradient the input's height and width.
     return output, (first, x[:0])
 
 
-def _gather(padding: int, noted: tuple[Array, Array], g: Array) -> tuple[Array]:
+def gather(padding: int, noted: tuple[Array, Array], g: Array) -> Array:
+    """The gradient by the input: of each window the element that is noted, uint8 of the output's shape, takes g.
+
+    noted: that, and an array of the input's height and width, which is not read.
+    """
     first, like = noted
     batch, high, wide, channels = g.shape
     around = ((0, 0), (1, 1), (1, 1), (0, 0))
@@ -132,8 +136,8 @@ def _gather(padding: int, noted: tuple[Array, Array], g: Array) -> tuple[Array]:
         for rows in _SEEN_BY
     ]
     whole = jnp.stack(lines, axis=2).reshape(batch, 2 * (high + 1), 2 * (wide + 1), channels)
-    return (whole[:, padding : padding + like.shape[1], padding : padding + like.shape[2]],)
+    return whole[:, padding : padding + like.shape[1], padding : padding + like.shape[2]]
 
 
 _pool = jax.custom_vjp(_largest, nondiff_argnums=(1,))
-_pool.defvjp(_note, _gather)
+_pool.defvjp(_note, lambda padding, noted, g: (gather(padding, noted, g),))

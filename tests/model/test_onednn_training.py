@@ -258,7 +258,9 @@ def test_what_it_does_not_take_is_an_error_of_the_program(name):
     x, w, g, y, sums = arrays((2, 4, 4, 3), (3, 3, 3, 5), (2, 4, 4, 5), (2, 4, 4, 5), (2, 5))
     window, epsilon = np.array([1, 1, 1, 1, 1, 1, 1, 0, 1]), np.float32(1e-5)
     of = lambda *arrays: [jax.ShapeDtypeStruct(array.shape, array.dtype) for array in arrays]  # noqa: E731
-    given, results = ([x, w], of(y, sums)) if name == FORWARD else ([x, w, g, y, sums, sums[0], sums], of(w, x))
+    given, results = [x, w], of(y, sums)
+    if name == BACKWARD:
+        given, results = [x, w, g, y, sums, sums[0], sums], of(w, x, sums[0], sums[0])
 
     def call(given, results, **attributes):
         return jax.block_until_ready(jax.ffi.ffi_call(name, results)(*given, **attributes))
