@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -49,15 +51,18 @@ def kept_rows(
     try:
         if not _is_whole(target, note, nbytes):
             folder().mkdir(parents=True, exist_ok=True)
+            _remove_abandoned()
             _check_disk(nbytes)
             part = target.with_suffix(f".{os.getpid()}.part")
             try:
-                rows = np.memmap(part, np.uint8, "w+", shape=whole)
-                _decode_all(rows, decode, progress)
-                rows.flush()
-                del rows
-                note.write_text(json.dumps({"sha256": _sha256(part)}) + "\n", encoding="utf-8")
-                os.replace(part, target)
+                with part.open("wb") as held:
+                    fcntl.flock(held, fcntl.LOCK_EX)
+                    rows = np.memmap(part, np.uint8, "w+", shape=whole)
+                    _decode_all(rows, decode, progress)
+                    rows.flush()
+                    del rows
+                    note.write_text(json.dumps({"sha256": _sha256(part)}) + "\n", encoding="utf-8")
+                    os.replace(part, target)
             finally:
                 part.unlink(missing_ok=True)
         return np.memmap(target, np.uint8, "r", shape=whole)
@@ -66,6 +71,14 @@ def kept_rows(
             f"{printable(str(folder()))}: decoded images cannot be kept there ({error.strerror}); make room, set "
             "XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
         ) from error
+
+
+def _remove_abandoned() -> None:
+    """Remove what a process that was killed was decoding; one that lives holds its file locked."""
+    for part in folder().glob("*.part"):
+        with contextlib.suppress(OSError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
 
 
 def _is_whole(target: Path, note: Path, nbytes: int) -> bool:

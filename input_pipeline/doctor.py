@@ -69,9 +69,9 @@ def look_over_listing(listing: Listing, *, cache_dir: str | None = None, progres
 
 
 def _list(data_dir: Path) -> Listing:
-    if not data_dir.is_dir():
-        raise InputError(f"{printable(str(data_dir))}: no such folder; name a folder of images")
     try:
+        if not data_dir.is_dir():
+            raise InputError(f"{printable(str(data_dir))}: no such folder; name a folder of images")
         return find_images(data_dir)
     except OSError as error:  # A link to itself, a folder that goes away.
         name = printable(str(error.filename or data_dir))

@@ -21,9 +21,9 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.images import Listing
 
 # The refused are listed all the same: the audit names them, with a hint; left out here, nobody would miss them.
-_SUPPORTED = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
+SUPPORTED_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
 _REFUSED = (".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm", ".pgm")
-IMAGE_EXTENSIONS = frozenset((*_SUPPORTED, *_REFUSED))
+IMAGE_EXTENSIONS = frozenset((*SUPPORTED_EXTENSIONS, *_REFUSED))
 _SPLIT_STEMS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),

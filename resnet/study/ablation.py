@@ -207,8 +207,10 @@ def run_variants(
         if stop():
             print(f"Stopped before {variant.name}. The same command goes on from there.")
             return True
+        run = None
         try:
-            record = VariantRun(variant, study, data, workdir, manner, stop).go()
+            run = VariantRun(variant, study, data, workdir, manner, stop)
+            record = run.go()
         except (InputError, OSError):
             raise
         except Exception as error:  # Any: what fails for one variant (memory, a compiler) must not cost the others.
@@ -221,6 +223,8 @@ def run_variants(
             print(f"Stopped within {variant.name}, saved. The same command goes on from there.")
             return True
         write_record(workdir, record)
+        if run and record.status != FAILED:
+            run.discard()
         records[variant.name] = record
         outputs(workdir, title, study, records)
         print(result(record))

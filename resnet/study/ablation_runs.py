@@ -108,9 +108,11 @@ class VariantRun:
                 step, state = self.steps(step, state)
             if step < total and not self.all_diverged():
                 return None
-        record = self.record(step, state)
-        shutil.rmtree(self.folder)
-        return record
+        return self.record(step, state)
+
+    def discard(self) -> None:
+        """Remove the checkpoints, once the record that takes their place is on the disk."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def begin(self) -> tuple[int, TrainState]:
         """(step, states) to start from: the newest checkpoint's or fresh ones."""

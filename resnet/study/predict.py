@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
+from input_pipeline.folder import SUPPORTED_EXTENSIONS
 from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
 from resnet import command
@@ -23,7 +24,6 @@ from resnet.study.evaluate import describe_crop
 if TYPE_CHECKING:
     from resnet.study.inference import Model
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 # Images decoded and kept at a time: a folder of any size fits.
 GROUP = 256
 # On one sheet with their overlays.
@@ -101,9 +101,9 @@ def image_files(names: list[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUPPORTED_EXTENSIONS and p.is_file())
             if not found:
-                raise InputError(f"{printable(name)}: no images in this folder ({', '.join(EXTENSIONS)})")
+                raise InputError(f"{printable(name)}: no images in this folder ({', '.join(SUPPORTED_EXTENSIONS)})")
             yield from found
         elif path.is_file():
             yield path

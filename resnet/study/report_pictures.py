@@ -58,9 +58,13 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
         folder,
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
+        per_class=config.per_class,
         split_seed=config.split_seed,
         on_error=config.on_error,
         exclude=tuple(config.exclude),
+        doctor=config.doctor,
+        drop_leaks=config.drop_leaks,
+        keep_copies_together=config.keep_copies_together,
     )
     if source.fingerprint != run.provenance.get("dataset", {}).get("fingerprint"):
         raise InputError(f"the data at {printable(folder)} are not those of the run (other files, labels or splits)")

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -200,8 +201,10 @@ class Run(Stepping):
         return state, True
 
     def note(self, step: int, value: float) -> bool:
-        """Whether `value` is the best so far (of equal ones the latest); remember it."""
+        """Whether `value` is the best so far (of equal ones the latest; any number is better than NaN); remember it."""
         best_so_far = self.progress.best_value
+        if best_so_far is not None and math.isnan(best_so_far):
+            best_so_far = None
         best = best_so_far is None or self.sign * value >= self.sign * best_so_far
         strictly = best_so_far is None or self.sign * value > self.sign * best_so_far
         if best:

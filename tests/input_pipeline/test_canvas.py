@@ -1,6 +1,7 @@
 """Decoded images lie on the canvas as they are, fit the budget, and what is kept on disk is what was decoded."""
 
 import dataclasses
+import fcntl
 import io
 import json
 import shutil
@@ -142,3 +143,16 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 7))
     with pytest.raises(InputError, match=r"need 0\.00 GB.*XDG_CACHE_HOME.*feed=stream"):
         canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear", "f", progress=False)
+
+
+def test_what_a_killed_decode_left_is_removed_and_what_one_is_at_stays(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "resnet-jax" / "resident"
+    folder.mkdir(parents=True)
+    left, busy = folder / "a.1.part", folder / "b.2.part"
+    left.write_bytes(b"half")
+    with busy.open("wb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        split = split_of([np.full((5, 4, 3), 7, np.uint8)])
+        canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear", "f", progress=False)
+        assert list(folder.glob("*.part")) == [busy]

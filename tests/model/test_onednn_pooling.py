@@ -1,8 +1,6 @@
 """The stem's end in one call: values, gradients, transformations, in networks."""
 
 import os
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -20,7 +18,7 @@ from resnet.model.pooling import max_pool
 from resnet.model.spec import ResNetSpec
 from tests.model.test_convolution import arrays, assert_near
 from tests.model.test_onednn import needs_onednn
-from tests.model.test_onednn_training import halves, norm, train
+from tests.model.test_onednn_training import halves, norm, run_on, train
 
 POOLED, GRADIENT = (onednn_library.target(name) for name in ("pooled", "pooled_gradient"))
 EPSILON = 1e-3
@@ -69,12 +67,7 @@ for images in (3, 16, 37):
 @needs_onednn
 @pytest.mark.parametrize("threads", [7, 16])
 def test_any_number_of_threads(threads):
-    """XLA makes as many as NPROC says; this machine may have few."""
-    environment = os.environ | {"NPROC": str(threads)}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_MANY_CORES], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert not done.returncode, done.stderr
+    run_on(threads, ON_MANY_CORES)
 
 
 def end(y, scale, bias):

@@ -133,15 +133,17 @@ for before in (1, 2, 3):
 """
 
 
+def run_on(threads, program):
+    """Run a program on so many threads: XLA makes as many as NPROC says, and this machine may have few."""
+    environment = os.environ | {"NPROC": str(threads)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=240)
+    assert not done.returncode, done.stderr
+
+
 @needs_onednn
 @pytest.mark.parametrize("threads", [7, 16])
 def test_any_number_of_threads(threads):
-    """XLA makes as many as NPROC says; this machine may have few."""
-    environment = os.environ | {"NPROC": str(threads)}
-    done = subprocess.run(
-        [sys.executable, "-c", ON_MANY_CORES], env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert not done.returncode, done.stderr
+    run_on(threads, ON_MANY_CORES)
 
 
 def network(**changes):

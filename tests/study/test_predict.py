@@ -54,9 +54,11 @@ def test_a_folder_is_searched_through_for_images_alone(run, ask, tmp_path):
     image = images_of(run[0])[0]
     (tmp_path / "a" / "b").mkdir(parents=True)
     shutil.copy(image, tmp_path / "a" / "b" / "UPPER.JPG")
+    shutil.copy(image, tmp_path / "a" / "c.jfif")
     (tmp_path / "a" / "notes.txt").write_text("no image")
     answer = json.loads(ask("--json", tmp_path))
-    assert [item["image"] for item in answer["images"]] == [str(tmp_path / "a" / "b" / "UPPER.JPG")]
+    found = [str(tmp_path / "a" / "b" / "UPPER.JPG"), str(tmp_path / "a" / "c.jfif")]
+    assert [item["image"] for item in answer["images"]] == found
 
 
 def test_the_most_probable_classes_first(run, ask):
