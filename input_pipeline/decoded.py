@@ -56,7 +56,8 @@ def kept_rows(
             part = target.with_suffix(f".{os.getpid()}.part")
             try:
                 with part.open("wb") as held:
-                    fcntl.flock(held, fcntl.LOCK_EX)
+                    with contextlib.suppress(OSError):  # Some shared disks know no locks; there nothing is removed.
+                        fcntl.flock(held, fcntl.LOCK_EX)
                     rows = np.memmap(part, np.uint8, "w+", shape=whole)
                     _decode_all(rows, decode, progress)
                     rows.flush()
