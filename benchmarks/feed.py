@@ -151,7 +151,7 @@ def training(setting: Setting, model: str, counted: int) -> dict[str, Callable[[
     recipe = Recipe(0, contract_by_name("torch"), Augmentation(flip="horizontal"))
     step, mesh = make_train_step(network, optimizer, recipe), parallel.make_mesh()
     feed = resident_feed(setting)
-    kept = feed.load(setting.fingerprint, mesh)
+    kept = feed.load(mesh)
     plain = parallel.compile_train_step(step, mesh)
     on_rows = parallel.compile_train_step(feed.step_on_rows(step), mesh)
     streamed = parallel.put_batches(stream(setting), mesh)

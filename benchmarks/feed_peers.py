@@ -19,7 +19,6 @@ class Setting:
     """The training images of a folder, how they are cropped, and how many make a batch."""
 
     split: Any
-    fingerprint: str
     image_size: int
     batch_size: int
 
@@ -41,7 +40,7 @@ def opened(data_dir: str, image_size: int, batch_size: int) -> Setting:
     from input_pipeline.sources import open_source
 
     source = open_source("folder", data_dir, val_fraction=0.0, test_fraction=0.0, progress=False)
-    return Setting(source.splits["train"], source.fingerprint, image_size, batch_size)
+    return Setting(source.splits["train"], image_size, batch_size)
 
 
 def bare_decoding(setting: Setting) -> Iterator[Any]:
@@ -65,7 +64,7 @@ def resident(setting: Setting) -> Iterator[Any]:
     from resnet.train.parallel import make_mesh
 
     feed = resident_feed(setting)
-    kept, whole = feed.load(setting.fingerprint, make_mesh()), jax.jit(feed.whole)
+    kept, whole = feed.load(make_mesh()), jax.jit(feed.whole)
     step = 0
     while True:
         yield jax.block_until_ready(whole(kept, feed.rows(step)))

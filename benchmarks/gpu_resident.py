@@ -94,7 +94,7 @@ def drawn_feed(batch: int, small: bool) -> tuple[Any, dict[str, np.ndarray]]:
     labels = random.integers(0, 1000, count, np.int32)
     split = Split(
         name="train", labels=labels, ids=tuple(map(str, range(count))), sizes=sizes,
-        orientations=np.ones(count, np.int8), paths=None, read=lambda i: b"",
+        orientations=np.ones(count, np.int8), paths=None, contents=np.zeros(count, "S32"), read=lambda i: b"",
     )  # fmt: skip
     feed = Resident(split, Order(count, batch), Crop("random_resized", side), layout)
     pixels = random.integers(0, 256, (count, layout.height, layout.width, 3), np.uint8)

@@ -78,12 +78,10 @@ def lay_out(sizes: np.ndarray, image_size: int, most_bytes: int) -> Layout | Non
         limit = max(int(limit * _STEP), image_size)
 
 
-def canvas_of(
-    split: Split, layout: Layout, interpolation: str, fingerprint: str, *, progress: bool = True
-) -> np.ndarray:
+def canvas_of(split: Split, layout: Layout, interpolation: str, *, progress: bool = True) -> np.ndarray:
     """The canvas uint8[N, height, width, 3] of a split, kept on disk and read-only; see `decoded.kept_rows`.
 
-    interpolation: 'bilinear' or 'bicubic', of the images that the layout reduces. fingerprint: the dataset's.
+    interpolation: 'bilinear' or 'bicubic', of the images that the layout reduces.
     """
 
     def decode(i: int, row: np.ndarray) -> None:
@@ -94,5 +92,5 @@ def canvas_of(
         )
         row[:rows, :columns] = pixels.transpose(1, 0, 2) if layout.turned[i] else pixels
 
-    about = [fingerprint, layout.sizes.tobytes().hex(), layout.turned.tobytes().hex(), layout.reduced, interpolation]
+    about = [layout.sizes.tobytes().hex(), layout.turned.tobytes().hex(), layout.reduced, interpolation]
     return kept_rows(split, (layout.height, layout.width, 3), decode, about, progress=progress)

@@ -22,7 +22,7 @@ from input_pipeline.sources import Split
 from input_pipeline.threaded import in_order
 
 # Part of every key: raise it when the decoder changes.
-VERSION = 1
+VERSION = 2
 
 
 def folder() -> Path:
@@ -41,10 +41,11 @@ def kept_rows(
     """uint8[N, *shape], row i of example i, read-only and mapped from disk; decoded now where it is not there.
 
     decode(i, row): writes example i into its row of zeros; called in threads. about: everything that the rows depend on
-    besides the split's names, as JSON values; it makes the key. The sha256 of the bytes lies beside them, and rows that
-    do not match it are decoded anew. Raises what `decode` raises, and InputError where the disk refuses.
+    besides the encoded images, as JSON values. Both make the key: copies elsewhere share rows, a changed image has new
+    ones. The sha256 of the bytes lies beside them, and rows that do not match it are decoded anew. Raises what
+    `decode` raises, and InputError where the disk refuses.
     """
-    key = hashlib.sha256(json.dumps([VERSION, split.name, list(split.ids), list(shape), *about]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([VERSION, split.digest(), list(shape), *about]).encode()).hexdigest()
     target, note = folder() / f"{key[:32]}.u8", folder() / f"{key[:32]}.json"
     whole = (len(split), *shape)
     nbytes = int(np.prod(whole, dtype=np.int64))

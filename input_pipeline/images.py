@@ -35,7 +35,7 @@ from input_pipeline.threaded import in_order
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
 # Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
-AUDIT_VERSION = 2
+AUDIT_VERSION = 3
 # Smaller sets are audited in a blink, and a bar would only flicker.
 _BAR_FROM = 500
 _ORIENTATION_TAG = 0x0112
@@ -161,18 +161,20 @@ class Audit:
     """What was found of each of a listing's N examples; rows of unreadable ones hold zeros but for the reason.
 
     labels: int32[N]. byte_sizes: int64[N], encoded. sizes: int32[N, 2], upright height and width in pixels.
-    orientations: int8[N], EXIF 1..8. reasons: why it cannot be read, '' where it can.
+    orientations: int8[N], EXIF 1..8. contents: S32[N], `content_of` the encoded bytes, b'' where there are none.
+    reasons: why it cannot be read, '' where it can.
     """
 
     labels: np.ndarray
     byte_sizes: np.ndarray
     sizes: np.ndarray
     orientations: np.ndarray
+    contents: np.ndarray
     reasons: tuple[str, ...]
 
 
-# label, bytes, upright height and width, orientation, reason
-Row = tuple[int, int, int, int, int, str]
+# label, bytes, upright height and width, orientation, content, reason
+Row = tuple[int, int, int, int, int, str, str]
 
 
 def audit(
@@ -203,21 +205,23 @@ def audit(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         _remember(cache, rows)
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 6
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     return Audit(
         labels=np.array(columns[0], np.int32),
         byte_sizes=np.array(columns[1], np.int64),
         sizes=np.array([columns[2], columns[3]], np.int32).T.reshape(-1, 2),
         orientations=np.array(columns[4], np.int8),
-        reasons=tuple(columns[5]),
+        contents=np.array(columns[5], "S32"),
+        reasons=tuple(columns[6]),
     )
 
 
 def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:
     label = size = 0
+    content = ""
     try:
         data, label = patiently(lambda: listing.examine(i))
-        size = len(data)
+        size, content = len(data), content_of(data)
     except OSError as error:
         if is_transient(error):
             # No verdict on the image, which would be remembered, or left out without a word under on_error='skip'.
@@ -225,19 +229,32 @@ def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int,
                 f"{printable(listing.ids[i])}: the disk does not give it ({error.strerror}), tried for ten seconds; "
                 "mend the disk or its network, or remove the file"
             ) from error
-        return label, size, 0, 0, 0, f"cannot be read ({error.strerror or error})"
+        return label, size, 0, 0, 0, content, f"cannot be read ({error.strerror or error})"
     reason, header = _header(data)
     if header is None:
-        return label, size, 0, 0, 0, reason
+        return label, size, 0, 0, 0, content, reason
     stored = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
     try:
         decoded = decode(data, listing.ids[i])
     except Exception as error:  # Any: one strange file must not end the audit of all the others.
         message = str(error).removeprefix(f"{printable(listing.ids[i])}: ") or type(error).__name__
-        return label, size, 0, 0, 0, f"{header.format}, {printable(message[:300])}"
+        return label, size, 0, 0, 0, content, f"{header.format}, {printable(message[:300])}"
     if decoded != stored:
-        return label, size, 0, 0, 0, f"{header.format} header claims {stored} pixels, but {decoded} were decoded"
-    return label, size, header.height, header.width, header.orientation, ""
+        return (
+            label,
+            size,
+            0,
+            0,
+            0,
+            content,
+            f"{header.format} header claims {stored} pixels, but {decoded} were decoded",
+        )
+    return label, size, header.height, header.width, header.orientation, content, ""
+
+
+def content_of(data: bytes | memoryview) -> str:
+    """What stands for the bytes of an example wherever one is compared with another: 32 hex digits of their sha256."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _cache_file(listing: Listing, cache_dir: str | None) -> Path:
@@ -254,7 +271,7 @@ def _recall(cache: Path, count: int) -> list[Row] | None:
         rows = [tuple(row) for row in zip(*columns, strict=True)]
     except (OSError, ValueError, TypeError):
         return None
-    kinds = (int, int, int, int, int, str)
+    kinds = (int, int, int, int, int, str, str)
     whole = len(rows) == count and all(tuple(map(type, row)) == kinds for row in rows)
     return rows if whole else None
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from input_pipeline.crops import Crop, boxes
 from input_pipeline.errors import InputError, printable
+from input_pipeline.images import content_of
 from input_pipeline.order import Order, evaluation_batches
 from input_pipeline.sources import SPLITS, Source, Split
 from input_pipeline.stream import eval_batches
@@ -163,7 +164,9 @@ def _as_split(name: str, split: Images) -> Split:
 
     count, size = len(split), split.images.shape[1]
     ids = tuple(f"{name}#{index}" for index in range(count))
-    return Split(name, split.labels, ids, np.full((count, 2), size, np.int32), np.ones(count, np.int8), None, read)
+    contents = np.array([content_of(np.ascontiguousarray(image).data) for image in split.images], "S32")
+    sizes, upright = np.full((count, 2), size, np.int32), np.ones(count, np.int8)
+    return Split(name, split.labels, ids, sizes, upright, None, contents, read)
 
 
 def step_rows(order: Order, crop: Crop, start: int, count: int) -> dict[str, np.ndarray]:

@@ -35,8 +35,9 @@ class Split:
     name: 'train', 'val' or 'test'. labels: int32[N], index into `Source.class_names`. ids: N unique names (path
     relative to the data folder, or 'tfds:caltech101/train#17'). sizes: int32[N, 2], height and width in pixels, upright
     (after the EXIF orientation is applied). orientations: int8[N], EXIF orientation 1..8, 1 = upright as stored.
-    paths: absolute file paths, None where an example is no file of its own. read: encoded bytes of example i, through
-    hiccups of the disk (`retries`); raises OSError.
+    paths: absolute file paths, None where an example is no file of its own. contents: S32[N], equal where the encoded
+    bytes are (`images.content_of`). read: encoded bytes of example i, through hiccups of the disk (`retries`); raises
+    OSError.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Split:
     sizes: np.ndarray
     orientations: np.ndarray
     paths: tuple[str, ...] | None
+    contents: np.ndarray
     read: Callable[[int], bytes]
 
     def __len__(self) -> int:
@@ -61,8 +63,13 @@ class Split:
             sizes=self.sizes[rows],
             orientations=self.orientations[rows],
             paths=None if self.paths is None else tuple(self.paths[i] for i in rows),
+            contents=self.contents[rows],
             read=lambda i: read(int(rows[i])),
         )
+
+    def digest(self) -> str:
+        """sha256 (hex) over the contents in order: all that what is computed from the images alone depends on."""
+        return hashlib.sha256(self.contents.tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _splits(listing: Listing, found: Audit) -> dict[str, Split]:
     readable = np.array([not reason for reason in found.reasons], bool)
     membership = np.array(listing.split_names)
     read = lambda i: patiently(lambda: listing.examine(i)[0])  # noqa: E731
-    whole = Split("", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, read)
+    whole = Split("", found.labels, listing.ids, found.sizes, found.orientations, listing.paths, found.contents, read)
     names = [name for name in SPLITS if name == "train" or np.any(membership == name)]
     return {name: whole.take(np.flatnonzero(readable & (membership == name)), name) for name in names}
 

@@ -158,6 +158,7 @@ def join(splits: list[Split]) -> Split:
         sizes=np.concatenate([split.sizes for split in splits]),
         orientations=np.concatenate([split.orientations for split in splits]),
         paths=tuple(path for paths in from_files for path in paths) if len(from_files) == len(splits) else None,
+        contents=np.concatenate([split.contents for split in splits]),
         read=read,
     )
 

@@ -55,13 +55,12 @@ class ViewOrder(Order):
 class Pass:
     """One pass of the backbone: over which images, in which view (0: as evaluation crops them), with what.
 
-    fingerprint: of the dataset. digest: of the variables (pretrained.digest_of).
+    digest: of the variables (pretrained.digest_of).
     """
 
     plan: Plan
     split: Split
     view: int
-    fingerprint: str
     digest: str
 
     def describe(self, batch_size: int) -> dict[str, Any]:
@@ -71,7 +70,7 @@ class Pass:
             "weights": self.digest,
             "network": dataclasses.asdict(plan.network.spec) | {"num_classes": 0, "head_hidden": 0, "dropout": 0},
             "contract": plan.contract.to_json(),
-            "dataset": self.fingerprint,
+            "contents": self.split.digest(),
             "split": self.split.name,
             "images": len(self.split),
             "view": self.view,

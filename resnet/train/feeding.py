@@ -79,7 +79,7 @@ class Resident:
     crop: Crop
     layout: Layout | None
 
-    def load(self, fingerprint: str, mesh: Mesh, stop: Callable[[], bool] = lambda: False) -> Kept:
+    def load(self, mesh: Mesh, stop: Callable[[], bool] = lambda: False) -> Kept:
         """Decode the split, or recall it from disk, and put it on every device: 'images' uint8[N, H, W, 3], 'labels'
         int32[N] and, with a layout, 'turned' bool[N].
 
@@ -88,9 +88,9 @@ class Resident:
         watched = dataclasses.replace(self.split, read=reading_until(stop, self.split.read))
         kept: dict[str, np.ndarray] = {"labels": self.split.labels.astype(np.int32)}
         if self.layout is None:
-            kept["images"] = evaluation_images(watched, self.crop, fingerprint)
+            kept["images"] = evaluation_images(watched, self.crop)
         else:
-            kept["images"] = canvas_of(watched, self.layout, self.crop.interpolation, fingerprint)
+            kept["images"] = canvas_of(watched, self.layout, self.crop.interpolation)
             kept["turned"] = self.layout.turned
         return jax.device_put(kept, parallel.replicated(mesh))
 
@@ -130,11 +130,11 @@ def reading_until(stop: Callable[[], bool], read: Callable[[int], bytes]) -> Cal
     return watched
 
 
-def evaluation_images(split: Split, crop: Crop, fingerprint: str) -> np.ndarray:
+def evaluation_images(split: Split, crop: Crop) -> np.ndarray:
     """uint8[N, S, S, 3]: each image cut as in evaluation, kept on disk."""
 
     def decode(i: int, row: np.ndarray) -> None:
         row[:] = decode_eval(split.read(i), crop, int(split.orientations[i]), split.ids[i])
 
-    about = [fingerprint, crop.image_size, crop.resize_shorter, crop.interpolation]
+    about = [crop.image_size, crop.resize_shorter, crop.interpolation]
     return kept_rows(split, (crop.image_size, crop.image_size, 3), decode, about)

@@ -61,7 +61,7 @@ class ProbeRun(Run):
         return state
 
     def pass_over(self, split: Split, view: int, variables: Variables, digest: str) -> np.ndarray:
-        wanted = Pass(self.plan, split, view, self.source.fingerprint, digest)
+        wanted = Pass(self.plan, split, view, digest)
         # Training and validation images share a program: compiling a deep network takes longer than a small split.
         step = self.feature_steps.setdefault(view, compile_step(self.plan, view, self.mesh))
         return features(

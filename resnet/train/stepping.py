@@ -168,7 +168,7 @@ class Stepping:
     def load(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Put the training images on the devices, once, if the feed is resident. Raises Interrupted as `stop` says."""
         if self.plan.resident is not None and not self.kept:
-            self.kept = (self.plan.resident.load(self.source.fingerprint, self.mesh, stop),)
+            self.kept = (self.plan.resident.load(self.mesh, stop),)
 
     def streamed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of either feed as the stream gives it, with its images."""

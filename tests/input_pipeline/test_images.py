@@ -1,3 +1,4 @@
+import hashlib
 import io
 import os
 import struct
@@ -140,6 +141,8 @@ def test_the_audit_says_of_each_example_what_it_is(tmp_path):
     assert found.orientations.tolist() == [1, 6, 0, 0, 0]
     assert found.labels.tolist()[:4] == [0, 1, 0, 1]
     assert found.byte_sizes.tolist()[:4] == [len(content) for content in contents[:4]]
+    known = [hashlib.sha256(content).hexdigest()[:32].encode() for content in contents[:4]]
+    assert found.contents.tolist() == [*known, b""]
     assert found.reasons[:2] == ("", "")
     assert "truncated" in found.reasons[2]
     assert "not an image" in found.reasons[3]
@@ -168,7 +171,7 @@ def test_an_audit_is_remembered_until_a_file_changes(tmp_path):
     first = audit(listing_of(contents), counting, cache_dir=str(tmp_path))
     again = audit(listing_of(contents), counting, cache_dir=str(tmp_path))
     assert seen == ["0.png"]
-    for name in ("labels", "byte_sizes", "sizes", "orientations"):
+    for name in ("labels", "byte_sizes", "sizes", "orientations", "contents"):
         np.testing.assert_array_equal(getattr(first, name), getattr(again, name))
         assert getattr(first, name).dtype == getattr(again, name).dtype
     assert first.reasons == again.reasons
@@ -177,7 +180,9 @@ def test_an_audit_is_remembered_until_a_file_changes(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("garbage", ["", "{", "[]", "7", "[[1],[2],[3],[4],[5],[6]]", '[["a"],[1],[1],[1],[1],[""]]'])
+@pytest.mark.parametrize(
+    "garbage", ["", "{", "[]", "7", "[[1],[2],[3],[4],[5],[6],[7]]", '[["a"],[1],[1],[1],[1],[""],[""]]']
+)
 def test_a_damaged_cache_is_another_audit(tmp_path, garbage):
     contents = [encoded(COLOUR, "PNG")]
     audit(listing_of(contents), decode, cache_dir=str(tmp_path))

@@ -14,6 +14,7 @@ from PIL import Image
 from input_pipeline import resident
 from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
+from input_pipeline.images import content_of
 from input_pipeline.order import Order
 from input_pipeline.resident import (
     Images,
@@ -52,6 +53,7 @@ def drawn_split(name: str, count: int, seed: int) -> Split:
         sizes=np.array(sizes, np.int32),
         orientations=orientations,
         paths=None,
+        contents=np.array([content_of(data) for data in encoded], "S32"),
         read=lambda i: encoded[i],
     )
 

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import shutil
 from pathlib import Path
@@ -59,7 +60,22 @@ def test_a_split_says_all_of_its_examples(tmp_path, opened):
     assert train.paths is not None
     for i, path in enumerate(train.paths):
         assert train.read(i) == Path(path).read_bytes()
+        assert train.contents[i] == hashlib.sha256(train.read(i)).hexdigest()[:32].encode()
     assert source.skipped == ()
+
+
+def test_an_image_changed_in_place_at_equal_length_changes_the_digest_and_a_copy_elsewhere_does_not(tmp_path, opened):
+    root = plant(tmp_path / "data", train__a=4, train__b=4)
+    before = opened(root)
+    copy = opened(shutil.copytree(root, tmp_path / "copy"))
+    assert copy.splits["train"].digest() == before.splits["train"].digest()
+    image = root / "train" / "a" / "000.jpg"
+    content = bytearray(image.read_bytes())
+    content[-5] ^= 1
+    image.write_bytes(content)
+    after = opened(root)
+    assert after.fingerprint == before.fingerprint
+    assert after.splits["train"].digest() != before.splits["train"].digest()
 
 
 def test_taking_examples_keeps_all_columns_together(tmp_path, opened):
@@ -70,6 +86,7 @@ def test_taking_examples_keeps_all_columns_together(tmp_path, opened):
     assert some.labels.tolist() == [0, 1]
     assert some.paths == (train.paths[4], train.paths[7])
     assert some.read(1) == train.read(7)
+    assert some.contents.tolist() == [train.contents[4], train.contents[7]]
     assert len(train.take([])) == 0
 
 

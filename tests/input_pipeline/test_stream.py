@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from PIL import Image
 from input_pipeline import stream
 from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
+from input_pipeline.images import content_of
 from input_pipeline.order import Order
 from input_pipeline.sources import Split
 from input_pipeline.stream import decode_eval, eval_batches, train_batches
@@ -34,6 +36,7 @@ def split(tmp_path: Path) -> Split:
         sizes=np.array(sizes, np.int32),
         orientations=np.ones(N, np.int8),
         paths=tuple(paths),
+        contents=np.array([content_of(Path(path).read_bytes()) for path in paths], "S32"),
         read=lambda i: Path(paths[i]).read_bytes(),
     )
 
@@ -44,9 +47,7 @@ def _no_waiting(monkeypatch):
 
 
 def without_paths(split: Split, read=None) -> Split:
-    return Split(
-        split.name, split.labels, split.ids, split.sizes, split.orientations, None, read if read else split.read
-    )
+    return dataclasses.replace(split, paths=None, read=read or split.read)
 
 
 def equal(one: list[dict], two: list[dict]) -> None:

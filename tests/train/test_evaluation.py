@@ -29,6 +29,7 @@ def fake_split(count: int, num_classes: int) -> Split:
         sizes=np.full((count, 2), 8, np.int32),
         orientations=np.ones(count, np.int8),
         paths=None,
+        contents=np.zeros(count, "S32"),
         read=lambda i: b"",
     )
 

@@ -41,7 +41,7 @@ def test_batches_hold_what_the_streamed_ones_hold(kind):
         choose_feed("resident", split, order, crop, processes=1, epochs=1.0, platform="cpu"),
         parallel.make_mesh(),
     )
-    kept = resident.load("f", mesh)
+    kept = resident.load(mesh)
     whole = jax.jit(resident.whole)
     for step, streamed in enumerate(train_batches(split, order, crop, num_steps=5, threads=1)):
         batch = jax.device_get(whole(kept, resident.rows(step)))
@@ -110,5 +110,5 @@ def test_a_signal_while_images_are_decoded_ends_the_run(tmp_path):
         "resident", split, Order(6, 4), Crop("random_resized", 16), processes=1, epochs=1.0, platform="cpu"
     )
     with pytest.raises(Interrupted):
-        resident.load("f", parallel.make_mesh(), stop=lambda: True)
+        resident.load(parallel.make_mesh(), stop=lambda: True)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -19,7 +19,8 @@ def source_with(*splits: str, examples: int = 100) -> Source:
     labels = (np.arange(examples) % 2).astype(np.int32)
     ids = tuple(str(i) for i in range(examples))
     sizes, upright = np.full((examples, 2), 9, np.int32), np.ones(examples, np.int8)
-    made = {name: Split(name, labels, ids, sizes, upright, None, lambda i: b"") for name in splits}
+    contents = np.array(ids, "S32")
+    made = {name: Split(name, labels, ids, sizes, upright, None, contents, lambda i: b"") for name in splits}
     return Source("folder", ("a", "b"), MappingProxyType(made), "f" * 64, ())
 
 

@@ -208,7 +208,7 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(data, weights, tmp_path, mo
     made = plan.make_plan(probing(data, weights), source)
     variables = jax.device_put({**made.pretrained.variables})
     digest = json.loads(part.with_suffix(".json").read_text())["weights"]
-    wanted = features.Pass(made, source.splits["train"], 0, source.fingerprint, digest)
+    wanted = features.Pass(made, source.splits["train"], 0, digest)
     variables["params"]["fc"] = random_variables(made.network.spec)["params"]["fc"]
     mesh, batches = parallel.make_mesh(), []
     step = features.compile_step(made, 0, mesh)
@@ -237,6 +237,6 @@ def test_a_disk_that_refuses_is_one_line(data, weights, tmp_path, monkeypatch):
     made = plan.make_plan(config, source)
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    wanted = features.Pass(made, source.splits["val"], 0, source.fingerprint, "digest")
+    wanted = features.Pass(made, source.splits["val"], 0, "digest")
     with pytest.raises(InputError, match=r"features cannot be kept there .*XDG_CACHE_HOME"):
         features.features(wanted, lambda *_: None, {}, parallel.make_mesh(), threads=1)
