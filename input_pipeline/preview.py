@@ -15,12 +15,14 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
-from input_pipeline import recipe
+from input_pipeline import recipe, recipe_values
 from input_pipeline.errors import InputError, printable
 
 # Weights bring a contract of their own (config.data.contract='auto'); without any it is this one.
 USUAL_CONTRACT = "torch"
 IMAGES = 32
+# What is read besides config.data.
+READ = ("optim.accumulation", "optim.label_smoothing", "run.seed", "transfer.mode")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,12 +41,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         missing = {"data", "optim", "run", "transfer"} - set(given["config"])
         if missing:
             raise InputError(f"--config: it has no config.{min(missing)}; name the recipe of a run")
+        check(given["config"])
         count = write(given["config"], out, step=given["step"], images=given["images"])
     except InputError as error:
         print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     print(f"{printable(str(out))}: {count} images")
     return 0
+
+
+def check(config: ConfigDict) -> None:
+    """Raise InputError, one line that names the key, for a value that no run would take among those that are read."""
+    given, default = dict(recipe.flatten(config)), dict(recipe.flatten(default_config()))
+    recipe_values.check_fed(given, default, READ)
+    group = given.get("model.ghost_batch_size") or 1
+    if type(group) is not int or group < 1:
+        raise InputError(f"config.model.ghost_batch_size={group!r} must be a number of images")
+    recipe_values.check_parts(given["data.batch_size"], given["optim.accumulation"], group)
 
 
 def make_flags(arguments: list[str]) -> flags.FlagValues:

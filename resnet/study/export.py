@@ -120,10 +120,6 @@ def require(model: Model) -> None:
     """Raise InputError for a network whose answers would mean nothing."""
     if model.meta.progress.get("head") == "none":
         raise InputError("the checkpoint has no head (its weights came without one): there are no classes to export")
-    if model.meta.spec.in_channels != 3:
-        raise InputError(
-            f"the checkpoint's network takes {model.meta.spec.in_channels} channels; an export takes RGB images"
-        )
 
 
 def source_of(model: Model) -> dict[str, Any]:

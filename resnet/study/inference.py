@@ -13,6 +13,7 @@ from jax.experimental.layout import Format, Layout
 from input_pipeline.augment import prepare
 from input_pipeline.contract import Contract
 from input_pipeline.crops import Crop
+from input_pipeline.errors import InputError, printable
 from resnet.model import onednn_prepared
 from resnet.model.convolution import with_kernels_ahead
 from resnet.model.folding import fold
@@ -130,9 +131,14 @@ def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
 def load_model(checkpoint: str | Path) -> Model:
     """The model in a run's workdir (its best checkpoint), a step's folder or converted weights.
 
-    Raises InputError for anything else.
+    Raises InputError for anything else, and for a network that does not take RGB, which is all that images are read as.
     """
     variables, meta = load(checkpoint)
+    if meta.spec.in_channels != 3:
+        raise InputError(
+            f"{printable(str(checkpoint))}: its network takes images of {meta.spec.in_channels} channels, but they are "
+            "read as RGB; convert its weights with --in_channels=3, which adapts the stem"
+        )
     crop = Crop(
         kind="none",
         image_size=meta.image_size,

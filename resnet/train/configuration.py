@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
+from input_pipeline import recipe_values
 from input_pipeline.errors import InputError
 from input_pipeline.recipe import Flat, flatten
 from resnet.model.spec import ResNetSpec
@@ -15,32 +16,14 @@ from resnet.train.profiling import read_span
 from resnet.train.transfer import MODES, NORM_MODES, head_units, read_transfer
 from resnet.train.unread_keys import check_read
 
-# Tuples of texts, of any length.
-EXAMPLES = {
-    "data.exclude": ("name",),
-    "transfer.unfreeze": ("layer4@2",),
-    "transfer.lr_multipliers": ("^fc=10",),
-    "run.writers": ("wandb", "mlflow"),
-}
-TEXTS = tuple(EXAMPLES)
 MOST_STEPS = (1 << 31) - 1
 # Key -> lowest and highest value, both allowed.
 RANGES: dict[str, tuple[float, float]] = {
-    "data.val_fraction": (0.0, 0.9),
-    "data.test_fraction": (0.0, 0.9),
-    "data.per_class": (0, 1 << 30),
-    "data.image_size": (1, 4096),
-    "data.batch_size": (1, 1 << 20),
-    "data.eval_batch_size": (0, 1 << 20),
-    "data.threads": (0, 1024),
-    "data.resize_shorter": (-1.0, 4.0),
+    **recipe_values.RANGES,
     "transfer.views": (1, 1000),
-    "optim.accumulation": (1, 1 << 16),
-    "optim.label_smoothing": (0.0, 0.999),
     "optim.ema": (0.0, 0.999999),
     # The state counts steps in an int32.
     "run.steps": (0, MOST_STEPS),
-    "run.seed": (0, (1 << 32) - 1),
     "run.log_every": (1, 1 << 40),
     "run.steps_per_call": (1, 1 << 12),
     "run.keep": (1, 1000),
@@ -66,11 +49,7 @@ FREE = (
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.on_error": ("fail", "skip"),
-    "data.feed": ("auto", "stream", "resident"),
-    "data.crop": ("random_resized", "pad", "none"),
-    "data.flip": ("horizontal", "vertical", "both", "none", "alternating"),
-    "data.class_weights": ("none", "balanced"),
+    **recipe_values.CHOICES,
     # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
     # told before that.
     "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
@@ -92,25 +71,13 @@ def validate(config: ConfigDict) -> None:
     for key in given:
         if key not in default:
             raise InputError(f"unknown key config.{key}; configs/default.py lists all")
-    for key, was in default.items():
-        if key not in given:
-            raise InputError(f"config.{key} is missing; start your config from configs/default.py's get_config()")
-        check_type(key, given[key], was)
-    for key, (low, high) in RANGES.items():
-        if not low <= given[key] <= high:
-            raise InputError(f"config.{key}={given[key]} must lie between {low} and {high}")
+    recipe_values.check_types(given, default, check_model_type)
+    recipe_values.check_ranges(given, RANGES)
     for key in POSITIVE:
         if not 0 < given[key] <= MOST_EPOCHS:
             raise InputError(f"config.{key}={given[key]} must be above 0 and at most {MOST_EPOCHS:g}")
-    for key, choices in CHOICES.items():
-        if given[key] not in choices:
-            raise InputError(f"config.{key}={given[key]!r} is not one of {', '.join(choices)}")
+    recipe_values.check_choices(given, CHOICES)
     check_read(given, default)
-    if given["data.batch_size"] % given["optim.accumulation"]:
-        raise InputError(
-            f"config.optim.accumulation={given['optim.accumulation']} does not divide "
-            f"config.data.batch_size={given['data.batch_size']}"
-        )
     if given["data.flip"] == "alternating" and given["transfer.mode"] == "probe":
         raise InputError(
             "config.data.flip='alternating' goes by epochs, and a probe's views have none; take horizontal"
@@ -120,36 +87,7 @@ def validate(config: ConfigDict) -> None:
     check_writers(given["run.writers"])
     # An impossible network is told before the data are looked over, whatever the number of their classes.
     spec = make_spec(config, given["model.num_classes"] or 2)
-    group, rows = spec.ghost_batch_size or 1, given["data.batch_size"] // given["optim.accumulation"]
-    if rows % group:
-        raise InputError(
-            f"config.model.ghost_batch_size={group} does not divide the {rows} images that are normalised at a time "
-            f"(config.data.batch_size={given['data.batch_size']} in config.optim.accumulation="
-            f"{given['optim.accumulation']} parts)"
-        )
-
-
-def check_type(key: str, value: Any, default: Any) -> None:
-    """`--config.x=a,b` on a tuple gives ('a,b',) and `--config.x=None` on a string 'None': both are caught here."""
-    if isinstance(value, str) and value == "None":
-        raise InputError(f"config.{key}=None: leave the flag away to keep the default")
-    if default is None:
-        check_model_type(key, value)
-    elif isinstance(default, tuple):
-        element = str if key in TEXTS else (int, float)
-        well = isinstance(value, tuple | list) and all(isinstance(v, element) for v in value)
-        well = well and (key in (*TEXTS, "optim.step_epochs") or len(value) == len(default))
-        # A comma is what `--config.x=a,b` leaves in a name; in a regular expression it may stand.
-        if well and key == "data.exclude" and any("," in v for v in value):
-            well = False
-        if not well:
-            raise InputError(
-                f'config.{key}={value!r} must look like {default or EXAMPLES[key]!r}: write "--config.{key}=(…)"'
-            )
-    elif isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return
-    elif type(value) is not type(default):
-        raise InputError(f"config.{key}={value!r} must be of type {type(default).__name__}, such as {default!r}")
+    recipe_values.check_parts(given["data.batch_size"], given["optim.accumulation"], spec.ghost_batch_size or 1)
 
 
 def check_model_type(key: str, value: Any) -> None:
@@ -166,7 +104,7 @@ def check_model_type(key: str, value: Any) -> None:
 
 def check_writers(names: tuple[str, ...]) -> None:
     """Raise InputError for a writer of config.run.writers that is not known, named twice or not installed."""
-    known = EXAMPLES["run.writers"]
+    known = recipe_values.EXAMPLES["run.writers"]
     for name in names:
         if name not in known or list(names).count(name) > 1:
             raise InputError(

@@ -127,6 +127,12 @@ def test_a_sheet_holds_every_picture_unchanged():
         (["--config.data.batch_size=10000"], "batch_size=10000 is larger"),
         (["--out=absent/x.png"], "name a file in a folder that exists"),
         (["--step=-1"], "step"),
+        (["--config.optim.accumulation=3"], "config.optim.accumulation=3 does not divide config.data.batch_size=8"),
+        (["--config.model.ghost_batch_size=3"], "config.model.ghost_batch_size=3 does not divide the 8 images"),
+        (["--config.model.ghost_batch_size=-1"], "config.model.ghost_batch_size=-1 must be a number of images"),
+        (["--config.data.crop_scale=wide"], "config.data.crop_scale=('wide',) must look like"),
+        (["--config.data.crop=wild"], "config.data.crop='wild' is not one of random_resized, pad, none"),
+        (["--config.data.image_size=0"], "config.data.image_size=0 must lie between 1 and 4096"),
     ],
 )
 def test_a_slip_is_one_line(data, tmp_path, capsys, extra, word):
