@@ -16,6 +16,7 @@ from typing import NoReturn
 from input_pipeline.errors import InputError, printable
 from resnet import allocation
 from resnet.model.errors import SpecError
+from resnet.out_of_memory import out_of_memory
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 # What the machine refuses in the middle of a run and its owner can mend; any other OSError is a fault of ours.
@@ -55,6 +56,11 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
+    except Exception as error:
+        said = out_of_memory(error)
+        if said is None:
+            raise
+        code = refuse(said)
     # Outside the main thread Python takes no handlers.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, leave_at_once)

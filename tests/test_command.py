@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from input_pipeline.errors import InputError
@@ -61,6 +63,21 @@ def test_a_full_disk_is_named_with_the_file(ended):
     code, line = ended(raising(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "runs/a/metrics.jsonl")))
     assert code == 2
     assert line.startswith("error: runs/a/metrics.jsonl: No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("take", "what"),
+    [
+        (lambda: jax.numpy.zeros(1 << 50, np.uint8), f"Out of memory allocating {1 << 50} bytes."),
+        (lambda: np.zeros(1 << 50, np.uint8), "Unable to allocate 1.00 PiB for an array with shape"),
+    ],
+)
+def test_memory_that_does_not_do_is_told_with_what_helps(take, what, ended):
+    code, line = ended(take)
+    assert code == 2
+    assert line.startswith(f"error: out of memory ({what}")
+    assert "smaller batches" in line
+    assert len(line.splitlines()) == 1
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "a bug"), AssertionError("a bug")])

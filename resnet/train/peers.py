@@ -17,6 +17,7 @@ import jax
 
 from input_pipeline.errors import InputError
 from input_pipeline.recipe import first_line
+from resnet.out_of_memory import out_of_memory
 from resnet.train.lifeline import Lifeline
 from resnet.train.verdict import ADVICE, LOST_PEER, leave, place
 
@@ -31,7 +32,8 @@ def together() -> Iterator[None]:
     """Around a run of several processes: when one fails, is lost or hangs, all end.
 
     Without this a process that raises would wait for the others in JAX' shutdown barrier, and they for it, for minutes.
-    The exit code is 2 for what the user can mend, 130 after a second Ctrl-C, else LOST_PEER.
+    The exit code is 2 for what the user can mend (memory that does not do, too), 130 after a second Ctrl-C, else
+    LOST_PEER.
     """
     if jax.process_count() == 1:
         yield
@@ -45,6 +47,9 @@ def together() -> Iterator[None]:
     except KeyboardInterrupt:
         leave("interrupted", 130)
     except Exception as error:
+        if said := out_of_memory(error):
+            # The same job, started again, would end the same way.
+            leave(said, 2)
         if isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error)):
             # A message that failed. Whoever knows more, why a peer ended or which one is silent, says so meanwhile.
             lifeline.trouble = f"{place(error)}: {first_line(error)[:200]}"

@@ -1,10 +1,12 @@
-"""What is left of a process' watch over its peers once its run is done."""
+"""What is left of a process' watch over its peers once its run is done, and what a failure of its own ends in."""
 
 import time
 
 import jax
+import pytest
 
-from resnet.train import lifeline
+from resnet.train import lifeline, peers
+from resnet.train.verdict import LOST_PEER
 
 
 class Store:
@@ -37,3 +39,29 @@ def test_no_thread_of_it_outlives_its_end(monkeypatch):
     line.end()
     assert not any(thread.is_alive() for thread in line._threads)
     assert store.signs[-1] == lifeline.OVER
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes."), 2),
+        (MemoryError(), 2),
+        (jax.errors.JaxRuntimeError("INTERNAL: a kernel failed"), LOST_PEER),
+        (ValueError("a bug"), LOST_PEER),
+    ],
+)
+def test_memory_that_does_not_do_is_no_reason_to_start_again(monkeypatch, error, code):
+    class Ended(BaseException):
+        pass
+
+    def leave(reason: str, code: int):
+        raise Ended(reason, code)
+
+    for name in ("start", "hear_out"):
+        monkeypatch.setattr(lifeline.Lifeline, name, lambda self: None)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(peers, "leave", leave)
+    with pytest.raises(Ended) as end, peers.together():
+        raise error
+    assert end.value.args[1] == code
+    assert end.value.args[0].startswith("out of memory (") is (code == 2)
