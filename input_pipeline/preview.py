@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe.parse(values, given_arguments, __doc__ or "", known=known, required=("config", "out"))
         given = values.flag_values_dict()
         out = Path(given["out"])
-        if out.is_dir() or not out.parent.is_dir():
+        if os.path.isdir(out) or not os.path.isdir(out.parent):
             raise InputError(f"--out={printable(str(out))}: name a file in a folder that exists")
         missing = {"data", "optim", "run", "transfer"} - set(given["config"])
         if missing:
@@ -137,12 +137,13 @@ def save(page: np.ndarray, out: Path) -> None:
 
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        Image.fromarray(page).save(part, "PNG")
-        os.replace(part, out)
+        try:
+            Image.fromarray(page).save(part, "PNG")
+            os.replace(part, out)
+        finally:
+            part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{printable(str(out))}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

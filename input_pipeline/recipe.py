@@ -1,9 +1,9 @@
 """Recipes on the command line: --config=FILE, --config.key=value, and every slip in them told in one line."""
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -42,7 +42,7 @@ def parse(
     check_keys(arguments, list(known), also)
     recipe = recipe_file(arguments)
     # FILE.py:WORD hands WORD to the recipe's get_config.
-    if recipe and not Path(recipe).is_file() and not Path(recipe.rpartition(":")[0]).is_file():
+    if recipe and not os.path.isfile(recipe) and not os.path.isfile(recipe.rpartition(":")[0]):
         raise InputError(
             f"--config={printable(recipe)}: no such file; recipes are Python files such as configs/folder.py"
         )

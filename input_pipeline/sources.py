@@ -8,6 +8,7 @@ again where an image came from.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def check_place(source: str, data_dir: str) -> None:
     if source == "folder":
         if not data_dir:
             raise InputError("config.data.dir is empty: name the folder of images")
-        if not Path(data_dir).is_dir():
+        if not os.path.isdir(data_dir):
             raise InputError(f"{printable(data_dir)}: no such folder; name a folder of images with --config.data.dir")
     elif source != "demo" and not source.startswith("tfds:"):
         raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")

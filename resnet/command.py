@@ -19,8 +19,9 @@ from resnet.model.errors import SpecError
 from resnet.out_of_memory import out_of_memory
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-# What the machine refuses in the middle of a run and its owner can mend; any other OSError is a fault of ours.
-REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What the machine refuses in the middle of a run and its owner can mend, and a path that no file could have; any other
+# OSError is a fault of ours.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class Parser(argparse.ArgumentParser):

@@ -65,6 +65,12 @@ def test_a_full_disk_is_named_with_the_file(ended):
     assert line.startswith("error: runs/a/metrics.jsonl: No space left on device")
 
 
+def test_a_path_that_is_too_long_is_named(ended):
+    code, line = ended(lambda: Path("x" * 300).stat())
+    assert code == 2
+    assert line.startswith(f"error: {'x' * 300}: File name too long")
+
+
 @pytest.mark.parametrize(
     ("take", "what"),
     [
