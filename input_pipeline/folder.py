@@ -35,6 +35,8 @@ SPLIT_NAMES = {
     for stem in stems
     for suffix in ("", "_set", "set", "-set", "_data", "_images")
 }
+# How to do without splits that are made here, as a refusal to make one ends.
+MAKE_NONE = "config.data.val_fraction=0 and test_fraction=0 make none"
 # What archivers and file servers leave beside the data; hidden names (.git, .ipynb_checkpoints, ._x.jpg) go anyway.
 _JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 
@@ -212,7 +214,7 @@ def stratified_choice(
         name = printable(class_names[int(np.argmax(counts == 1))])
         raise InputError(
             f"class {name!r} has a single image, too few to split: add images, or give val and test folders of your "
-            "own (config.data.val_fraction=0 and test_fraction=0 make none)"
+            f"own ({MAKE_NONE})"
         )
     share = counts * fraction
     quota = np.floor(share).astype(np.int64)

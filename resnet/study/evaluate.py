@@ -10,12 +10,13 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.errors import InputError, printable
+from input_pipeline.folder import MAKE_NONE
 from input_pipeline.sources import Source, Split, open_source
 from resnet import command
 
@@ -51,7 +52,13 @@ def main() -> int:
     from resnet.train import screen
 
     model = load_model(arguments.checkpoint)
-    source = open_like(model.meta, arguments.data, arguments.on_error, drop_leaks=arguments.drop_leaks)
+    source = open_like(
+        model.meta,
+        arguments.data,
+        arguments.on_error,
+        drop_leaks=arguments.drop_leaks,
+        whole=arguments.split == "all",
+    )
     outcome = evaluate(model, source, arguments.split, arguments.batch_size)
     if arguments.json:
         report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
@@ -104,27 +111,38 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     return judge(source, name, model.meta.step, predictions)
 
 
-def open_like(meta: Meta, data: str, on_error: str, *, drop_leaks: bool = False) -> Source:
-    """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run)."""
+def open_like(meta: Meta, data: str, on_error: str, *, drop_leaks: bool = False, whole: bool = False) -> Source:
+    """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run).
+
+    drop_leaks: leave out of val and test what also stands in an earlier split, whatever the run did. whole: every image
+    of the classes that the run took, in the splits that the data bring; nothing is held out or left out, so that data
+    which cannot be split do as well.
+    Raises InputError for what the user can mend, in this command's flags.
+    """
     config = meta.config
+    splitting: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
+    if not whole:
+        splitting = {
+            "val_fraction": config.get("data.val_fraction", 0.1),
+            "test_fraction": config.get("data.test_fraction", 0.2),
+            "per_class": config.get("data.per_class", 0),
+            "split_seed": config.get("data.split_seed", 0),
+            "doctor": config.get("data.doctor", True),
+            "drop_leaks": drop_leaks or config.get("data.drop_leaks", False),
+            "keep_copies_together": config.get("data.keep_copies_together", False),
+        }
     try:
         return open_source(
             data if data.startswith("tfds:") else "folder",
             "" if data.startswith("tfds:") else data,
-            val_fraction=config.get("data.val_fraction", 0.1),
-            test_fraction=config.get("data.test_fraction", 0.2),
-            per_class=config.get("data.per_class", 0),
-            split_seed=config.get("data.split_seed", 0),
             on_error=on_error,
             exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
-            doctor=config.get("data.doctor", True),
-            drop_leaks=drop_leaks or config.get("data.drop_leaks", False),
-            keep_copies_together=config.get("data.keep_copies_together", False),
+            **splitting,
         )
     except InputError as error:
         # The advice names training's flags; here they are called otherwise.
         advice = str(error).replace("--config.data.on_error", "--on_error").replace("--config.data.dir", "--data")
-        raise InputError(advice) from error
+        raise InputError(advice.replace(MAKE_NONE, "--split=all makes none")) from error
 
 
 def has_class(data: str, name: str) -> bool:

@@ -86,6 +86,37 @@ def test_all_is_the_sum_of_the_splits(run, ask):
     assert whole["top1"] * 60 == pytest.approx(correct)
 
 
+@pytest.fixture
+def scarce(run, tmp_path) -> Path:
+    """Class folders alone, of which one holds a single image: 25 images that no split can be made of."""
+    shutil.copytree(run[0] / "train", tmp_path / "scarce")
+    for image in sorted((tmp_path / "scarce" / CLASS).iterdir())[1:]:
+        image.unlink()
+    return tmp_path / "scarce"
+
+
+def test_all_is_every_image_of_data_that_cannot_be_split(ask, scarce):
+    images = sum(path.is_file() for path in scarce.rglob("*"))
+    told = json.loads(ask("--json", "--split=all", data=scarce))
+    assert told["count"] == images
+    assert [sum(row) for row in told["confusion"]].count(1) == 1
+    with pytest.raises(InputError, match=f"class '{CLASS}' has a single image, .*--split=all makes none") as error:
+        ask("--split=test", data=scarce)
+    assert "config.data" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "key", [{"data.per_class": 3}, {"data.drop_leaks": True}, {"data.keep_copies_together": True}, {}]
+)
+def test_all_leaves_out_nothing_that_the_run_left_out_but_its_classes(run, leaky, key):
+    """per_class of data that bring a test split leaves the rest out, and drop_leaks what leaks."""
+    meta = load_model(run[1]).meta
+    meta = dataclasses.replace(meta, config={**meta.config, **key, "data.exclude": [CLASS]})
+    whole = evaluate.choose(evaluate.open_like(meta, str(leaky), "fail", whole=True), "all")
+    files = sorted(str(path.relative_to(leaky)) for path in leaky.rglob("*.jpg") if path.parent.name != CLASS)
+    assert sorted(whole.ids) == files
+
+
 def test_the_screen_shows_the_figures(run, ask):
     told = json.loads(ask("--json"))
     header, line = ask().splitlines()
