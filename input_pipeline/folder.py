@@ -1,4 +1,4 @@
-"""A folder of images: which sub-folders are splits, which are classes, which files are images; and how to split one.
+"""A folder of images: which sub-folders are splits, which are classes, and which files are images.
 
 Understood are DATA_DIR/CLASS/... and DATA_DIR/{train,val,test}/CLASS/... under the usual names, also below single
 wrapping folders (caltech101/101_ObjectCategories/CLASS). Nothing is opened here: whether a file is what its name claims
@@ -13,8 +13,6 @@ import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
@@ -35,8 +33,6 @@ SPLIT_NAMES = {
     for stem in stems
     for suffix in ("", "_set", "set", "-set", "_data", "_images")
 }
-# How to do without splits that are made here, as a refusal to make one ends.
-MAKE_NONE = "config.data.val_fraction=0 and test_fraction=0 make none"
 # What archivers and file servers leave beside the data; hidden names (.git, .ipynb_checkpoints, ._x.jpg) go anyway.
 _JUNK = frozenset(("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"))
 
@@ -198,74 +194,3 @@ def _split_folders(root: str) -> Mapping[str, str] | None:
     if "train" not in splits:
         raise InputError(f"{printable(root)}: {' and '.join(sorted(splits))}, but no train folder: add one")
     return {name: splits[name] for name in ("train", "val", "test") if name in splits}
-
-
-def stratified_choice(
-    labels: np.ndarray, fraction: float, *, seed: int, stream: int, class_names: tuple[str, ...]
-) -> np.ndarray:
-    """Choose a `fraction` of N examples at random, class by class: bool[N], True where chosen.
-
-    labels: int32[N]. Of each class the exact share, rounded down or up by largest remainder so that the total is the
-    rounded share of N (at least 1); at least one example per class is left. The draw is a function of (labels, seed,
-    stream) alone. Raises InputError, naming the class, where one has a single example: it cannot stand on both sides.
-    """
-    counts = np.bincount(labels, minlength=len(class_names))
-    if np.any(counts == 1):
-        name = printable(class_names[int(np.argmax(counts == 1))])
-        raise InputError(
-            f"class {name!r} has a single image, too few to split: add images, or give val and test folders of your "
-            f"own ({MAKE_NONE})"
-        )
-    share = counts * fraction
-    quota = np.floor(share).astype(np.int64)
-    total = max(1, round(len(labels) * fraction))
-    room = np.maximum(counts - 1, 0)
-    quota = np.minimum(quota, room)
-    order = np.argsort(-(share - np.floor(share)), kind="stable")
-    for label in order:
-        if quota.sum() < total and quota[label] < room[label]:
-            quota[label] += 1
-    draws = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(len(labels))
-    chosen = np.zeros(len(labels), bool)
-    for label, number in enumerate(quota):
-        members = np.flatnonzero(labels == label)
-        chosen[members[np.argsort(draws[members], kind="stable")[:number]]] = True
-    return chosen
-
-
-def keep_together(chosen: np.ndarray, labels: np.ndarray, groups: list[list[int]]) -> np.ndarray:
-    """`chosen` bool[N], changed so that of each group of rows (disjoint) all are chosen or none: as its first row was.
-
-    A group stays where it would take the last unchosen example of a class, int32[N] `labels`, with it.
-    """
-    kept = chosen.copy()
-    for rows in groups:
-        if not rows or np.all(kept[rows] == kept[rows[0]]):
-            continue
-        kept[rows] = kept[rows[0]]
-        if not np.isin(labels[rows], labels[~kept]).all():
-            kept[rows] = False
-    return kept
-
-
-def choose_per_class(
-    labels: np.ndarray, number: int, *, seed: int, stream: int, class_names: tuple[str, ...]
-) -> np.ndarray:
-    """Choose `number` of N examples of each class at random: bool[N], True where chosen.
-
-    labels: int32[N]. The draw is a function of (labels, seed, stream) alone. Raises InputError, naming the class, where
-    one has no more than `number`: nothing would be left of it.
-    """
-    counts = np.bincount(labels, minlength=len(class_names))
-    if counts.min() <= number:
-        label = int(np.argmin(counts))
-        raise InputError(
-            f"config.data.per_class={number} leaves nothing of class {printable(class_names[label])!r}, which has "
-            f"{counts[label]} images; take at most {counts.min() - 1}"
-        )
-    draws = np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(len(labels))
-    chosen = np.zeros(len(labels), bool)
-    for label in range(len(class_names)):
-        members = np.flatnonzero(labels == label)
-        chosen[members[np.argsort(draws[members], kind="stable")[:number]]] = True
-    return chosen

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.carving import MAKE_NONE, choose_per_class, choose_whole, keep_together, stratified_choice
 from input_pipeline.doctor import look_over_listing
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
-from input_pipeline.folder import choose_per_class, find_images, keep_together, stratified_choice
+from input_pipeline.folder import find_images
 from input_pipeline.images import Audit, Listing, audit
 from input_pipeline.leaks import families, without_leaks
 from input_pipeline.retries import patiently
@@ -242,11 +243,22 @@ def _carve(
 ) -> dict[str, Split]:
     """`train` in two: a stratified `fraction` of it as the split `name`, the rest as 'train'; both keep their order.
 
-    copies: groups of ids of which no two are to stand on different sides.
+    copies: groups of ids of which no two are to stand on different sides. Raises InputError where that leaves no
+    choice: the one side would be empty, or the other without a class.
     """
-    chosen = stratified_choice(train.labels, fraction, seed=seed, stream=_STREAMS[name], class_names=class_names)
+    stream = _STREAMS[name]
+    drawn = stratified_choice(train.labels, fraction, seed=seed, stream=stream, class_names=class_names)
     row_of = {example: row for row, example in enumerate(train.ids)}
-    chosen = keep_together(chosen, train.labels, [[row_of[e] for e in group if e in row_of] for group in copies])
+    groups = [[row_of[e] for e in group if e in row_of] for group in copies]
+    chosen = keep_together(drawn, train.labels, groups)
+    # Of few images all that were drawn may have gone back to their copies.
+    if not chosen.any():
+        chosen = choose_whole(train.labels, drawn, groups, seed=seed, stream=stream)
+    if not chosen.any():
+        raise InputError(
+            f"config.data.keep_copies_together=True leaves no image for {name}: every image is a copy in a family that "
+            f"holds all of a class; add other images, or give val and test folders of your own ({MAKE_NONE})"
+        )
     return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
 
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from input_pipeline.carving import MAKE_NONE
 from input_pipeline.errors import InputError, printable
-from input_pipeline.folder import MAKE_NONE
 from input_pipeline.sources import Source, Split, open_source
 from resnet import command
 

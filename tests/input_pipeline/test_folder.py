@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from input_pipeline.carving import stratified_choice
 from input_pipeline.errors import InputError
-from input_pipeline.folder import find_images, stratified_choice
+from input_pipeline.folder import find_images
 
 
 def plant(root: Path, *names: str) -> Path:

@@ -10,9 +10,9 @@ from test_doctor_copies import drawing, encoded, put
 from test_doctor_findings import noise
 
 from input_pipeline import sources
+from input_pipeline.carving import choose_whole, keep_together, stratified_choice
 from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import InputError
-from input_pipeline.folder import keep_together
 from input_pipeline.images import sniff
 from input_pipeline.leaks import families, find_leaks
 
@@ -116,6 +116,43 @@ def test_copies_are_kept_together_where_the_split_is_ours(tmp_path, seed):
     assert sorted(side) == sorted(contents)
 
 
+def in_copies(**copies: int) -> dict[str, bytes]:
+    """Two pictures, each in so many copies, for each class."""
+    contents = {}
+    for label, (c, number) in enumerate(copies.items()):
+        for i in range(2):
+            picture = drawing("rose", 10 * label + i)
+            contents |= {f"{c}/{i}_{n}.jpg": encoded(picture, "JPEG", quality=95 - 10 * n) for n in range(number)}
+    return contents
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_split_of_few_images_that_keeps_copies_together_is_not_empty(tmp_path, seed):
+    """One image is drawn for each split: where its family's first stands in train, a whole family goes in its place."""
+    contents = in_copies(a=2, b=2) | {f"{c}/alone.png": encoded(noise(40 + i)) for i, c in enumerate("ab")}
+    folder = put(tmp_path / "data", contents)
+    options = {"doctor": True, "split_seed": seed, "test_fraction": 0.1, "val_fraction": 0.1}
+    source = opened(folder, **options, keep_copies_together=True)
+    assert source.report is not None
+    side = {example: name for name, split in source.splits.items() for example in split.ids}
+    assert sorted(side) == sorted(contents)
+    assert set(side.values()) == {"train", "val", "test"}
+    assert all(len({side[example] for example in family}) == 1 for family in families(source.report))
+    assert set(source.splits["train"].labels.tolist()) == {0, 1}
+    again = opened(folder, **options, keep_copies_together=True)
+    assert again.fingerprint == source.fingerprint
+
+
+def test_where_no_family_can_go_the_split_is_refused(tmp_path):
+    contents = {name: data for name, data in in_copies(a=3, b=3).items() if Path(name).name.startswith("0_")}
+    folder = put(tmp_path / "data", contents)
+    options = {"doctor": True, "val_fraction": 0.0, "keep_copies_together": True}
+    with pytest.raises(InputError, match=r"keep_copies_together=True leaves no image for test: .* add other") as error:
+        opened(folder, **options)
+    assert "\n" not in str(error.value)
+    assert set(opened(folder, **options, test_fraction=0.0).splits) == {"train"}
+
+
 def test_only_the_doctor_can_keep_copies_together(leaky):
     with pytest.raises(InputError, match="keep_copies_together"):
         opened(leaky, keep_copies_together=True)
@@ -134,3 +171,28 @@ def test_groups_stand_on_one_side_and_no_class_is_lost(rows, data):
     assert set(labels[~kept].tolist()) == set(labels.tolist())
     single = keep_together(chosen, labels, [[row] for row in order])
     assert single.tolist() == chosen.tolist()
+
+
+@st.composite
+def families_of_two_classes(draw: st.DrawFn) -> tuple[np.ndarray, list[list[int]]]:
+    """Labels of at least two examples a class, and disjoint groups of some of them."""
+    labels = np.array(draw(st.permutations([0, 0, 1, 1, *draw(st.lists(st.integers(0, 1), max_size=8))])), np.int32)
+    names = draw(st.lists(st.integers(0, 5), min_size=len(labels), max_size=len(labels)))
+    groups = [[row for row, other in enumerate(names) if other == name] for name in range(1, 6)]
+    return labels, [rows for rows in groups if rows]
+
+
+@given(families_of_two_classes(), st.sampled_from((0.05, 0.3, 0.6)), st.integers(0, 50))
+def test_whole_families_are_chosen_wherever_one_can_be(made, fraction, seed):
+    labels, groups = made
+    drawn = stratified_choice(labels, fraction, seed=seed, stream=1, class_names=("a", "b"))
+    chosen = choose_whole(labels, drawn, groups, seed=seed, stream=1)
+    grouped = {row for rows in groups for row in rows}
+    whole = [*groups, *([row] for row in range(len(labels)) if row not in grouped)]
+    lost = [set(np.delete(labels, rows).tolist()) != {0, 1} for rows in whole]
+    assert chosen.any() == (not all(lost))
+    assert all(len(set(chosen[rows].tolist())) == 1 for rows in whole)
+    assert set(labels[~chosen].tolist()) == {0, 1}
+    more = np.bincount(labels[chosen], minlength=2) > np.bincount(labels[drawn], minlength=2)
+    assert not more.any() or sum(chosen[rows[0]] for rows in whole) == 1, "more than was drawn, but one family"
+    assert choose_whole(labels, drawn, groups, seed=seed, stream=1).tolist() == chosen.tolist()
