@@ -47,7 +47,7 @@ def main() -> int:
 
     hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
     with peers.together():
-        code = train(config, workdir, afterwards=command.leave_at_once)
+        code = train(config, workdir, flagged=recipe.keys_given(sys.argv), afterwards=command.leave_at_once)
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():
         write_report(workdir)

@@ -74,7 +74,8 @@ def data() -> ConfigDict:
     c.exclude = ()
     # Share of the training images held out for validation where the data bring no such split; best is chosen there.
     c.val_fraction = 0.1
-    # Share held out for testing where the data bring no test split.
+    # Share held out for testing where the data bring no test split. A flag that sets one of these, or their seed, is
+    # refused where the data bring what it would make; a recipe may set them for data of either kind.
     c.test_fraction = 0.2
     # Training images to keep of each class, validation included; the others become the test split where the data bring
     # none. 0: all of them.

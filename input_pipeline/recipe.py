@@ -85,6 +85,12 @@ def check_keys(arguments: list[str], known: list[str], also: Callable[[str], boo
             raise InputError(f"--{printable(name)}: no such key{hint} configs/default.py lists all")
 
 
+def keys_given(arguments: list[str]) -> frozenset[str]:
+    """The keys that flags of the form --config.KEY name, such as 'data.dir'; a recipe's own are not among them."""
+    names = (argument.lstrip("-").partition("=")[0] for argument in arguments[1:] if argument.startswith("-"))
+    return frozenset(name.removeprefix("config.") for name in names if name.startswith("config."))
+
+
 def recipe_file(arguments: list[str]) -> str:
     """The file that --config=FILE or --config FILE names, '' for none."""
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):

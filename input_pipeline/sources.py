@@ -82,7 +82,8 @@ class Source:
     name, 'train' always, 'val' and 'test' where there are any. fingerprint: sha256 (hex) over class names, split
     membership, ids, labels and sizes in bytes. skipped: (id, reason) of what was left out under on_error='skip'.
     report: what the doctor found, None where it was not asked or examples are no files. dropped: by split, the ids that
-    drop_leaks left out, under 'exact' and 'near' as in `leaks.Leaks`.
+    drop_leaks left out, under 'exact' and 'near' as in `leaks.Leaks`. made: the names of the splits that were drawn out
+    of the training images here; the data brought the others.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Source:
     skipped: tuple[tuple[str, str], ...]
     report: Report | None = None
     dropped: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
+    made: tuple[str, ...] = ()
 
 
 def open_source(
@@ -129,7 +131,7 @@ def open_source(
     listing = _list(source, data_dir, exclude)
     found = audit(listing, _decode, cache_dir=cache_dir, progress=progress)
     skipped = _unreadable(listing, found, on_error)
-    splits = _splits(listing, found)
+    splits = brought = _splits(listing, found)
     _check_classes(listing, splits)
     report = look_over_listing(listing, progress=progress) if doctor and listing.paths is not None else None
     if keep_copies_together and report is None:
@@ -140,11 +142,12 @@ def open_source(
         splits = few | splits | {"train": few["train"]}
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
         if missing not in splits and fraction > 0:
-            splits |= _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
+            splits = splits | _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     bytes_of = dict(zip(listing.ids, found.byte_sizes.tolist(), strict=True))
     fingerprint = _fingerprint(listing.class_names, ordered, bytes_of)
-    opened = Source(source, listing.class_names, ordered, fingerprint, skipped, report)
+    made = tuple(name for name in ordered if name not in brought)
+    opened = Source(source, listing.class_names, ordered, fingerprint, skipped, report, made=made)
     return without_leaks(opened) if drop_leaks else opened
 
 

@@ -45,6 +45,10 @@ FLAGS = {
     "unknown_contract": (["--config.data.contract=pytorch"], ["contract", "pytorch", "torch"]),
     "unknown_source": (["--config.data.source=url"], ["config.data.source", "url"]),
     "read_by_nothing": (["--config.optim.beta1=0.8"], ["config.optim.beta1", "adam"]),
+    "split_of_their_own": (
+        ["--config.data.test_fraction=0.5"],
+        ["config.data.test_fraction=0.5", "a test split of their"],
+    ),
     "batch_too_large": (["--config.data.batch_size=1000"], ["config.data.batch_size=1000", "30 images"]),
     "image_too_small": (["--config.data.image_size=1"], ["image_size 1", "at least 2"]),
     "classes_disagree": (["--config.model.num_classes=7"], ["config.model.num_classes=7", "5 classes"]),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, re
 from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
 from resnet.train.configuration import flatten
 from resnet.train.interruption import Interruption
+from resnet.train.unread_keys import check_splits
 from resnet.train.workdir import LOCK, PROVENANCE, check_place, claimed, write_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def main() -> int:
 
     device = jax.local_devices()[0]
     manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
-    data = open_data(study.base)
+    data = open_data(study.base, recipe.keys_given(sys.argv))
     records = check_all(study, only, data, workdir)
     with Interruption(afterwards=command.leave_at_once) as interruption, claimed(workdir):
         check_folder(workdir)
@@ -131,8 +132,11 @@ def start_folder(workdir: Path, title: str, study: Study, data: ResidentData) ->
     )
 
 
-def open_data(config: ConfigDict) -> ResidentData:
-    """The dataset that config.data names, decoded: a folder, a tfds set, the demo or a file of arrays."""
+def open_data(config: ConfigDict, flagged: Collection[str] = ()) -> ResidentData:
+    """The dataset that config.data names, decoded: a folder, a tfds set, the demo or a file of arrays.
+
+    flagged: the keys that were given as flags. Raises InputError for what the user can mend.
+    """
     from input_pipeline.contract import contract_by_name
     from input_pipeline.resident import ARRAYS, decode_source, read_arrays
     from resnet.train.plan import make_crop
@@ -141,13 +145,17 @@ def open_data(config: ConfigDict) -> ResidentData:
     if data.source == ARRAYS:
         if not data.dir:
             raise InputError("config.data.dir is empty: name the .npz file of arrays")
-        return read_arrays(Path(data.dir), data.image_size)
+        arrays = read_arrays(Path(data.dir), data.image_size)
+        check_splits(config, arrays.as_source(ARRAYS), flagged)
+        return arrays
     from resnet.train.loop import open_data as open_source
 
     # As in make_plan: a run from scratch, which all of these are, takes torch's where the recipe leaves it open.
     contract = contract_by_name("torch" if data.contract == "auto" else data.contract)
     crop = make_crop(config, contract, None, "none")
-    return decode_source(open_source(config), crop, threads=data.threads or None)
+    source = open_source(config)
+    check_splits(config, source, flagged)
+    return decode_source(source, crop, threads=data.threads or None)
 
 
 def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) -> dict[str, Record]:

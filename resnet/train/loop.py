@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
 from resnet.train.state import TrainState
 from resnet.train.stepping import Stepping
+from resnet.train.unread_keys import check_splits
 from resnet.train.workdir import check_room, check_workdir, claimed, room_told
 from resnet.train.writers import MetricsWriter, SilentWriter
 
@@ -35,10 +36,13 @@ from resnet.train.writers import MetricsWriter, SilentWriter
 LARGE = ("confusion", "calibration", "per_class_accuracy")
 
 
-def train(config: ConfigDict, workdir: Path, *, afterwards: Handler | None = None) -> int:
+def train(
+    config: ConfigDict, workdir: Path, *, flagged: Collection[str] = (), afterwards: Handler | None = None
+) -> int:
     """Train, or go on with, the run that `config` describes in `workdir`; exit code 0, or 128 + a signal's number.
 
-    afterwards: Ctrl-C's handler once the run has ended, however it did; None: the caller's own comes back.
+    flagged: the keys of `config` that were given as flags, and so for these very data. afterwards: Ctrl-C's handler
+    once the run has ended, however it did; None: the caller's own comes back.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
@@ -47,6 +51,7 @@ def train(config: ConfigDict, workdir: Path, *, afterwards: Handler | None = Non
     mesh = parallel.make_mesh(config.run.mesh)
     parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
     source = open_data(config)
+    check_splits(config, source, flagged)
     plan = make_plan(config, source)
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))

@@ -1,7 +1,10 @@
 """Which key of a configuration acts only where another says so: set for nothing, it is refused."""
 
+from __future__ import annotations
+
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
@@ -9,6 +12,9 @@ from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
 from input_pipeline.recipe import Flat, flatten
 from resnet.model.variants import variant
+
+if TYPE_CHECKING:
+    from input_pipeline.sources import Source
 
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
@@ -92,6 +98,13 @@ READ_WITH_VIEWS = tuple(
 )
 # Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
 READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
+# Read only where the data leave one of these splits to be made.
+READ_WITH_MAKING = {
+    "data.val_fraction": ("val",),
+    "data.test_fraction": ("test",),
+    "data.split_seed": ("val", "test"),
+    "data.keep_copies_together": ("val", "test"),
+}
 
 
 def check_read(given: Flat, default: Flat) -> None:
@@ -121,3 +134,21 @@ def check_validation(config: ConfigDict) -> None:
                 f"config.{key}={given[key]!r} would be read by nothing: there is no validation split; "
                 "set config.data.val_fraction above 0"
             )
+
+
+def check_splits(config: ConfigDict, source: Source, flagged: Collection[str]) -> None:
+    """Raise InputError for a flag about how splits are made where the data bring them.
+
+    flagged: the keys that were given as flags. A recipe may say more than its data need: that of configs/imagenet.py is
+    for tfds' set, which has no validation images, and for folders, which mostly bring some. 0 is never refused: it
+    asks for no split to be made, and none is.
+    """
+    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    # The test split that config.data.per_class leaves over is drawn by the seed, and by nothing else here.
+    made = set(source.made) - ({"test"} if given["data.per_class"] else set())
+    for key, names in READ_WITH_MAKING.items():
+        drawn = not made.isdisjoint(names) or (key == "data.split_seed" and given["data.per_class"] > 0)
+        if key in flagged and given[key] not in (default[key], 0) and not drawn:
+            brought = [f"a {name} split" for name in names if name in source.splits and name not in source.made]
+            why = f"the data bring {' and '.join(brought)} of their own" if brought else "these data are split without"
+            raise InputError(f"config.{key}={given[key]!r} would be read by nothing: {why}; leave the flag away")

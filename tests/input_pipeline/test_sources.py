@@ -101,6 +101,7 @@ def test_carved_splits_part_the_images_by_class(tmp_path_factory, val_fraction, 
     ids = [name for split in source.splits.values() for name in split.ids]
     assert len(ids) == len(set(ids)) == 70
     assert ("test" in source.splits, "val" in source.splits) == (test_fraction > 0, val_fraction > 0)
+    assert set(source.made) == source.splits.keys() - {"train"}
     left = np.array([40, 20, 10])
     for name, fraction in (("test", test_fraction), ("val", val_fraction)):
         if name in source.splits:

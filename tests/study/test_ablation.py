@@ -89,6 +89,13 @@ def finished(file, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.parametrize("flag", ["--config.data.val_fraction=0.3", "--config.data.test_fraction=0.5"])
+def test_a_flag_about_splits_is_refused_where_a_file_brings_them(flag, file, tmp_path):
+    with pytest.raises(InputError, match=r"^config\.data\..* would be read by nothing: the.*; leave the flag away"):
+        command(file, tmp_path / "run", flag)
+    assert not (tmp_path / "run").exists()
+
+
 def records(workdir: Path) -> dict[str, dict]:
     found = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "variants").glob("*.json"))}
     for record in found.values():

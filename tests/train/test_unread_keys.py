@@ -1,10 +1,16 @@
 """A key that another keeps from acting is refused, and allowed where it acts."""
 
+import dataclasses
+
 import pytest
 
+from input_pipeline.errors import InputError
 from resnet.train.configuration import validate
-from resnet.train.unread_keys import READ_ONLY_IF, READ_WITH_VIEWS
+from resnet.train.loop import train
+from resnet.train.unread_keys import READ_ONLY_IF, READ_WITH_MAKING, READ_WITH_VIEWS, check_splits
+from tests.tiny import tiny_config, tiny_data
 from tests.train.test_configuration import FINETUNE, config_with, refusal
+from tests.train.test_plan import source_with
 
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
@@ -76,3 +82,54 @@ def test_what_a_named_variant_says_counts_as_said():
     changes = {"model.name": "cifar_resnet20", "model.norm_groups": 4}
     assert "config.model.norm_groups=4" in refusal(changes)
     validate(config_with({**changes, "model.norm": "group"}))
+
+
+# Key -> a value other than the default and 0.
+MAKING = {
+    "data.val_fraction": 0.3,
+    "data.test_fraction": 0.5,
+    "data.split_seed": 7,
+    "data.keep_copies_together": True,
+}
+
+
+@pytest.mark.parametrize("key", READ_WITH_MAKING)
+def test_a_flag_about_splits_is_refused_where_the_data_bring_them(key):
+    config = config_with({key: MAKING[key]})
+    brought = source_with("train", "val", "test")
+    with pytest.raises(InputError, match=rf"^config\.{key}=.* would be read by nothing: the data bring .* their own"):
+        check_splits(config, brought, [key])
+    # Said by the recipe, which may be for other data as well; by a flag that repeats the default, or asks for none.
+    check_splits(config, brought, ["data.dir"])
+    check_splits(config_with({}), brought, MAKING)
+    check_splits(config_with({key: 0.0 if "fraction" in key else 0}), brought, [key])
+    for name in READ_WITH_MAKING[key]:
+        check_splits(config, dataclasses.replace(brought, made=(name,)), [key])
+
+
+def test_a_split_that_is_made_is_none_of_the_others_keys_business():
+    half = dataclasses.replace(source_with("train", "val", "test"), made=("val",))
+    config = config_with(MAKING)
+    with pytest.raises(
+        InputError, match=r"config\.data\.test_fraction=0\.5 .*: the data bring a test split of their own"
+    ):
+        check_splits(config, half, MAKING)
+    check_splits(config, half, MAKING.keys() - {"data.test_fraction"})
+
+
+def test_per_class_draws_by_the_seed_and_by_nothing_else():
+    config = config_with({"data.per_class": 3, "data.split_seed": 7, "data.keep_copies_together": True})
+    for source in (source_with("train", "test"), dataclasses.replace(source_with("train", "test"), made=("test",))):
+        check_splits(config, source, ["data.split_seed"])
+        with pytest.raises(InputError, match=r"config\.data\.keep_copies_together=True would be read by nothing"):
+            check_splits(config, source, ["data.keep_copies_together"])
+
+
+def test_a_run_refuses_such_a_flag_before_anything_is_written(tmp_path):
+    config = tiny_config(tiny_data(tmp_path))
+    config.data.test_fraction = 0.5
+    with pytest.raises(
+        InputError, match=r"^config\.data\.test_fraction=0\.5 .* the data bring a test split of their own"
+    ):
+        train(config, tmp_path / "run", flagged=["data.test_fraction", "data.val_fraction"])
+    assert not (tmp_path / "run").exists()
