@@ -63,6 +63,8 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     "model.zero_init_last_gamma": (lambda c: c["transfer.mode"] == "scratch", "transfer.mode='scratch'"),
+    # A probe runs the blocks as evaluation does, which drops none.
+    "model.stochastic_depth": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "transfer.weights": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
     "transfer.head": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
     "transfer.bn": (

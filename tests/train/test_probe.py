@@ -1,5 +1,6 @@
 """A probe: one pass of the backbone, kept through kills and shared by runs; its head is the whole network's."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -18,7 +19,7 @@ from resnet.model.network import ResNet
 from resnet.study.inference import load_model
 from resnet.train import features, loop, parallel, plan, probe
 from resnet.train.checkpoints import Meta, load, save_converted
-from resnet.train.configuration import make_spec
+from resnet.train.configuration import make_spec, validate
 from resnet.train.evaluation import evaluate_split
 from resnet.train.pretrained import read
 from resnet.train.steps import make_eval_step
@@ -222,6 +223,21 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(data, weights, tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
     undisturbed = features.features(wanted, step, variables, mesh, threads=1)
     np.testing.assert_array_equal(resumed, undisturbed)
+
+
+def test_weights_that_were_trained_with_blocks_dropped_are_probed_without_the_key(data, tmp_path):
+    spec = dataclasses.replace(make_spec(tiny_config(data), 3), stochastic_depth=0.3)
+    save_converted(
+        tmp_path / "weights", random_variables(spec), Meta(spec, ("x", "y", "z"), CONTRACTS["caffe"], 16, 1.0)
+    )
+    config = probing(data, tmp_path / "weights")
+    validate(config)
+    made = plan.make_plan(config, loop.open_data(config))
+    assert made.pretrained is not None
+    assert made.pretrained.spec.stochastic_depth == 0.3
+    config.model.stochastic_depth = 0.3
+    with pytest.raises(InputError, match=r"^config\.model\.stochastic_depth=0\.3 would be read by nothing"):
+        validate(config)
 
 
 def test_views_differ_and_the_first_is_evaluations(straight):

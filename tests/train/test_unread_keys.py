@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from input_pipeline.errors import InputError
+from resnet.model.variants import variant
+from resnet.train import unread_keys
 from resnet.train.configuration import validate
 from resnet.train.loop import train
 from resnet.train.unread_keys import READ_ONLY_IF, READ_WITH_MAKING, READ_WITH_VIEWS, check_splits
@@ -41,6 +43,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
     "model.conv_bias": (True, {}, {"model.norm": "none"}),
     "model.zero_init_last_gamma": (True, {}, FINETUNE),
+    "model.stochastic_depth": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.weights": ("file", {"transfer.mode": "probe"}, {}),
     "transfer.head": ("mlp:8", FINETUNE, {}),
     "transfer.bn": ("frozen", FINETUNE, {**FINETUNE, "model.norm": "group"}),
@@ -82,6 +85,13 @@ def test_what_a_named_variant_says_counts_as_said():
     changes = {"model.name": "cifar_resnet20", "model.norm_groups": 4}
     assert "config.model.norm_groups=4" in refusal(changes)
     validate(config_with({**changes, "model.norm": "group"}))
+
+
+def test_a_probe_takes_a_variant_that_drops_blocks_of_itself(monkeypatch):
+    named = variant("cifar_resnet20")
+    dropping = dataclasses.replace(named, spec=dataclasses.replace(named.spec, stochastic_depth=0.2))
+    monkeypatch.setattr(unread_keys, "variant", lambda name: dropping)
+    validate(config_with({**FINETUNE, "transfer.mode": "probe"}))
 
 
 # Key -> a value other than the default and 0.
