@@ -76,7 +76,8 @@ def make_statistics_step(network: ResNet, contract: Contract) -> Callable[[Varia
     """(variables, uint8[B, S, S, 3]) -> the mean and biased variance of what enters each norm, laid out as
     'batch_stats'."""
     # With nothing kept of the old, a training step's new statistics are its batch's own.
-    spec = dataclasses.replace(network.spec, norm_momentum=0.0, ghost_batch_size=0, stochastic_depth=0.0, dropout=0.0)
+    spec = dataclasses.replace(network.spec, norm_momentum=0.0, ghost_batch_size=0)
+    spec = dataclasses.replace(spec, stochastic_depth=0.0, dropout=0.0, shortcut_dropout=0.0)
     fresh = network.clone(spec=spec, frozen=frozenset())
 
     def step(variables: Variables, images: np.ndarray) -> Any:

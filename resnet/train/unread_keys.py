@@ -16,6 +16,15 @@ from resnet.model.variants import variant
 if TYPE_CHECKING:
     from input_pipeline.sources import Source
 
+_WHERE_NORMS_LEARN = "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train"
+
+
+def _norms_learn(config: Flat) -> bool:
+    """Whether a training step takes statistics of its batch."""
+    train = config["transfer.mode"] != "probe" and config["transfer.bn"] in ("auto", "train")
+    return bool(config["model.norm"] == "batch" and train)
+
+
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
@@ -52,13 +61,8 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         "model.shortcut_transform='dropout'",
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
-    "model.norm_momentum": (lambda c: c["model.norm"] == "batch", "model.norm='batch'"),
-    "model.ghost_batch_size": (
-        lambda c: (
-            c["model.norm"] == "batch" and c["transfer.mode"] != "probe" and c["transfer.bn"] in ("auto", "train")
-        ),
-        "model.norm is batch, transfer.mode is not probe and transfer.bn is auto or train",
-    ),
+    "model.norm_momentum": (_norms_learn, _WHERE_NORMS_LEARN),
+    "model.ghost_batch_size": (_norms_learn, _WHERE_NORMS_LEARN),
     "model.norm_epsilon": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),

@@ -1,5 +1,6 @@
 """Runs that start from weights: network and preprocessing are the weights', or the run is refused; stages resume."""
 
+import dataclasses
 import functools
 import os
 import signal
@@ -173,6 +174,21 @@ def test_a_file_of_another_kind_is_refused(data, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"no weights at all")
     with pytest.raises(InputError, match=r"weights\.bin: is no weights file"):
         planned(finetune(data, tmp_path / "weights.bin"))
+
+
+def test_statistics_are_recalibrated_with_nothing_dropped(data):
+    plain = dataclasses.replace(make_spec(tiny_config(data), 5), shortcut_transform="dropout", shortcut_dropout=0.0)
+    dropping = dataclasses.replace(plain, shortcut_dropout=0.5, stochastic_depth=0.5, dropout=0.5)
+    variables = random_variables(plain)
+    images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    contract = CONTRACTS["torch"]
+    one, other = (
+        recalibration.make_statistics_step(ResNet(spec, backend=jax.lax.conv_general_dilated), contract)(
+            variables, images
+        )
+        for spec in (plain, dropping)
+    )
+    jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_recalibrated_statistics_are_those_of_all_images(data, weights, monkeypatch):

@@ -38,7 +38,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "model.gate_bias": (-3.0, {"model.shortcut_transform": "shortcut_gate"}, {"model.shortcut_transform": "scale"}),
     "model.shortcut_dropout": (0.3, {"model.shortcut_transform": "dropout"}, {}),
     "model.norm_groups": (8, {"model.norm": "group"}, {}),
-    "model.norm_momentum": (0.99, {}, {"model.norm": "group"}),
+    "model.norm_momentum": (0.99, {}, {**FINETUNE, "transfer.bn": "frozen"}),
     "model.ghost_batch_size": (8, {}, {**FINETUNE, "transfer.bn": "frozen"}),
     "model.norm_epsilon": (1e-3, {"model.norm": "group"}, {"model.norm": "none"}),
     "model.conv_bias": (True, {}, {"model.norm": "none"}),
