@@ -10,6 +10,7 @@ import numpy as np
 from input_pipeline.copies import Pairs
 from input_pipeline.findings import Finding, Item, plural
 from input_pipeline.fingerprints import Gallery
+from input_pipeline.groups import joined
 from input_pipeline.images import Listing
 
 _ORDER = ("train", "val", "test")
@@ -144,7 +145,7 @@ class Copies:
             surplus = sum(len(rows) - 1 for rows in self.groups)
             summary = f"{plural(len(items), 'group')} of byte-identical files, {surplus:,} surplus in all{torn}"
             findings.append(Finding("exact_copies", "warning", summary, items, paired=True))
-        families = self._families()
+        families = joined(rows for rows, _ in self._near())
         if families:
             items = tuple(Item(tuple(names[row] for row in rows)) for rows in sorted(families, key=_largest))
             surplus = sum(len(rows) - 1 for rows in families)
@@ -163,24 +164,6 @@ class Copies:
             summary = f"{plural(len(items), 'pair')} of look-alikes (slices of one scan, frames of one film?){torn}"
             findings.append(Finding("look_alikes", "note", summary, items, paired=True))
         return findings
-
-    def _families(self) -> list[list[int]]:
-        """Rows joined by pairs of copies, directly or by way of others, each family in ascending order."""
-        parent: dict[int, int] = {}
-
-        def root(row: int) -> int:
-            while parent.setdefault(row, row) != row:
-                parent[row] = parent[parent[row]]
-                row = parent[row]
-            return row
-
-        for (one, other), _ in self._near():
-            first, second = sorted((root(one), root(other)))
-            parent[second] = first
-        families: dict[int, list[int]] = defaultdict(list)
-        for row in sorted(parent):
-            families[root(row)].append(row)
-        return list(families.values())
 
 
 def _rank(key: tuple[str, str, str]) -> tuple[int, int, int]:

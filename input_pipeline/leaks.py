@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from input_pipeline.errors import InputError
 from input_pipeline.findings import Report
+from input_pipeline.groups import joined
 
 if TYPE_CHECKING:
     from input_pipeline.sources import Source, Split
@@ -100,25 +100,7 @@ def without_leaks(source: Source) -> Source:
 
 def families(report: Report) -> list[tuple[str, ...]]:
     """Names joined by the same bytes or as near copies, directly or by way of others; each family sorted."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    def join(names: Iterable[str]) -> None:
-        first, *rest = names
-        for name in rest:
-            parent[root(name)] = root(first)
-
-    for names in (*report.identical, *report.near_copies):
-        join(names)
-    found: dict[str, list[str]] = {}
-    for name in sorted(parent):
-        found.setdefault(root(name), []).append(name)
-    return [tuple(names) for names in found.values()]
+    return [tuple(names) for names in joined((*report.identical, *report.near_copies))]
 
 
 def byte_identical(reference: Split, other: Split) -> np.ndarray:
