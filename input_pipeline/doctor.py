@@ -34,6 +34,7 @@ from input_pipeline.folder import find_images
 from input_pipeline.images import Listing
 from input_pipeline.name_groups import about_names
 from input_pipeline.strays import about_strays
+from input_pipeline.whole_files import write_whole
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
 VERSION = 3
@@ -157,16 +158,6 @@ def _recall(cache: Path) -> Report | None:
         return Report.from_json(json.loads(cache.read_bytes()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None  # None there, or something else.
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` in one piece: a reader sees the old file or the new one, never a part. Raises OSError."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def table(report: Report) -> list[str]:

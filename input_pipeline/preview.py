@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline import recipe, recipe_values
 from input_pipeline.errors import InputError, printable
+from input_pipeline.whole_files import beside
 
 # Weights bring a contract of their own (config.data.contract='auto'); without any it is this one.
 USUAL_CONTRACT = "torch"
@@ -135,13 +136,9 @@ def save(page: np.ndarray, out: Path) -> None:
     """Write a picture as PNG beside its place and rename it. Raises InputError where the disk refuses."""
     from PIL import Image
 
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        try:
+        with beside(out) as part:
             Image.fromarray(page).save(part, "PNG")
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{printable(str(out))}: cannot be written ({error.strerror})") from error
 

@@ -22,6 +22,7 @@ from input_pipeline.augment import prepare
 from input_pipeline.contract import Contract
 from input_pipeline.errors import InputError, printable
 from input_pipeline.seen import labelled, letters, magnification, shortened
+from input_pipeline.whole_files import beside
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.study.inference import Model, padded
@@ -142,13 +143,9 @@ def overlay_name(path: Path) -> str:
 
 def write_picture(path: Path, picture: np.ndarray | Image.Image) -> None:
     """Write a picture, or uint8[H, W, 3], as a PNG beside its place and rename it: no reader ever sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    with beside(path) as part:
         image.save(part, "PNG", optimize=True)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_sheet(path: Path, images: np.ndarray, overlays: np.ndarray, lines: Sequence[Sequence[str]]) -> None:

@@ -4,10 +4,10 @@ python -m resnet.study.report RUN_DIR [--data=DATA_DIR] [--doctor] [--out=FILE] 
 python -m resnet.study.report RUN1 RUN2 ... --out=FILE                              runs beside each other
 """
 
-import os
 from pathlib import Path
 
 from input_pipeline.errors import InputError, printable
+from input_pipeline.whole_files import write_whole
 from resnet import command
 
 REPORT_FILE = "report.html"
@@ -51,20 +51,11 @@ def write(folders: list[Path], path: Path | None = None, *, data_dir: str = "", 
         from resnet.study.report_comparison import comparison
 
         text = comparison(runs)
-    write_whole(place, text)
-    return place
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` beside its place and rename it. Raises InputError where the disk refuses."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(part, path)
+        write_whole(place, text, errors="backslashreplace")
     except OSError as error:
-        raise InputError(f"{printable(str(path))}: cannot be written ({error.strerror})") from error
-    finally:
-        part.unlink(missing_ok=True)
+        raise InputError(f"{printable(str(place))}: cannot be written ({error.strerror})") from error
+    return place
 
 
 if __name__ == "__main__":

@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A place to write at, which becomes `path` at the end: a reader sees the old file or the new one, never a part.
+
+    Where what is done in between raises, nothing is left of it. Raises OSError where the disk refuses.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str, errors: str = "strict") -> None:
+    """Write `text` as UTF-8 in one piece. errors: as of `str.encode`. Raises OSError where the disk refuses."""
+    with beside(path) as part:
+        part.write_text(text, encoding="utf-8", errors=errors)

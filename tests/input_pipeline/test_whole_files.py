@@ -1,0 +1,45 @@
+"""A file is the old one or the new one, whatever happens in between."""
+
+import pytest
+
+from input_pipeline.whole_files import beside, write_whole
+
+
+def test_a_text_takes_the_place_of_another(tmp_path):
+    file = tmp_path / "page.html"
+    for text in ("old", "né"):
+        write_whole(file, text)
+        assert file.read_bytes() == text.encode()
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_what_utf_8_lacks_is_an_error_or_written_as_asked(tmp_path):
+    file = tmp_path / "page.html"
+    write_whole(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(file, "new \udcff")
+    assert file.read_text() == "old"
+    write_whole(file, "new \udcff", errors="backslashreplace")
+    assert file.read_text() == r"new \udcff"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_old_file_stands_until_the_end_and_after_an_error(tmp_path):
+    file = tmp_path / "batch.png"
+    file.write_bytes(b"old")
+
+    def fail_halfway() -> None:
+        with beside(file) as part:
+            part.write_bytes(b"half")
+            assert file.read_bytes() == b"old"
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
+    assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_disk_that_refuses_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="No such file"):
+        write_whole(tmp_path / "absent" / "page.html", "text")
