@@ -28,6 +28,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # (relu_before_addition ends in the ReLU, whose gradient at zero is zero: a branch that starts there stays there.)
 BRANCH_ENDS_IN_NORM = ("original", "relu_only_preactivation")
 
+# Whether a combination is refused, and why.
+Refusal = tuple[bool, str]
+
 
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
@@ -165,45 +168,8 @@ def check_combinations(spec: ResNetSpec) -> None:
             spec.block == "basic" and (spec.groups, spec.base_width, spec.stride_place) != (1, 64, "3x3"),
             "groups, base_width and stride_place shape the bottleneck's 3x3; block='basic' has none to shape",
         ),
-        (
-            spec.shortcut == "none" and spec.shortcut_transform != "identity",
-            f"shortcut='none' leaves shortcut_transform={spec.shortcut_transform!r} nothing to act on",
-        ),
-        (
-            spec.shortcut == "none" and spec.order != "original",
-            "shortcut='none' has no addition to order things about; only order='original' is defined",
-        ),
-        (
-            spec.shortcut == "none" and spec.stochastic_depth > 0,
-            "stochastic_depth drops the branch and keeps the shortcut; with shortcut='none' nothing would be left",
-        ),
-        (
-            spec.shortcut == "none" and (spec.zero_init_last_gamma or spec.norm == "none"),
-            "zero_init_last_gamma and norm='none' start each branch at zero; with shortcut='none' no signal would pass",
-        ),
-        (
-            spec.shortcut == "C" and spec.shortcut_transform == "conv1x1",
-            "shortcut='C' is a 1x1 convolution on every shortcut already; take shortcut_transform='identity'",
-        ),
-        (
-            spec.zero_init_last_gamma and (spec.norm == "none" or spec.order not in BRANCH_ENDS_IN_NORM),
-            f"zero_init_last_gamma needs branches that end in a norm: order one of {', '.join(BRANCH_ENDS_IN_NORM)}, "
-            "norm 'batch' or 'group'",
-        ),
-        (
-            spec.bias_without_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
-            "bias_without_norm is for the convolutions that order='full_preactivation' leaves without a norm; with "
-            "another order all have one, with norm='none' all have biases",
-        ),
-        (
-            spec.bias_without_norm and spec.conv_bias,
-            "conv_bias=True gives biases to all convolutions, those of bias_without_norm too; take one of the two",
-        ),
-        (
-            not spec.stem_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
-            "stem_norm=False leaves norm and activation to the first block, which has them at its start only with "
-            "order='full_preactivation' and norm 'batch' or 'group'",
-        ),
+        *_shortcut_refusals(spec),
+        *_norm_refusals(spec),
         (
             spec.stride_block == "last" and len(spec.stage_sizes) == 1,
             "stride_block='last' says where a stage hands over to the next; stage_sizes has one stage alone",
@@ -224,6 +190,55 @@ def check_combinations(spec: ResNetSpec) -> None:
         for channels in normed_channels(spec):
             if channels % spec.norm_groups:
                 raise SpecError(f"norm_groups={spec.norm_groups} does not divide the network's {channels} channels")
+
+
+def _shortcut_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
+    return (
+        (
+            spec.shortcut == "none" and spec.shortcut_transform != "identity",
+            f"shortcut='none' leaves shortcut_transform={spec.shortcut_transform!r} nothing to act on",
+        ),
+        (
+            spec.shortcut == "none" and spec.order != "original",
+            "shortcut='none' has no addition to order things about; only order='original' is defined",
+        ),
+        (
+            spec.shortcut == "none" and spec.stochastic_depth > 0,
+            "stochastic_depth drops the branch and keeps the shortcut; with shortcut='none' nothing would be left",
+        ),
+        (
+            spec.shortcut == "none" and (spec.zero_init_last_gamma or spec.norm == "none"),
+            "zero_init_last_gamma and norm='none' start each branch at zero; with shortcut='none' no signal would pass",
+        ),
+        (
+            spec.shortcut == "C" and spec.shortcut_transform == "conv1x1",
+            "shortcut='C' is a 1x1 convolution on every shortcut already; take shortcut_transform='identity'",
+        ),
+    )
+
+
+def _norm_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
+    return (
+        (
+            spec.zero_init_last_gamma and (spec.norm == "none" or spec.order not in BRANCH_ENDS_IN_NORM),
+            f"zero_init_last_gamma needs branches that end in a norm: order one of {', '.join(BRANCH_ENDS_IN_NORM)}, "
+            "norm 'batch' or 'group'",
+        ),
+        (
+            spec.bias_without_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
+            "bias_without_norm is for the convolutions that order='full_preactivation' leaves without a norm; with "
+            "another order all have one, with norm='none' all have biases",
+        ),
+        (
+            spec.bias_without_norm and spec.conv_bias,
+            "conv_bias=True gives biases to all convolutions, those of bias_without_norm too; take one of the two",
+        ),
+        (
+            not spec.stem_norm and (spec.order != "full_preactivation" or spec.norm == "none"),
+            "stem_norm=False leaves norm and activation to the first block, which has them at its start only with "
+            "order='full_preactivation' and norm 'batch' or 'group'",
+        ),
+    )
 
 
 def normed_channels(spec: ResNetSpec) -> list[int]:

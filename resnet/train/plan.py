@@ -68,21 +68,12 @@ class Plan:
 def make_plan(config: ConfigDict, source: Source) -> Plan:
     """Read the whole configuration against the data. Raises InputError or SpecError naming the key at fault."""
     train = source.splits["train"]
-    batch_size = config.data.batch_size
-    if batch_size > len(train):
-        raise InputError(
-            f"config.data.batch_size={batch_size} is larger than the training set of {len(train)} images; "
-            f"take at most {len(train)}"
-        )
+    batch_size = _batch_size(config, len(train))
     if "val" not in source.splits:
         check_validation(config)
     spec = make_spec(config, len(source.class_names))
     steps_per_epoch = len(train) / batch_size
-    total_steps = config.run.steps or math.ceil(config.run.epochs * steps_per_epoch)
-    if total_steps > MOST_STEPS:
-        raise InputError(
-            f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
-        )
+    total_steps = _total_steps(config, steps_per_epoch)
     check_span(config.run.profile, total_steps)
     transfer = read_transfer(config)
     network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
@@ -127,6 +118,25 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
             platform=jax.default_backend(),
         ),
     )
+
+
+def _batch_size(config: ConfigDict, images: int) -> int:
+    batch_size: int = config.data.batch_size
+    if batch_size > images:
+        raise InputError(
+            f"config.data.batch_size={batch_size} is larger than the training set of {images} images; "
+            f"take at most {images}"
+        )
+    return batch_size
+
+
+def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
+    total_steps: int = config.run.steps or math.ceil(config.run.epochs * steps_per_epoch)
+    if total_steps > MOST_STEPS:
+        raise InputError(
+            f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
+        )
+    return total_steps
 
 
 def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:
