@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -56,3 +57,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def folder_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Below it each test has its own; `tests.bad_input_table` writes none of them down."""
     os.environ["BAD_INPUT_BASE"] = str(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[None]:
+    """Runs in this process draw nothing (see `tests.bare`) while a test file has its tests."""
+    # Here, not above: it imports jax and TensorFlow, which most test files do without.
+    from tests.bare import leave_out
+
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out(patch.setattr)
+        yield

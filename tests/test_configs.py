@@ -35,6 +35,9 @@ def recipe(name: str) -> ConfigDict:
     return importlib.import_module(f"configs.{file}").get_config(*filter(None, [word]))
 
 
+pytestmark = pytest.mark.usefixtures("bare")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return tiny_data(tmp_path_factory.mktemp("configs"))

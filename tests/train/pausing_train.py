@@ -5,7 +5,7 @@ written), val:BATCH and test:BATCH (before that batch of an evaluation, counted 
 features:ROWS (that many rows of a probe's features are on disk; FEATURE_BATCH of them at a time), deaf:0 (the first
 train step is called, and Python hears no signal before it returns, as while XLA compiles), ended:0 (signals are no
 longer the run's, and what it leaves is taken down: in a callback, which cannot raise).
-It makes the file PAUSE_FILE and goes on once that is gone.
+It makes the file PAUSE_FILE and goes on once that is gone. It draws nothing (see tests/bare.py).
 """
 
 import os
@@ -21,6 +21,7 @@ from resnet.train import evaluation, features, loop, parallel
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.interruption import Interruption
 from resnet.train.writers import MetricsWriter
+from tests.bare import leave_out
 
 PLACE = os.environ["PAUSE_AT"]
 FILE = Path(os.environ["PAUSE_FILE"])
@@ -91,5 +92,6 @@ def patch() -> None:
 
 
 if __name__ == "__main__":
+    leave_out()
     patch()
     runpy.run_path("train_main.py", run_name="__main__")

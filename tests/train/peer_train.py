@@ -2,7 +2,8 @@
 
 SILENT_ROUNDS: seconds after which a silent peer counts as lost, where the default is too long to wait for. FED: a
 folder where each process leaves RANK.txt with the indices of each step's rows. PAUSE_AT and PAUSE_FILE as in
-pausing_train.py, and one place more, seal:STEP: the save of that step is all written but for its final name.
+pausing_train.py, and one place more, seal:STEP: the save of that step is all written but for its final name. It draws
+nothing (see tests/bare.py).
 """
 
 import os
@@ -15,6 +16,7 @@ import jax
 from jax._src import compilation_cache, compiler
 
 from resnet.train import integrity, lifeline, stepping
+from tests.bare import leave_out
 
 
 def patch_seal() -> None:
@@ -58,6 +60,7 @@ def patch_cache() -> None:
 
 if __name__ == "__main__":
     patch_cache()
+    leave_out()
     lifeline.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", lifeline.SILENT_ROUNDS))
     if "FED" in os.environ:
         patch_feed(Path(os.environ["FED"]))

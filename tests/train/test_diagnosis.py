@@ -28,6 +28,9 @@ NETWORK = ResNet(TINY, backend=jax.lax.conv_general_dilated)
 STEP = 7
 
 
+pytestmark = pytest.mark.usefixtures("bare")
+
+
 def recipe(parts: int = 1) -> Recipe:
     return Recipe(seed=3, contract=CONTRACTS["torch"], augmentation=Augmentation(mixup=0.4), accumulation=parts)
 

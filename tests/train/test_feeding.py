@@ -21,6 +21,9 @@ from tests.train.test_resume import final_arrays, lines, stop_after
 SIZES = ((20, 31), (33, 18), (12, 12), (40, 25), (16, 60), (24, 24))
 
 
+pytestmark = pytest.mark.usefixtures("bare")
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -60,6 +60,15 @@ def test_every_scalar_and_picture_is_read_back(runs):
     assert best[0] == read_metrics(runs / "slow")[[x["kind"] for x in read_metrics(runs / "slow")].index("val")]["step"]
 
 
+def test_run_directory_holds_what_it_promises(runs):
+    names = {entry.name for entry in (runs / "fast").iterdir()}
+    promised = {"config.json", "provenance.json", "metrics.jsonl", "tensorboard", "checkpoints", "classes.json"}
+    assert promised | {"curves.png", "confusion.png"} <= names
+    provenance = json.loads((runs / "fast" / "provenance.json").read_text())
+    assert {"revision", "versions", "device", "dataset", "command"} <= provenance.keys()
+    assert len(json.loads((runs / "fast" / "classes.json").read_text())) == 5
+
+
 def test_runs_sort_by_their_settings_in_the_hparams_table(runs):
     """Through the plugin's own handler, as its page asks."""
     experiment, groups = hparams_table(runs, "optim.lr")
