@@ -55,7 +55,7 @@ class Running:
 
 
 def start(*arguments: object, environment: dict[str, str] | None = None, directory: Path = ROOT) -> Running:
-    """Start `train_main.py ARGS` or `resnet.study.evaluate ARGS`, forked where the slow imports are done already.
+    """Start `FILE.py ARGS` or `a.module ARGS`, forked where the slow imports are done already.
 
     directory: where it runs; the project's modules are those of this checkout wherever that is.
     """

@@ -4,8 +4,6 @@ import collections
 import json
 import math
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -14,13 +12,16 @@ import pytest
 
 from resnet.model import convolution_forms, onednn_library
 from resnet.train import loop
-from tests.commands import ROOT, with_eight_devices
+from tests.commands import run, with_eight_devices
 from tests.tiny import tiny_data
 from tests.train.test_resume import final_arrays, lines
 from tests.train.virtual_devices import config_for, first_gradient, gradient_config
 
 # Sums in another order: float32 rounding, which 20 steps carry on.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+pytestmark = pytest.mark.usefixtures("bare")
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +33,9 @@ def data(tmp_path_factory) -> Path:
 def eight(data, tmp_path_factory) -> tuple[Path, dict]:
     """(folder with a run per mesh and gradients, what their compiled steps send) of 8 virtual devices."""
     folder = tmp_path_factory.mktemp("eight")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.train.virtual_devices", str(data), str(folder)],
-        cwd=ROOT,
-        env=with_eight_devices(),
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    return folder, json.loads(done.stdout.splitlines()[-1])
+    end = run("tests.train.virtual_devices", data, folder, environment=with_eight_devices())
+    assert end.code == 0, end.err
+    return folder, json.loads(end.out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ so where XLA compiles a step inside a loop as it does alone: for this network it
 import json
 import re
 import signal
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,10 +16,12 @@ import pytest
 from resnet.train import loop, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.progress import EpochBar
-from tests.commands import ROOT, with_eight_devices
+from tests.commands import run, with_eight_devices
 from tests.tiny import tiny_data
 from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
+
+pytestmark = pytest.mark.usefixtures("bare")
 
 
 @pytest.fixture(scope="module")
@@ -145,29 +145,29 @@ def several_config(data: Path, steps_per_call: int):
     return config
 
 
-def test_two_processes_loop_as_they_step(data, tmp_path):
-    """But for rounding: over two processes XLA compiles a step inside a loop other than it does alone."""
-    found = {}
-    for steps_per_call in (1, 3):
-        recipe = tmp_path / f"recipe{steps_per_call}.py"
-        recipe.write_text(RECIPE.format(data=str(data), steps_per_call=steps_per_call))
-        workdir = tmp_path / str(steps_per_call)
-        ends = [process.wait() for process in start(2, recipe, workdir)]
-        assert [end.code for end in ends] == [0, 0], ends
-        found[steps_per_call] = (lines(workdir), final_arrays(several_config(data, 1), workdir))
-    for got, expected in zip(found[3][0], found[1][0], strict=True):
+def test_two_processes_loop_as_one_steps(data, tmp_path):
+    """But for rounding, as two that step do (test_processes): XLA compiles a step inside a loop other than alone."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.format(data=str(data), steps_per_call=3))
+    ends = [process.wait() for process in start(2, recipe, tmp_path / "two")]
+    assert [end.code for end in ends] == [0, 0], ends
+    config = several_config(data, 1)
+    assert loop.train(config, tmp_path / "one") == 0
+    for got, expected in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
         assert got["step"] == expected["step"]
         assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    for got, expected in zip(found[3][1], found[1][1], strict=True):
+    arrays = [final_arrays(config, tmp_path / name) for name in ("two", "one")]
+    for got, expected in zip(*arrays, strict=True):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
 EIGHT = """
 import sys
-from itertools import pairwise
 from pathlib import Path
 from resnet.train import loop
+from tests.bare import leave_out
 from tests.train.test_steps_per_call import several_config
+leave_out()
 config = several_config(Path(sys.argv[1]), 4)
 config.run.mesh = "data=2,fsdp=4"
 config.model.width = 32
@@ -176,8 +176,10 @@ assert loop.train(config, Path(sys.argv[2])) == 0
 
 
 def test_a_divided_state_stays_divided_in_a_loop(data, tmp_path):
-    command = [sys.executable, "-c", EIGHT, str(data), str(tmp_path / "eight")]
-    subprocess.run(command, cwd=ROOT, env=with_eight_devices(), check=True, capture_output=True, timeout=300)
+    program = tmp_path / "eight.py"
+    program.write_text(EIGHT)
+    end = run(program, data, tmp_path / "eight", environment=with_eight_devices())
+    assert end.code == 0, end.err
     config = several_config(data, 1)
     config.model.width = 32
     assert loop.train(config, tmp_path / "one") == 0

@@ -17,6 +17,7 @@ from benchmarks.scaling import collectives
 from input_pipeline.stream import train_batches
 from resnet.train import loop, parallel
 from resnet.train.steps import accumulate, make_train_step
+from tests.bare import leave_out
 from tests.tiny import tiny_config
 
 MESHES = {"data": "data=-1", "fsdp": "data=2,fsdp=4"}
@@ -100,6 +101,7 @@ def sent(config) -> dict:
 
 
 def main() -> None:
+    leave_out()
     data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     assert jax.device_count() == 8
     found = {}
