@@ -21,8 +21,8 @@ def stratified_choice(
     if np.any(counts == 1):
         name = printable(class_names[int(np.argmax(counts == 1))])
         raise InputError(
-            f"class {name!r} has a single image in train, too few to split: add images, or give val and test folders of your "
-            f"own ({MAKE_NONE})"
+            f"class {name!r} has a single image in train, too few to split: add images, or give val and test folders "
+            f"of your own ({MAKE_NONE})"
         )
     share = counts * fraction
     quota = np.floor(share).astype(np.int64)

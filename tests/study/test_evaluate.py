@@ -100,7 +100,8 @@ def test_all_is_every_image_of_data_that_cannot_be_split(ask, scarce):
     told = json.loads(ask("--json", "--split=all", data=scarce))
     assert told["count"] == images
     assert [sum(row) for row in told["confusion"]].count(1) == 1
-    with pytest.raises(InputError, match=f"class '{CLASS}' has a single image in train, .*--split=all makes none") as error:
+    told = f"class '{CLASS}' has a single image in train, .*--split=all makes none"
+    with pytest.raises(InputError, match=told) as error:
         ask("--split=test", data=scarce)
     assert "config.data" not in str(error.value)
 
