@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Start a run as N processes on this machine: launch/local.sh N --config=... --workdir=... [flags of train_main.py]
-# With NVIDIA GPUs process i gets GPU i. Ctrl-C and SIGTERM go to all of them; when one fails, the others are ended.
+# With NVIDIA GPUs process i gets GPU i, or the i-th of CUDA_VISIBLE_DEVICES. Ctrl-C and SIGTERM go to all of them, once,
+# and a closed terminal as SIGTERM; when one fails, the others are ended.
 # Exit code: that of the first to fail; 75, try again, where it was killed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,20 +14,35 @@ fi
 shift
 python=${PYTHON:-.venv/bin/python}
 port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-gpus=0
-if command -v nvidia-smi >/dev/null 2>&1; then gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l); fi
-if [ "$gpus" -gt 0 ] && [ "$processes" -gt "$gpus" ]; then
-  echo "error: $processes processes, but this machine has $gpus GPUs; start at most $gpus" >&2
+gpus=()
+where="this machine has"
+if command -v nvidia-smi >/dev/null 2>&1; then
+  if [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
+    IFS=, read -r -a gpus <<<"$CUDA_VISIBLE_DEVICES"
+    where="CUDA_VISIBLE_DEVICES names"
+    # How a user says: no GPU.
+    if [ "${gpus[0]:-}" = -1 ]; then gpus=(); fi
+  else
+    mapfile -t gpus < <(nvidia-smi --list-gpus 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p')
+  fi
+fi
+if [ "${#gpus[@]}" -gt 0 ] && [ "$processes" -gt "${#gpus[@]}" ]; then
+  echo "error: $processes processes, but $where ${#gpus[@]} GPUs; start at most ${#gpus[@]}" >&2
   exit 2
 fi
 
 pids=()
+# Job control: each process has a group of its own. In the script's, a terminal's Ctrl-C would reach it beside the one
+# that is passed on, and the second of two means leave without saving; and without job control bash has what it starts
+# in the background ignore Ctrl-C.
+set -m
 for ((i = 0; i < processes; i++)); do
-  if [ "$gpus" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=$i; fi
+  if [ "${#gpus[@]}" -gt 0 ]; then export CUDA_VISIBLE_DEVICES=${gpus[i]}; fi
   "$python" train_main.py --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$i" "$@" &
   pids+=($!)
 done
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM
+set +m
+trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' TERM HUP
 trap 'kill -INT "${pids[@]}" 2>/dev/null || true' INT
 
 code=0

@@ -5,7 +5,9 @@ local.sh starts stand-ins here and a real run in tests/train/test_processes.py.
 
 import os
 import re
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -86,13 +88,17 @@ def test_the_jobset_is_one_indexed_job_whose_first_pod_all_others_find():
     assert mounted == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
 
 
-def run_local(folder: Path, count: object, train: str) -> subprocess.CompletedProcess:
-    """launch/local.sh COUNT where each process is the shell commands `train`; $id is its number."""
+def local(folder: Path, count: object, train: str) -> tuple[list[str], dict[str, str]]:
+    """(command, environment) of launch/local.sh COUNT where each process is the shell commands `train`, $id its
+    number."""
     number = "for i; do case $i in --process_id=*) id=${i#*=};; esac; done"
     python = executable(folder / "python", f'[ "$1" = -c ] && {{ echo 1234; exit; }}\n{number}\n{train}')
-    environment = os.environ | {"PYTHON": str(python)}
-    command = ["bash", str(LAUNCH / "local.sh"), str(count), "--config=c"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    return ["bash", str(LAUNCH / "local.sh"), str(count), "--config=c"], os.environ | {"PYTHON": str(python)}
+
+
+def run_local(folder: Path, count: object, train: str, **variables: str) -> subprocess.CompletedProcess:
+    command, environment = local(folder, count, train)
+    return subprocess.run(command, env=environment | variables, capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.parametrize("count", ["", "0", "two", "-1", "2x"])
@@ -126,3 +132,48 @@ def test_local_ends_the_others_with_the_first_that_fails(first, code, words, tmp
     done = run_local(tmp_path, 2, f'if [ "$id" = 1 ]; then {first}; else {others}; fi')
     assert done.returncode == code
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "heard", "code"),
+    [(signal.SIGINT, "INT", 130), (signal.SIGTERM, "TERM", 143), (signal.SIGHUP, "TERM", 143)],
+)
+def test_local_passes_each_signal_on_once(number, heard, code, tmp_path):
+    """As a terminal sends it, to the whole group; twice would mean leave without saving."""
+    note = lambda name: f"trap 'echo {name} >> {tmp_path}/heard.$id; code={128 + getattr(signal, f'SIG{name}')}' {name}"  # noqa: E731
+    wait = f"code=; : > {tmp_path}/ready.$id; for i in $(seq 100); do [ $code ] && break; sleep 0.1; done; sleep 1"
+    command, environment = local(tmp_path, 2, f"{note('INT')}; {note('TERM')}; {wait}; exit $code")
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    until = time.monotonic() + 30
+    while len(list(tmp_path.glob("ready.*"))) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    # The traps of the script are set behind the last start.
+    time.sleep(0.5)
+    os.killpg(process.pid, number)
+    assert process.wait(30) == code
+    assert [(tmp_path / f"heard.{rank}").read_text() for rank in range(2)] == [f"{heard}\n"] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"),
+    [
+        ({}, ["0", "1"]),
+        ({"CUDA_VISIBLE_DEVICES": "3,GPU-ab,5"}, ["3", "GPU-ab"]),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, ["-1", "-1"]),
+    ],
+)
+def test_local_gives_each_process_one_of_the_gpus_that_it_may_use(given, seen, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    executable(tmp_path / "nvidia-smi", 'for i in 0 1 2; do echo "GPU $i: NVIDIA H100 (UUID: GPU-$i)"; done')
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = run_local(tmp_path, 2, 'echo "$id $CUDA_VISIBLE_DEVICES"', **path, **given)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == [f"{rank} {gpu}" for rank, gpu in enumerate(seen)]
+
+
+def test_local_refuses_more_processes_than_gpus(tmp_path):
+    executable(tmp_path / "nvidia-smi", "echo 'GPU 0: NVIDIA H100 (UUID: GPU-0)'")
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CUDA_VISIBLE_DEVICES": "7"}
+    done = run_local(tmp_path, 2, "exit 0", **path)
+    assert done.returncode == 2
+    assert done.stderr == "error: 2 processes, but CUDA_VISIBLE_DEVICES names 1 GPUs; start at most 1\n"
