@@ -23,6 +23,7 @@ def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
     """Draw WORKDIR/curves.png of the variants that are done: mean over the seeds, and the range between them.
 
     Test error and training loss against the step; after the last step, by depth: branch over shortcut, gradient norm.
+    A seed that diverged is left out, from its first step on.
     """
     figure = Figure(figsize=(11.5, 8), dpi=130, layout="constrained")
     error, loss, ratio, gradient = figure.subplots(2, 2).ravel()
@@ -37,13 +38,14 @@ def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
             continue
         colour = shades(number % shades.N)
         curves = record.curves
-        percent = [[None if share is None else 100 * (1 - share) for share in row] for row in curves.test_top1]
+        well = lambda series, curves=curves: [curves.well(row) for row in series]  # noqa: E731
+        percent = [[None if share is None else 100 * (1 - share) for share in row] for row in well(curves.test_top1)]
         draw(error, np.array(curves.test_step), percent, colour, variant.name)
-        draw(loss, np.array(curves.train_step), curves.train_loss, colour, variant.name)
+        draw(loss, np.array(curves.train_step), well(curves.train_loss), colour, variant.name)
         for axes, quantity in ((ratio, "branch_to_shortcut"), (gradient, "gradient_norm")):
             blocks = {n: v for n, v in record.end.get(quantity, {}).items() if n.startswith("layer")}
             places = np.linspace(0, 1, max(len(blocks), 1))[: len(blocks)]
-            draw(axes, places, list(blocks.values()), colour, variant.name)
+            draw(axes, places, well(blocks.values()), colour, variant.name)
     gradient.set_yscale("log")
     handles, names = error.get_legend_handles_labels()
     if handles:

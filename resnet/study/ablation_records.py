@@ -40,6 +40,10 @@ class Curves:
     images: int = 0
     start: Diagnosis = dataclasses.field(default_factory=dict)
 
+    def well(self, values: list[float | None]) -> list[float | None]:
+        """Of one value a seed those of the seeds that did not diverge; means and ranges are over these."""
+        return [value for value, diverged in zip(values, self.diverged, strict=True) if diverged is None]
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:

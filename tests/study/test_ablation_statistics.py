@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from resnet.study import ablation_curves
 from resnet.study.ablation_config import read_study
 from resnet.study.ablation_curves import FILE, write_curves
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, read_record, write_record
@@ -17,8 +18,8 @@ from resnet.study.ablation_table import comma_separated, markdown
 from tests.study.test_ablation_config import recipe
 
 INSIDE = {
-    "branch_to_shortcut": {"layer1_0": [0.5, 0.7], "layer1_1": [0.3, 0.5], "layer2_0": [1.0, 3.0]},
-    "gradient_norm": {"stem": [9.0, 9.0], "layer1_0": [0.1, 0.3], "layer2_0": [2.0, 4.0], "head": [9.0, 9.0]},
+    "branch_to_shortcut": {"layer1_0": [0.5, 0.6, 0.7], "layer1_1": [0.3, 0.4, 0.5], "layer2_0": [1.0, 2.0, 3.0]},
+    "gradient_norm": {"stem": [9.0] * 3, "layer1_0": [0.1, 0.2, 0.3], "layer2_0": [2.0, 3.0, 4.0], "head": [9.0] * 3},
 }
 
 
@@ -117,7 +118,7 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
     assert "| resnet56 | not run yet |  |  |  |  |  |  | 6.97 [1] |" in text
     assert "[1] He et al. 2015, Table 6\n" in text
     assert "coarse with 3" in text
-    # Means over blocks and seeds: (0.5 + 0.7 + 0.3 + 0.5) / 4 and (1 + 3) / 2; gradients (0.1 + 0.3) / 2, (2 + 4) / 2.
+    # Means over blocks and seeds: of 0.5, 0.6, 0.7, 0.3, 0.4, 0.5, of 1, 2, 3; gradients of 0.1, 0.2, 0.3 and 2, 3, 4.
     assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
 
 
@@ -137,6 +138,45 @@ def test_curves_are_drawn_whatever_is_there(study, tmp_path):
     plain = record("plain20", (0.5, None, 0.5), diverged=(None, 1, None), status=DIVERGED)
     write_curves(tmp_path, study, {"resnet20": BASE, "plain20": plain})
     assert (tmp_path / FILE).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+HALF_DEAD = {
+    "branch_to_shortcut": {"layer1_0": [0.5, 900.0, 0.7], "layer2_0": [1.0, None, 3.0]},
+    "gradient_norm": {"layer1_0": [0.1, 900.0, 0.3], "layer2_0": [2.0, None, 4.0]},
+}
+
+
+def half_dead(diverged=(None, 2, None)) -> Record:
+    """A record whose second seed diverged: finite and far off in places, not finite in others."""
+    one = record("plain20", (0.5, 0.1, 0.7), (0.6, 0.1, 0.8), diverged=diverged, status=DIVERGED)
+    curves = dataclasses.replace(one.curves, train_loss=[[2.0, 90.0, 1.0], [1.0, None, 0.5]], start=HALF_DEAD)
+    return dataclasses.replace(one, curves=curves, end=HALF_DEAD)
+
+
+def test_a_seed_that_diverged_is_in_no_mean_of_what_is_inside(study):
+    """(0.5 + 0.7) / 2 and (1 + 3) / 2; gradients (0.1 + 0.3) / 2 and (2 + 4) / 2, whatever the second seed has."""
+    text = markdown("", study, {"resnet20": BASE, "plain20": half_dead()})
+    assert "| plain20 | 0.6 → 0.6, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
+    assert "| plain20 | diverged |  |  |" in markdown("", study, {"plain20": half_dead((1, 2, 3))})
+
+
+def test_a_value_of_a_well_seed_that_is_not_finite_is_told(study):
+    assert "| plain20 | 450 → 450, not finite → not finite |" in markdown(
+        "", study, {"plain20": half_dead((None, None, 2))}
+    )
+
+
+def test_a_seed_that_diverged_is_in_no_curve(study, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(ablation_curves, "draw", lambda axes, places, series, colour, name: drawn.append(series))
+    write_curves(tmp_path, study, {"plain20": half_dead()})
+    error, loss, ratio, gradient = drawn
+    assert error == [pytest.approx([50, 30]), pytest.approx([40, 20])]
+    assert loss == [[2.0, 1.0], [1.0, 0.5]]
+    assert ratio == [[0.5, 0.7], [1.0, 3.0]]
+    assert gradient == [[0.1, 0.3], [2.0, 4.0]]
+    monkeypatch.undo()
+    write_curves(tmp_path, study, {"plain20": half_dead((1, 2, 3))})
 
 
 def test_a_record_comes_back_as_it_was(tmp_path):
