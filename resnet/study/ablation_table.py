@@ -14,6 +14,8 @@ from resnet.study.ablation_statistics import Figures, figures, present
 
 TABLE, CSV = "table.md", "table.csv"
 NOT_RUN = "not run yet"
+# Below so many pairs a footnote says that the interval is coarse.
+COARSE = 10
 Records = Mapping[str, Record]
 
 
@@ -102,17 +104,16 @@ def difference(own: Figures) -> str:
     if own.difference is None:
         return ""
     interval = f" ({own.interval[0]:+.2f} to {own.interval[1]:+.2f})" if own.interval else ""
-    return f"{own.difference:+.2f}{interval}"
+    pairs = f", {own.pairs} pair{'s' if own.pairs > 1 else ''}" if own.pairs < len(own.last) else ""
+    return f"{own.difference:+.2f}{interval}{pairs}"
 
 
 def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
     """What the figures are, what they are not, and what did not go well."""
-    count = len(study.seeds)
     lines = [
         "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the "
         "best evaluation, which flatters, because the test split chose it.",
-        f"Difference: paired by seed; percentile bootstrap of the mean over {count} pairs"
-        + (f", which is coarse with {count}." if count < 10 else "."),
+        *how_compared(study, records),
         "Images/s: training images of all seeds together, without compilation and evaluation.",
     ]
     lines += [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
@@ -121,6 +122,19 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         if record is not None and record.status in (DIVERGED, FAILED):
             lines.append(f"{variant.name}: {record.status}: {record.reason}")
     return [line + "\n" for line in lines]
+
+
+def how_compared(study: Study, records: Records) -> list[str]:
+    """What the differences and their intervals are of, if there are any; a row says where it has fewer pairs."""
+    own = [figures(record, records.get(study.baseline)) for record in records.values()]
+    if all(one.difference is None for one in own):
+        return []
+    counts = sorted({one.pairs for one in own if one.interval})
+    if not counts:
+        return ["Difference: paired by seed."]
+    over, coarse = (" or ".join(map(str, some)) for some in (counts, [count for count in counts if count < COARSE]))
+    told = f", which is coarse with {coarse}" if coarse else ""
+    return [f"Difference: paired by seed; interval: percentile bootstrap of the mean over {over} pairs{told}."]
 
 
 def diagnostics_table(study: Study, records: Records) -> list[str]:

@@ -122,6 +122,47 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
     assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
 
 
+@pytest.mark.parametrize(
+    ("well", "cell", "note"),
+    [
+        (3, "+10.00 (+0.00 to +20.00)", "over 3 pairs, which is coarse with 3.\n"),
+        (2, "+5.00 (+0.00 to +10.00), 2 pairs", "over 2 pairs, which is coarse with 2.\n"),
+        (1, "+10.00, 1 pair", "Difference: paired by seed.\n"),
+        (0, "", None),
+    ],
+)
+def test_the_footnote_speaks_of_the_pairs_that_there_are(study, well, cell, note):
+    """Differences of +10, 0 and +20, of which the first `well` are left."""
+    diverged = (None,) * well + (1,) * (3 - well)
+    other = dataclasses.replace(OTHER, curves=dataclasses.replace(OTHER.curves, diverged=list(diverged)))
+    text = markdown("", study, {"resnet20": BASE, "plain20": other})
+    line = next(line for line in text.splitlines() if line.startswith("| plain20 "))
+    assert line.split(" | ")[2] == cell
+    assert "Difference:" not in text if note is None else note in text
+    assert ("bootstrap" in text) == (well > 1)
+
+
+def test_the_footnote_speaks_of_each_number_of_pairs(study):
+    two = record("plain32", (0.5, 0.6, 0.7), diverged=(None, 3, None), status=DIVERGED)
+    text = markdown("", study, {"resnet20": BASE, "plain20": OTHER, "plain32": two})
+    assert "over 2 or 3 pairs, which is coarse with 2 or 3.\n" in text
+
+
+def test_a_single_seed_has_no_interval_and_no_word_of_one():
+    config = recipe("depth_cifar")
+    config.seeds = (7,)
+    one = {
+        name: dataclasses.replace(
+            BASE, name=name, curves=Curves(test_step=[1], test_top1=[[share]], diverged=[None]), end={}
+        )
+        for name, share in (("resnet20", 0.9), ("plain20", 0.8))
+    }
+    text = markdown("", read_study(config), one)
+    assert "| plain20 | 20.00 | +10.00 | 20.00 | 1 of 1 |" in text
+    assert "bootstrap" not in text
+    assert "coarse" not in text
+
+
 def test_the_csv_has_every_variant_and_every_seed(study):
     lines = list(csv.DictReader(io.StringIO(comma_separated(study, {"resnet20": BASE, "plain20": OTHER}))))
     assert [line["variant"] for line in lines] == [variant.name for variant in study.variants]
