@@ -23,6 +23,12 @@ UNREAD = {
     "run.best_metric": "nothing is chosen by a validation split",
     "run.early_stopping": "all variants train equally long",
     "run.keep": "one checkpoint is kept until a variant is done",
+    "run.steps_per_call": "use --steps_per_dispatch",
+    "run.mesh": "one device is used",
+    "run.hang_timeout": "one process is used",
+    "run.writers": "it writes tables, curves and TensorBoard's events alone",
+    "run.profile": "trace an ordinary run of train_main.py",
+    "run.debug": "replay an ordinary run of train_main.py",
     "data.feed": "the data are always resident",
 }
 # Crops whose box the resident feed can cut: input_pipeline.resident.CROPS, whose file imports jax.
@@ -137,8 +143,9 @@ def read_variant(name: str, base: Mapping[str, ConfigDict], changes: Any, paper:
                 raise InputError(f"{where}.{section}.{key}={printable(str(value))}: wrong type") from error
             told.append(f"{section}.{key}={value}")
     try:
-        validate(config)
+        # First, as it asks for less: a writer that nothing reads need not be installed.
         check_read(config)
+        validate(config)
     except (InputError, SpecError) as error:
         raise InputError(f"variant {name}: {error}") from error
     return Variant(name, config.lock(), tuple(told), paper)

@@ -125,6 +125,12 @@ def test_a_slip_is_told_in_one_line(changes, words):
         ("run", "best_metric", "loss"),
         ("run", "early_stopping", 2),
         ("run", "keep", 5),
+        ("run", "steps_per_call", 98),
+        ("run", "mesh", "data=1"),
+        ("run", "hang_timeout", 0.0),
+        ("run", "writers", ("wandb",)),
+        ("run", "profile", "2:4"),
+        ("run", "debug", True),
         ("data", "feed", "stream"),
         ("data", "crop", "random_resized"),
     ],
@@ -134,6 +140,16 @@ def test_a_key_that_an_ablation_does_not_read_is_refused(section, key, value):
     config[section][key] = value
     with pytest.raises(InputError, match=f"config.{section}.{key}="):
         read_study(config)
+
+
+def test_a_key_that_is_not_read_says_what_does_instead():
+    config = small()
+    config.run.steps_per_call = 98
+    with pytest.raises(InputError) as error:
+        read_study(config)
+    assert str(error.value) == (
+        "variant a: config.run.steps_per_call=98 would be read by nothing in an ablation: use --steps_per_dispatch"
+    )
 
 
 def test_an_ordinary_recipe_is_no_ablation():
