@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
 from resnet.model.errors import SpecError
-from resnet.train.configuration import Flat, flatten, validate
+from resnet.model.spec import ResNetSpec
+from resnet.train.configuration import Flat, flatten, make_spec, validate
 
 # The keys that an ablation's recipe has on top of a run's (configs/ablations/study.py).
 KEYS = ("seeds", "baseline", "variants", "paper")
@@ -181,11 +182,20 @@ def check_alike(variants: tuple[Variant, ...]) -> None:
         other = seen.setdefault(variant.name.lower(), variant.name)
         if other != variant.name:
             raise InputError(f"variants {other} and {variant.name}: names must differ in more than case")
-    flats = {variant.name: flat_config(variant.config) for variant in variants}
-    for index, name in enumerate(flats):
-        for other in list(flats)[:index]:
-            if flats[name] == flats[other]:
+    # A field left to the named network and the same field written out are one network: specs are compared, not keys.
+    # The data, which are not open yet, have as many classes as any variant says.
+    classes = next((count for variant in variants if (count := variant.config.model.num_classes)), 2)
+    runs = {variant.name: run_of(variant.config, classes) for variant in variants}
+    for index, name in enumerate(runs):
+        for other in list(runs)[:index]:
+            if runs[name] == runs[other]:
                 raise InputError(f"variants {other} and {name} are the same run; remove one of them")
+
+
+def run_of(config: ConfigDict, classes: int) -> tuple[ResNetSpec, Flat]:
+    """What a variant trains: the network, for so many classes where it leaves them open, and all keys but model's."""
+    spec = make_spec(config, config.model.num_classes or classes)
+    return spec, {key: value for key, value in flat_config(config).items() if not key.startswith("model.")}
 
 
 def flat_config(config: ConfigDict) -> Flat:

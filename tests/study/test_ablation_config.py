@@ -142,6 +142,28 @@ def test_a_key_that_an_ablation_does_not_read_is_refused(section, key, value):
         read_study(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("cifar_resnet20", {}, {"shortcut": "A"}),
+        ("resnet50", {"shortcut": "B"}, {}),
+        ("resnet50", {}, {"stage_sizes": (3, 4, 6, 3), "stride_place": "3x3"}),
+        ("resnet50", {"name": "resnet50_v1"}, {"stride_place": "first_1x1"}),
+        ("resnet50", {"num_classes": 10}, {}),
+    ],
+)
+def test_variants_that_are_the_same_by_a_default_are_refused(name, one, other):
+    config = small(variants=ConfigDict({"one": {"model": one}, "other": {"model": other}}), baseline="one")
+    config.model.name = name
+    with pytest.raises(InputError, match="variants one and other are the same run; remove one of them"):
+        read_study(config)
+
+
+def test_variants_of_one_network_may_differ_in_how_they_learn():
+    variants = ConfigDict({"one": {}, "other": {"model": {"shortcut": "B"}, "optim": {"lr": 0.2}}})
+    assert len(read_study(small(variants=variants, baseline="one")).variants) == 2
+
+
 def test_a_key_that_is_not_read_says_what_does_instead():
     config = small()
     config.run.steps_per_call = 98
