@@ -22,7 +22,18 @@ from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
-from resnet.study.ablation_records import FAILED, Curves, Record, check_identity, identity_of, read_record, write_record
+from resnet.study.ablation_records import (
+    FAILED,
+    Curves,
+    Record,
+    check_identity,
+    drop_outdated,
+    identity_of,
+    outdated,
+    read_record,
+    record_file,
+    write_record,
+)
 from resnet.train.configuration import flatten
 from resnet.train.interruption import Interruption
 from resnet.train.unread_keys import check_splits
@@ -69,7 +80,7 @@ def main() -> int:
         if interruption.requested:
             return interruption.exit_code
     print(f"{printable(str(workdir))}: table.md, table.csv, curves.png, variants/NAME.json")
-    return 1 if not stopped and any(record.status == FAILED for record in records.values()) else 0
+    return 1 if not stopped and any(records[name].status == FAILED for name in only) else 0
 
 
 def make_flags(arguments: list[str]) -> flags.FlagValues:
@@ -174,13 +185,10 @@ def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) 
                     raise InputError("config.transfer.mode: an ablation trains from scratch; leave the key away")
         except ValueError as error:  # InputError and SpecError
             raise InputError(f"variant {variant.name}: {error}") from error
-        record = read_record(workdir, variant.name)
-        if record is not None:
-            check_identity(
-                f"{printable(str(workdir))}: variant {variant.name}",
-                record.identity,
-                identity_of(variant, study, data.fingerprint),
-            )
+        record, identity = read_record(workdir, variant.name), identity_of(variant, study, data.fingerprint)
+        if record is not None and not outdated(record, identity):
+            file = record_file(workdir, variant.name)
+            check_identity(f"{printable(str(workdir))}: variant {variant.name}", file, record.identity, identity)
             records[variant.name] = record
     return records
 
@@ -215,7 +223,8 @@ def run_variants(
         if stop():
             print(f"Stopped before {variant.name}. The same command goes on from there.")
             return True
-        run = None
+        run, identity = None, identity_of(variant, study, data.host.fingerprint)
+        drop_outdated(workdir, variant.name, identity)
         try:
             run = VariantRun(variant, study, data, workdir, manner, stop)
             record = run.go()
@@ -223,7 +232,6 @@ def run_variants(
             raise
         except Exception as error:  # Any: what fails for one variant (memory, a compiler) must not cost the others.
             reason = f"{type(error).__name__}: {recipe.first_line(error)[:300]}"
-            identity = identity_of(variant, study, data.host.fingerprint)
             empty = Curves(diverged=[None] * len(study.seeds))
             kind = data.device.device_kind
             record = Record(variant.name, FAILED, reason, identity, 0, 0, manner.together, kind, None, empty, {})

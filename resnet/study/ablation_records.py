@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ def record_file(workdir: Path, name: str) -> Path:
     return workdir / FOLDER / f"{name}.json"
 
 
+def checkpoint_folder(workdir: Path, name: str) -> Path:
+    """Where the checkpoints of a variant lie until it is done."""
+    return workdir / FOLDER / name
+
+
 def write_record(workdir: Path, record: Record) -> None:
     """Write variants/NAME.json in one piece."""
     write_json(record_file(workdir, record.name), {"format": FORMAT, **finite(dataclasses.asdict(record))})
@@ -125,14 +131,27 @@ def by_depth(found: Diagnosis) -> Diagnosis:
     return {quantity: {name: parts[name] for name in sorted(parts, key=place)} for quantity, parts in found.items()}
 
 
-def check_identity(where: str, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise InputError with every difference unless what is stored is what is wanted."""
+def check_identity(what: str, at: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raise InputError with every difference unless what is stored at `at` is what is wanted."""
     changed = differences(stored, wanted)
     if changed:
         raise InputError(
-            f"{where} is of another configuration; give --workdir a new folder, or the old settings: "
-            f"{'; '.join(changed)}"
+            f"{what} is of another configuration; give --workdir a new folder, or the old settings, or delete "
+            f"{printable(str(at))} to train it anew: {'; '.join(changed)}"
         )
+
+
+def outdated(record: Record, wanted: dict[str, Any]) -> bool:
+    """Whether a record says that another configuration failed: no reason to refuse this one, and nothing to keep."""
+    return record.status == FAILED and bool(differences(record.identity, wanted))
+
+
+def drop_outdated(workdir: Path, name: str, wanted: dict[str, Any]) -> None:
+    """Remove the record of a variant if it is `outdated`, and before it the checkpoints of what failed."""
+    record = read_record(workdir, name)
+    if record is not None and outdated(record, wanted):
+        shutil.rmtree(checkpoint_folder(workdir, name), ignore_errors=True)
+        record_file(workdir, name).unlink(missing_ok=True)
 
 
 def finite(value: Any) -> Any:

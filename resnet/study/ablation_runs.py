@@ -20,12 +20,12 @@ from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_diagnostics import collect, make_diagnosis
 from resnet.study.ablation_records import (
     DIVERGED,
-    FOLDER,
     OK,
     Curves,
     Diagnosis,
     Record,
     check_identity,
+    checkpoint_folder,
     finite,
     identity_of,
 )
@@ -78,7 +78,7 @@ class VariantRun:
         self, variant: Variant, study: Study, data: OnDevice, workdir: Path, manner: Manner, stop: Callable[[], bool]
     ) -> None:
         self.variant, self.study, self.data, self.manner, self.stop = variant, study, data, manner, stop
-        self.folder = workdir / FOLDER / variant.name
+        self.folder = checkpoint_folder(workdir, variant.name)
         self.plan: Plan = make_plan(variant.config, data.host.as_source(variant.config.data.source))
         train = data.host.splits["train"]
         self.orders = [Order(len(train), self.plan.batch_size, seed) for seed in study.seeds]
@@ -123,7 +123,7 @@ class VariantRun:
         like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
         sharding = jax.sharding.SingleDeviceSharding(self.data.device)
         state, meta = self.checkpoints.restore(newest, like, sharding)
-        check_identity(f"the unfinished variant {self.variant.name}", meta.config, self.identity)
+        check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
         self.curves = Curves(**meta.progress)
         print(f"{self.variant.name}: going on from step {newest} of {self.plan.total_steps}.")
         return newest, state

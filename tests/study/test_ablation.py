@@ -200,11 +200,41 @@ def test_a_variant_that_fails_is_a_row_and_tried_again(file, finished, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(ablation_runs.VariantRun, "go", fail)
         assert command(file, tmp_path / "run") == 1
+        assert command(file, tmp_path / "run", "--only=residual,wild") == 0
     assert "plain: failed: MemoryError: too large" in capsys.readouterr().out
     line = lines(tmp_path / "run")[1]
     assert (line["variant"], line["status"], line["reason"]) == ("plain", "failed", "MemoryError: too large")
     assert command(file, tmp_path / "run", "--only=plain") == 0
     assert records(tmp_path / "run") == records(finished)
+
+
+def test_a_failed_variant_can_be_mended(file, finished, tmp_path, monkeypatch):
+    """It starts afresh, not from the checkpoints of what failed; the others stay."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "variants" / "plain.json").unlink()
+    heed, begun = ablation_runs.VariantRun.heed, []
+
+    def fail_late(self, dispatch, news, seconds):
+        heed(self, dispatch, news, seconds)
+        begun.append(dispatch.first)
+        if begun == [0, 2]:
+            raise MemoryError("too large")
+
+    monkeypatch.setattr(ablation_runs.VariantRun, "heed", fail_late)
+    assert command(file, tmp_path / "run") == 1
+    assert (tmp_path / "run" / "variants" / "plain" / "checkpoints" / "2").is_dir()
+    mended = ("--config.variants.plain.model.shortcut=B",)
+    assert command(file, tmp_path / "run", *mended, "--only=residual") == 0
+    assert lines(tmp_path / "run")[1]["status"] == "not run yet"
+    assert records(tmp_path / "run")["plain"]["status"] == "failed"
+    assert command(file, tmp_path / "run", *mended) == 0
+    assert begun == [0, 2, 0, 2, 4, 6, 8]
+    found = records(tmp_path / "run")
+    assert (found["plain"]["status"], found["plain"]["identity"]["model.shortcut"]) == ("ok", "B")
+    assert not (tmp_path / "run" / "variants" / "plain").exists()
+    assert {name: found[name] for name in ("residual", "wild")} == {
+        name: record for name, record in records(finished).items() if name != "plain"
+    }
 
 
 def test_another_configuration_is_refused_with_the_difference(file, finished):
@@ -213,8 +243,9 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
         ("--config.optim.momentum=0.5", "optim.momentum: 0.9 -> 0.5"),
         ("--config.seeds=(0,1)", r"seeds: \[0, 5\] -> \[0, 1\]"),
     ):
-        with pytest.raises(InputError, match=f"variant residual is of another configuration.*{words}"):
+        with pytest.raises(InputError, match=f"variant residual is of another configuration.*{words}") as error:
             command(file, finished, flag)
+        assert f"or delete {finished}/variants/residual.json to train it anew: " in str(error.value)
     assert records(finished) == before
 
 

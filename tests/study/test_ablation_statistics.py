@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from resnet.study import ablation_curves
 from resnet.study.ablation_config import read_study
 from resnet.study.ablation_curves import FILE, write_curves
-from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, read_record, write_record
+from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, drop_outdated, read_record, write_record
 from resnet.study.ablation_statistics import bootstrap_interval, errors, figures
 from resnet.study.ablation_table import comma_separated, markdown
 from tests.study.test_ablation_config import recipe
@@ -235,3 +235,19 @@ def test_blocks_come_back_by_depth_not_by_name(tmp_path):
     again = read_record(tmp_path, "resnet20")
     assert list(again.end["gradient_norm"]) == names
     assert list(again.curves.start["gradient_norm"]) == ["stem", "layer1_0", "layer2_0", "head"]
+
+
+def test_what_another_configuration_failed_at_is_dropped_before_training_alone(tmp_path):
+    (tmp_path / "variants" / "a" / "checkpoints").mkdir(parents=True)
+    failed = Record("a", FAILED, "no memory", {"optim.lr": 0.1}, 0, 0, "map", "cpu", None, Curves(), {})
+    write_record(tmp_path, failed)
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.1})
+    assert read_record(tmp_path, "a") == failed
+    assert (tmp_path / "variants" / "a").is_dir()
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
+    assert list((tmp_path / "variants").iterdir()) == []
+    done = dataclasses.replace(failed, status=OK)
+    write_record(tmp_path, done)
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
+    assert read_record(tmp_path, "a") == done
