@@ -15,9 +15,34 @@ from input_pipeline.errors import InputError, printable
 Flat = dict[str, Any]
 
 
-def define(values: flags.FlagValues, arguments: list[str], help: str) -> None:
-    """Define 'config': a recipe, and with it --config.KEY for its keys, in whatever order `arguments` has them."""
+class _Prepared(flags.ArgumentParser):
+    """Has what a recipe gives prepared for the flags that set its keys. reader: what makes it of the recipe's file."""
+
+    def __init__(self, *, reader: flags.ArgumentParser, prepare: Callable[[ConfigDict], None]) -> None:
+        self._reader, self._prepare = reader, prepare
+
+    def parse(self, path: str) -> Any:
+        config = self._reader.parse(path)
+        if isinstance(config, ConfigDict):
+            self._prepare(config)
+        return config
+
+
+def define(
+    values: flags.FlagValues,
+    arguments: list[str],
+    help: str,
+    prepare: Callable[[ConfigDict], None] | None = None,
+) -> None:
+    """Define 'config': a recipe, and with it --config.KEY for its keys, in whatever order `arguments` has them.
+
+    prepare: called with what the recipe gives, before the flags set its keys, which must be there by then; what it
+    raises as InputError, `parse` raises.
+    """
     config_flags.DEFINE_config_file("config", None, help, flag_values=values, sys_argv=recipe_first(arguments))
+    if prepare:
+        flag = values["config"]
+        flag.parser = _Prepared(reader=flag.parser, prepare=prepare)
 
 
 def parse(
@@ -49,6 +74,9 @@ def parse(
     try:
         rest = values(recipe_first(arguments))
     except flags.Error as error:
+        # absl makes an error of its own of what `prepare` raises.
+        if isinstance(error.__context__, InputError):
+            raise error.__context__ from None
         raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
     except Exception as error:  # Any: the recipe is the user's own code.
         raise InputError(
@@ -88,7 +116,8 @@ def check_keys(arguments: list[str], known: list[str], also: Callable[[str], boo
 def keys_given(arguments: list[str]) -> frozenset[str]:
     """The keys that flags of the form --config.KEY name, such as 'data.dir'; a recipe's own are not among them."""
     names = (argument.lstrip("-").partition("=")[0] for argument in arguments[1:] if argument.startswith("-"))
-    return frozenset(name.removeprefix("config.") for name in names if name.startswith("config."))
+    # --noconfig.KEY is --config.KEY=False.
+    return frozenset(name.partition(".")[2] for name in names if name.startswith(("config.", "noconfig.")))
 
 
 def recipe_file(arguments: list[str]) -> str:

@@ -21,7 +21,7 @@ from configs.default import get_config as default_config
 from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
 from resnet import command
-from resnet.study.ablation_config import KEYS, Study, flat_config, known_key, read_study
+from resnet.study.ablation_config import KEYS, Study, add_keys, flat_config, known_key, read_study
 from resnet.study.ablation_records import (
     FAILED,
     Curves,
@@ -86,7 +86,12 @@ def main() -> int:
 def make_flags(arguments: list[str]) -> flags.FlagValues:
     """The command's flags, in a set of their own."""
     values = flags.FlagValues()
-    recipe.define(values, arguments, "The recipe, such as configs/ablations/cifar_small.py.")
+    recipe.define(
+        values,
+        arguments,
+        "The recipe, such as configs/ablations/cifar_small.py.",
+        prepare=lambda config: add_keys(config, recipe.keys_given(arguments)),
+    )
     flags.DEFINE_string(
         "workdir", None, "The ablation's folder; the same command goes on where it stopped.", flag_values=values
     )

@@ -2,8 +2,9 @@
 
 import copy
 import dataclasses
+import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -73,6 +74,52 @@ class Study:
 def known_key(key: str) -> bool:
     """Whether 'variants.NAME.section.key' and the like may be set on the command line; defaults' keys aside."""
     return key.partition(".")[0] in KEYS
+
+
+def add_keys(config: ConfigDict, flagged: Collection[str]) -> None:
+    """Give the variants the keys that flags are about to set, where the recipe has no word of them.
+
+    Raises InputError that names the flag whose key cannot be there.
+    """
+    default = default_config()
+    for key in sorted(flagged):
+        parts = key.split(".")
+        if parts[0] not in KEYS:
+            continue
+        if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+            raise InputError(
+                f"--config.{printable(key)}: a flag reaches names of letters, digits and _ alone, letter first; change "
+                "the recipe instead"
+            )
+        variants = config.get("variants")
+        if parts[0] == "variants" and isinstance(variants, ConfigDict):
+            add_key(variants, parts, default)
+        holder: Any = config
+        for part in parts:
+            if not isinstance(holder, ConfigDict) or part not in holder:
+                raise InputError(f"--config.{key}: the recipe has no such key; write it there")
+            holder = holder[part]
+
+
+def add_key(variants: ConfigDict, parts: list[str], default: ConfigDict) -> None:
+    """Put ['variants', NAME, SECTION, KEY], or as much of it as is given, into the variants: the default of the key."""
+    flag = f"--config.{'.'.join(parts)}"
+    name, section, key = (*parts[1:], "", "", "")[:3]
+    if name and name not in variants:
+        raise InputError(f"{flag}: no such variant; choose from {printable(', '.join(variants))}")
+    if not section or not isinstance(variants[name], ConfigDict):
+        return
+    if section not in SECTIONS:
+        raise InputError(f"{flag}: a variant changes keys of {' and '.join(SECTIONS)} alone")
+    if key and key not in default[section]:
+        raise InputError(f"{flag}: no such key; configs/default.py lists all of {section}")
+    with variants.unlocked(), variants.ignore_type():
+        if section not in variants[name]:
+            variants[name][section] = ConfigDict()
+        if key and isinstance(variants[name][section], ConfigDict):
+            # The reference, not its value, which may be None: it has the type that the flag is read as, where the
+            # recipe's own value may be of another (1 for a rate).
+            variants[name][section][key] = default[section].get_ref(key)
 
 
 def read_study(config: ConfigDict) -> Study:

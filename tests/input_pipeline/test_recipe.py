@@ -2,9 +2,11 @@
 
 import pytest
 from absl import flags
+from ml_collections import ConfigDict
 
 from configs.default import get_config
 from input_pipeline import recipe
+from input_pipeline.errors import InputError
 
 RECIPE = "configs/folder.py"
 
@@ -25,3 +27,36 @@ def test_the_recipe_may_stand_anywhere(arguments):
     assert values["config"].value.optim.lr == 0.3
     assert values["workdir"].value == "w"
     assert recipe.keys_given(["train_main.py", *arguments]) == {"optim.lr"}
+
+
+def test_both_forms_of_a_boolean_flag_give_its_key():
+    assert recipe.keys_given(["train_main.py", "--noconfig.optim.nesterov", "--config.run.debug", "--nothing"]) == {
+        "optim.nesterov", "run.debug",
+    }  # fmt: skip
+
+
+def parsed(prepare) -> ConfigDict:
+    """A recipe with a key set by a flag, after `prepare`."""
+    values, arguments = flags.FlagValues(), ["train_main.py", f"--config={RECIPE}", "--config.optim.lr=0.3"]
+    recipe.define(values, arguments, "", prepare=prepare)
+    recipe.parse(values, arguments, "", known=["optim.lr"], required=["config"])
+    return values["config"].value
+
+
+def test_a_recipe_is_prepared_before_flags_set_its_keys():
+    def prepare(config: ConfigDict) -> None:
+        assert config.optim.lr != 0.3
+        config.optim.momentum = 0.5
+
+    config = parsed(prepare)
+    assert (config.optim.lr, config.optim.momentum) == (0.3, 0.5)
+    assert config.is_locked
+
+
+def test_what_preparing_refuses_is_told_as_it_is():
+    def prepare(config: ConfigDict) -> None:
+        raise InputError("config.optim.lr: not today")
+
+    with pytest.raises(InputError) as error:
+        parsed(prepare)
+    assert str(error.value) == "config.optim.lr: not today"

@@ -254,7 +254,11 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
     [
         ("--only=plan", "--only=plan: no such variant; choose from residual, plain, wild"),
         ("--config.optim.lrr=1", "--config.optim.lrr: no such key"),
-        ("--config.variants.plain.model.width=4", "width"),
+        ("--config.variants.plain.model.widht=4", "--config.variants.plain.model.widht: no such key"),
+        (
+            "--config.variants.plan.model.width=4",
+            "--config.variants.plan.model.width: no such variant; choose from resi",
+        ),
         ("--config.baseline=none", "config.baseline='none' is no variant"),
         ("--config.data.dir=absent.npz", "absent.npz: cannot be read"),
         ("--config.data.image_size=9", "holds images of 8 px"),

@@ -10,7 +10,9 @@ from configs import ablations
 from configs.ablations.study import study as recipe_of
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
-from resnet.study.ablation_config import KEYS, Published, read_study
+from input_pipeline.recipe import flatten, parse
+from resnet.study import ablation
+from resnet.study.ablation_config import KEYS, Published, known_key, read_study
 
 FOLDER = Path(ablations.__file__).parent
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "study"))
@@ -172,6 +174,71 @@ def test_a_key_that_is_not_read_says_what_does_instead():
     assert str(error.value) == (
         "variant a: config.run.steps_per_call=98 would be read by nothing in an ablation: use --steps_per_dispatch"
     )
+
+
+FLAGGED = """
+from configs.ablations.study import paper_recipe, study
+
+def get_config():
+    changes = {"bare": {}, "b": {"model": {"shortcut": "B"}, "optim": {"lr": 1}}, "x-1": {"model": {"shortcut": "C"}}}
+    return study(paper_recipe(), changes, baseline="bare")
+"""
+
+
+def flagged(folder: Path, *arguments: str) -> dict[str, tuple[str, ...]]:
+    """The changes of each variant of a recipe under these flags."""
+    (folder / "recipe.py").write_text(FLAGGED)
+    given = ["ablation", f"--config={folder / 'recipe.py'}", "--workdir=x", *arguments]
+    values = ablation.make_flags(given)
+    known = [key for key, _ in flatten(default_config())]
+    parse(values, given, "", known=[*known, *KEYS], also=known_key)
+    return {variant.name: variant.changes for variant in read_study(values["config"].value).variants}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "changes"),
+    [
+        (["--config.variants.bare.optim.lr=0.2"], "bare", ("optim.lr=0.2",)),
+        (["--config.variants.bare.optim.lr", "3"], "bare", ("optim.lr=3.0",)),
+        (["--config.variants.bare.model.shortcut=D"], "bare", ("model.shortcut=D",)),
+        (["--config.variants.bare.model.stage_sizes=(1,1,1)"], "bare", ("model.stage_sizes=(1, 1, 1)",)),
+        (["--config.variants.bare.optim.nesterov"], "bare", ("optim.nesterov=True",)),
+        (["--noconfig.variants.bare.optim.nesterov"], "bare", ("optim.nesterov=False",)),
+        (["--config.variants.bare.optim={'lr': 0.2}"], "bare", ("optim.lr=0.2",)),
+        (
+            ["--config.variants.bare.optim.lr=0.2", "--config.variants.bare.model.width=8"],
+            "bare",
+            ("model.width=8", "optim.lr=0.2"),
+        ),
+        (["--config.variants.b.optim.momentum=0.5"], "b", ("model.shortcut=B", "optim.lr=1", "optim.momentum=0.5")),
+        # The recipe has a whole number there; a rate is read as the default's type all the same.
+        (["--config.variants.b.optim.lr=0.5"], "b", ("model.shortcut=B", "optim.lr=0.5")),
+    ],
+)
+def test_a_flag_sets_any_key_of_a_variant(tmp_path, arguments, name, changes):
+    found, before = flagged(tmp_path, *arguments), flagged(tmp_path)
+    assert sorted(found[name]) == list(changes)
+    assert {other: found[other] for other in found if other != name} == {
+        other: before[other] for other in before if other != name
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("variants.bear.optim.lr=0.2", "variants.bear.optim.lr: no such variant; choose from bare, b, x-1"),
+        ("variants.bare.optim.lrr=0.2", "variants.bare.optim.lrr: no such key; configs/default.py lists all of optim"),
+        ("variants.bare.data.flip=none", "variants.bare.data.flip: a variant changes keys of model and optim alone"),
+        ("variants.bare.optim.lr.x=1", "variants.bare.optim.lr.x: the recipe has no such key; write it there"),
+        ("variants.x-1.optim.lr=1", "variants.x-1.optim.lr: a flag reaches names of letters, digits and _ alone, "),
+        ("paper.bare.error=1.0", "paper.bare.error: the recipe has no such key; write it there"),
+    ],
+)
+def test_a_flag_for_a_key_that_cannot_be_is_told_in_one_line(tmp_path, flag, words):
+    with pytest.raises(InputError) as error:
+        flagged(tmp_path, f"--config.{flag}")
+    assert str(error.value).startswith(f"--config.{words}")
+    assert "\n" not in str(error.value)
 
 
 def test_an_ordinary_recipe_is_no_ablation():
