@@ -9,12 +9,14 @@ from input_pipeline.errors import InputError
 from resnet.model.errors import SpecError
 from resnet.study.run_record import RunRecord
 
-# Dense bfloat16 peak in FLOP/s of one device, by a part of what jax calls its kind; the makers' data sheets. The more
-# particular name stands first.
+# Dense bfloat16 peak in FLOP/s of one device, by a part of what jax calls its kind; the makers' data sheets (NVIDIA's
+# give the sparse one, which is twice that). The more particular name stands first.
 PEAKS = {
     "GB200": 2.5e15,
     "B200": 2.25e15,
+    "H200 NVL": 8.35e14,
     "H200": 9.895e14,
+    "H100 NVL": 8.35e14,
     "H100 PCIe": 7.56e14,
     "H100": 9.895e14,
     "A100": 3.12e14,

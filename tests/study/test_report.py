@@ -310,6 +310,9 @@ def test_predictions_survive_the_way_to_the_disk_and_nothing_is_unpickled(tmp_pa
     [
         ("NVIDIA H100 80GB HBM3", "bfloat16", 9.895e14),
         ("NVIDIA H100 PCIe", "bfloat16", 7.56e14),
+        ("NVIDIA H100 NVL", "bfloat16", 8.35e14),
+        ("NVIDIA H200", "bfloat16", 9.895e14),
+        ("NVIDIA H200 NVL", "bfloat16", 8.35e14),
         ("NVIDIA A100-SXM4-40GB", "bfloat16", 3.12e14),
         ("NVIDIA A100-SXM4-40GB", "float32", None),
         ("NVIDIA L40", "bfloat16", None),
