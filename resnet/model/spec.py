@@ -127,9 +127,10 @@ class ResNetSpec:
     def check_image_size(self, image_size: int) -> None:
         """Raise SpecError unless the last map of an image of this side is at least one pixel that saw the image."""
         if image_size < self.total_stride:
+            advice = "" if self.stem == "cifar" else ", or stem='cifar' for small images"
             raise SpecError(
                 f"image_size {image_size} is too small for this network, which reduces each side {self.total_stride} "
-                f"times; take at least {self.total_stride}, or stem='cifar' for small images"
+                f"times; take at least {self.total_stride}{advice}"
             )
 
 

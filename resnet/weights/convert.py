@@ -153,7 +153,9 @@ def summary(converted: Converted, out: str) -> str:
         )
     if spec.in_channels != 3:
         lines.append(
-            f"The network takes {spec.in_channels} channels; images are fed with 3: --in_channels=3 adapts its stem."
+            f"The network takes {spec.in_channels} channel{'s' if spec.in_channels > 1 else ''}: for "
+            "resnet.weights.export and your own programs. Training, predict, evaluate, demo and export read images as "
+            "RGB and refuse it."
         )
     return "\n".join(lines)
 

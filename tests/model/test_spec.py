@@ -227,8 +227,10 @@ def test_images_smaller_than_the_total_stride_are_refused(changes, least):
     spec = tiny(**changes)
     assert spec.total_stride == least
     spec.check_image_size(least)
-    with pytest.raises(SpecError, match=rf"image_size {least - 1} is too small .* at least {least}"):
+    with pytest.raises(SpecError, match=rf"image_size {least - 1} is too small .* at least {least}") as caught:
         spec.check_image_size(least - 1)
+    # Who has that stem already is not advised to take it.
+    assert ("stem='cifar'" in str(caught.value)) == (spec.stem != "cifar")
     if least > 1:
         with pytest.raises(SpecError, match="too small"):
             jax.eval_shape(lambda key: ResNet(spec).init(key, jnp.zeros((1, 64, least - 1, 3))), jax.random.key(0))

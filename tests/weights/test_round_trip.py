@@ -130,7 +130,10 @@ def test_a_stem_for_other_channels_answers_as_before(tmp_path: Path, channels: i
     torch.save(twin().state_dict(), tmp_path / "in.pth")
     plain, adapted = (convert(str(tmp_path / "in.pth"), in_channels=number) for number in (0, channels))
     assert adapted.meta.spec.in_channels == channels
-    assert f"The network takes {channels} channels" in summary(adapted, "out")
+    said = summary(adapted, "out")
+    assert f"The network takes {channels} channel{'s' if channels > 1 else ''}: for resnet.weights.export" in said
+    assert "predict, evaluate, demo and export read images as RGB and refuse it" in said
+    assert "--in_channels" not in said
     grey = np.random.default_rng(0).normal(size=(2, 33, 33, 1)).astype(np.float32)
     backend = jax.lax.conv_general_dilated
     logits = [
