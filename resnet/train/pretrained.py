@@ -17,20 +17,10 @@ from resnet.train.checkpoints import Meta, load
 from resnet.train.freezing import is_head
 from resnet.train.state import Variables
 from resnet.weights import convert, zoo
-from resnet.weights.recognise import describe, name_of
+from resnet.weights.recognise import TRAINING_FIELDS, describe, name_of
 
 # Fields of a spec that may differ between the weights and the run: the head, and what acts in training only.
-FREE = (
-    "num_classes",
-    "head_hidden",
-    "dropout",
-    "stochastic_depth",
-    "shortcut_dropout",
-    "zero_init_last_gamma",
-    "gate_bias",
-    "norm_momentum",
-    "ghost_batch_size",
-)
+FREE = ("num_classes", "head_hidden", *TRAINING_FIELDS)
 # What makes two contracts different inputs; the crop and its interpolation always are the weights'.
 NUMBERS = ("mean", "std", "scale", "channel_order")
 

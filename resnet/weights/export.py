@@ -10,7 +10,7 @@ back gives the same bits. A network that the other side would compute differentl
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +22,25 @@ from resnet.train.checkpoints import load
 from resnet.weights import keras_writing, mapping, names
 from resnet.weights.faults import fault
 from resnet.weights.names import Dialect
-from resnet.weights.recognise import KERAS_EPSILON
+from resnet.weights.recognise import KERAS_EPSILON, differing_field, recognise
 
-# Field -> what torchvision, timm and the CIFAR ResNets have.
+# Field -> what torchvision, timm and the CIFAR ResNets have; the shortcut goes by the stem.
 TORCH_FIELDS: dict[str, tuple[object, ...]] = {
     "order": ("original",),
     "norm": ("batch",),
     "activation": ("relu",),
-    "shortcut": ("A", "B", "D"),
     "shortcut_transform": ("identity",),
     "stride_place": ("3x3",),
     "stride_block": ("first",),
     "norm_epsilon": (1e-5,),
     "conv_bias": (False,),
     "head_hidden": (0,),
+}
+# Stem -> whose networks have it, and with which shortcuts. D in the CIFAR ResNets' names would be read as their B.
+TORCH_SHORTCUTS: dict[str, tuple[str, tuple[object, ...]]] = {
+    "imagenet": ("torchvision's and timm's ResNets with stem='imagenet'", ("B", "D")),
+    "deep": ("timm's ResNets with stem='deep'", ("B", "D")),
+    "cifar": ("the CIFAR ResNets (stem='cifar')", ("A", "B")),
 }
 # Field -> what Keras' ResNet50, 101 and 152 have, and their V2. Where ours has no biases, zeros are written.
 KERAS_FIELDS: dict[str, tuple[object, ...]] = {
@@ -87,26 +92,49 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     """
     if out.exists():
         raise fault(out, "exists already; name another file or remove it")
+    if form == "keras" and not out.name.endswith((".h5", ".hdf5")):
+        raise InputError(
+            f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
+        )
     variables, meta = load(checkpoint)
-    has_head = meta.progress.get("head") != "none"
+    spec, has_head = meta.spec, meta.progress.get("head") != "none"
+    require_known(spec, form)
     if form == "keras":
-        v2 = meta.spec.preactivated
-        require(meta.spec, KERAS_V2_FIELDS if v2 else KERAS_FIELDS, "Keras' V2 ResNets" if v2 else "Keras' ResNets")
-        if not out.name.endswith((".h5", ".hdf5")):
-            raise InputError(
-                f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
-            )
-        dialect = names.KERAS_V2 if v2 else names.KERAS
-        tensors = mapping.from_variables(variables, meta.spec, dialect, has_head=has_head)
-        tensors = keras_writing.with_biases(tensors, v2=v2)
-        layers = keras_writing.layer_order(meta.spec, has_head=has_head)
+        tensors = mapping.from_variables(variables, spec, keras_dialect(spec), has_head=has_head)
+        tensors = keras_writing.with_biases(tensors, v2=spec.preactivated)
+    else:
+        tensors = mapping.from_variables(variables, spec, torch_dialect(spec), has_head=has_head)
+    require_readable(spec, tensors, form)
+    if form == "keras":
+        layers = keras_writing.layer_order(spec, has_head=has_head)
         numbered = out.name.endswith(".weights.h5")
         write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
     else:
-        require(meta.spec, TORCH_FIELDS, "torchvision's and timm's ResNets")
-        tensors = mapping.from_variables(variables, meta.spec, torch_dialect(meta.spec), has_head=has_head)
         write_whole(out, lambda path: write_torch(path, tensors))
     return len(tensors)
+
+
+def require_known(spec: ResNetSpec, form: str) -> None:
+    """Raise InputError, naming the field, for a network that the readers of the format have not."""
+    if form == "keras":
+        v2 = spec.preactivated
+        require(spec, KERAS_V2_FIELDS if v2 else KERAS_FIELDS, "Keras' V2 ResNets" if v2 else "Keras' ResNets")
+        return
+    require(spec, TORCH_FIELDS, "torchvision's and timm's ResNets")
+    whose, shortcuts = TORCH_SHORTCUTS[spec.stem]
+    require(spec, {"shortcut": shortcuts}, whose)
+
+
+def require_readable(spec: ResNetSpec, tensors: Mapping[str, np.ndarray], form: str) -> None:
+    """Raise InputError unless the network can be read off the tensors' names and shapes, as whoever converts must."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    found = recognise(shapes, f"a file of --format={form} for this checkpoint", keras=form == "keras")
+    field = differing_field(spec, found.spec, has_head=found.has_head)
+    if field:
+        raise InputError(
+            f"the checkpoint's network has {field}={getattr(spec, field)!r}, but a file has names and shapes alone; "
+            f"by them it would be read as {field}={getattr(found.spec, field)!r}; --format={form} cannot hold it"
+        )
 
 
 def require(spec: ResNetSpec, fields: dict[str, tuple[object, ...]], whose: str) -> None:
@@ -125,6 +153,10 @@ def torch_dialect(spec: ResNetSpec) -> Dialect:
     if spec.stem == "cifar":
         return names.CIFAR
     return names.TORCH_D if spec.shortcut == "D" else names.TORCH
+
+
+def keras_dialect(spec: ResNetSpec) -> Dialect:
+    return names.KERAS_V2 if spec.preactivated else names.KERAS
 
 
 def write_torch(path: Path, tensors: dict[str, np.ndarray]) -> None:

@@ -30,6 +30,19 @@ SHAPED = (
     "norm",
 )
 KERAS_EPSILON = 1.001e-5
+# What acts in training alone.
+TRAINING_FIELDS = (
+    "dropout",
+    "stochastic_depth",
+    "shortcut_dropout",
+    "zero_init_last_gamma",
+    "gate_bias",
+    "norm_momentum",
+    "ghost_batch_size",
+)
+# What nothing reads in a network of a file: it has batch norms and a shortcut without a transform. And the biases:
+# those of Keras are zeros where a network of ours had none.
+NOT_COMPARED = (*TRAINING_FIELDS, "norm_groups", "shortcut_scale", "conv_bias", "bias_without_norm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +99,13 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], source: str, *, keras: bool
     except (SpecError, ZeroDivisionError) as error:
         raise fault(source, f"its shapes make no ResNet ({error})") from error
     return Recognised(spec, dialect, head is not None)
+
+
+def differing_field(spec: ResNetSpec, of_file: ResNetSpec, *, has_head: bool) -> str | None:
+    """The first field in which a trained network of `spec` computes otherwise than a file's network, or None."""
+    free = NOT_COMPARED if has_head else (*NOT_COMPARED, "num_classes")
+    fields = (field.name for field in dataclasses.fields(ResNetSpec) if field.name not in free)
+    return next((name for name in fields if getattr(spec, name) != getattr(of_file, name)), None)
 
 
 def count_blocks(ours: Shapes) -> tuple[int, ...]:

@@ -57,6 +57,8 @@ def axes(path: Path, spec: ResNetSpec) -> list[tuple[int, np.ndarray]]:
     found = []
     if path[2] == "conv1" and leaf == "kernel":
         found.append((2, orders[stage - 1] if index == 0 else orders[stage]))
-    if path[2] in (f"conv{last}", f"bn{last}"):
+    if path[2] in (f"conv{last}", f"bn{last}") or path[2:4] == ("se", "fc2"):
         found.append((-1, orders[stage]))
+    if path[2:] == ("se", "fc1", "kernel"):
+        found.append((0, orders[stage]))
     return found

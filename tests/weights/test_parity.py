@@ -60,6 +60,11 @@ def test_agrees_with_torch(tmp_path: Path, model: str, options: dict) -> None:
     [
         # The CIFAR ResNets: zero channels on both sides of the shortcut where ours pads behind; two such shortcuts.
         (with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 2, 1)), names.CIFAR),
+        # What is written in the CIFAR ResNets' names and nobody published: the gates' channels are sorted as well.
+        (
+            ResNetSpec(stage_sizes=(1, 1), width=8, stem="cifar", shortcut="A", squeeze_excitation=4, num_classes=5),
+            names.CIFAR,
+        ),
         # timm's resnet50d family and squeeze-and-excitation; ResNeXt's groups.
         (
             ResNetSpec(

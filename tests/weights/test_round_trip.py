@@ -149,6 +149,18 @@ def test_a_stem_for_other_channels_answers_as_before(tmp_path: Path, channels: i
         ({"order": "full_preactivation"}, "torchvision", "order="),
         ({"norm_epsilon": 1e-3}, "torchvision", "norm_epsilon="),
         ({"stride_block": "last"}, "torchvision", "stride_block="),
+        # Of the four stems and shortcuts that no published network joins: as B, or as a CIFAR network, it would load.
+        ({"stem": "cifar", "shortcut": "D"}, "torchvision", r"shortcut='D' where the CIFAR ResNets .* have 'A' or 'B'"),
+        ({"shortcut": "A"}, "torchvision", "shortcut='A' where torchvision's and timm's"),
+        ({"stem": "deep", "shortcut": "A"}, "torchvision", "shortcut='A' where timm's"),
+        ({"shortcut": "C"}, "torchvision", "shortcut='C'"),
+        # A basic network of one stage has no projection, by which B would be told from A.
+        ({"stage_sizes": (2,)}, "torchvision", "shortcut='B', but .* read as shortcut='A'"),
+        # A squeeze that does not divide the channels, and 3x3 convolutions of a width that is rounded.
+        ({"squeeze_excitation": 5}, "torchvision", "squeeze_excitation=5, but .* read as squeeze_excitation=8"),
+        ({"block": "bottleneck", "base_width": 12}, "torchvision", "base_width=12, but .* read as base_width=8"),
+        ({"block": "bottleneck", "width": 200, "base_width": 1}, "torchvision", "shapes make no ResNet .base_width=0"),
+        ({"stem": "deep", "width": 9}, "torchvision", "width=9, but .* read as width=8"),
         ({"block": "bottleneck", "order": "full_preactivation"}, "keras", "stride_block='first' where Keras' V2"),
         ({}, "keras", "block="),
     ],
