@@ -9,6 +9,7 @@ exit code 1 where a layer is further off than --tolerance.
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load
 from resnet.train.state import Variables
 from resnet.weights import formats, zoo
-from resnet.weights.convert import convert
+from resnet.weights.convert import Converted, convert
 from resnet.weights.faults import fault
 from resnet.weights.mapping import pads_on_both_sides
-from resnet.weights.recognise import Recognised
+from resnet.weights.recognise import Recognised, differing_field
 from resnet.weights.shortcut_padding import channel_orders
+
+# NumPy has no words for an array of sides beyond all memory; up to here it says that there is too little.
+LARGEST_SIDE = 1 << 16
 
 Features = dict[str, np.ndarray]
 
@@ -49,6 +53,8 @@ def main() -> int:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_args()
+    if not 0 <= arguments.tolerance < math.inf:
+        raise InputError(f"--tolerance={arguments.tolerance} must be a finite number of at least 0")
     errors = compare(arguments.source, arguments.model, arguments.checkpoint, arguments.image_size)
     different = first_difference(errors, arguments.tolerance)
     if arguments.json:
@@ -66,10 +72,16 @@ def compare(
 ) -> dict[str, float]:
     """Layer -> largest difference over the layer's standard deviation, in the order of the network.
 
-    images: float32[B, S, S, C], already normalised; None draws two from N(0, 1). Raises InputError as `convert` does.
+    images: float32[B, S, S, C], already normalised; None draws two from N(0, 1). Raises InputError as `convert` does,
+    and for a checkpoint of another network.
     """
+    if not 0 <= image_size <= LARGEST_SIDE:
+        raise InputError(
+            f"--image_size={image_size} must lie in 1..{LARGEST_SIDE}, or be 0 for the size that the weights have"
+        )
     converted = convert(source, model=model)
     variables, meta = (converted.variables, converted.meta) if not checkpoint else load(checkpoint)
+    require_same_network(source, converted, checkpoint, meta)
     side = image_size or converted.meta.image_size
     if images is None:
         images = np.random.default_rng(0).normal(size=(2, side, side, meta.spec.in_channels)).astype(np.float32)
@@ -81,6 +93,19 @@ def compare(
         if pads_on_both_sides(converted.meta.spec, converted.recognised.dialect):
             theirs = in_our_order(theirs, converted.meta)
     return layer_errors(our_features(variables, meta, images, converted.recognised), theirs)
+
+
+def require_same_network(source: str, converted: Converted, checkpoint: str, meta: Meta) -> None:
+    """Raise InputError, naming the field, where the checkpoint is not of the network that the source holds."""
+    field = differing_field(meta.spec, converted.meta.spec, has_head=converted.recognised.has_head)
+    if field:
+        mine, theirs = getattr(meta.spec, field), getattr(converted.meta.spec, field)
+        # Shapes do not tell where a bottleneck strides.
+        advice = "name the network by --model, or give" if field == "stride_place" else "give"
+        raise InputError(
+            f"--checkpoint={printable(checkpoint)} has {field}={mine!r} where --source={printable(source)} has "
+            f"{theirs!r}: the two are different networks; {advice} the checkpoint that was converted from this source"
+        )
 
 
 def first_difference(errors: Mapping[str, float], tolerance: float) -> str | None:
