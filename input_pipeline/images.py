@@ -240,15 +240,8 @@ def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int,
         message = str(error).removeprefix(f"{printable(listing.ids[i])}: ") or type(error).__name__
         return label, size, 0, 0, 0, content, f"{header.format}, {printable(message[:300])}"
     if decoded != stored:
-        return (
-            label,
-            size,
-            0,
-            0,
-            0,
-            content,
-            f"{header.format} header claims {stored} pixels, but {decoded} were decoded",
-        )
+        reason = f"{header.format} header claims {stored} pixels, but {decoded} were decoded"
+        return label, size, 0, 0, 0, content, reason
     return label, size, header.height, header.width, header.orientation, content, ""
 
 
@@ -272,7 +265,7 @@ def _recall(cache: Path, count: int) -> list[Row] | None:
     except (OSError, ValueError, TypeError):
         return None
     kinds = (int, int, int, int, int, str, str)
-    whole = len(rows) == count and all(tuple(map(type, row)) == kinds for row in rows)
+    whole = len(rows) == count and all(tuple(map(type, row)) == kinds and row[5].isascii() for row in rows)
     return rows if whole else None
 
 

@@ -181,7 +181,16 @@ def test_an_audit_is_remembered_until_a_file_changes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "garbage", ["", "{", "[]", "7", "[[1],[2],[3],[4],[5],[6],[7]]", '[["a"],[1],[1],[1],[1],[""],[""]]']
+    "garbage",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "[[1],[2],[3],[4],[5],[6],[7]]",
+        '[["a"],[1],[1],[1],[1],[""],[""]]',
+        '[[1],[1],[1],[1],[1],["\u00e9"],[""]]',
+    ],
 )
 def test_a_damaged_cache_is_another_audit(tmp_path, garbage):
     contents = [encoded(COLOUR, "PNG")]

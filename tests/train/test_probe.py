@@ -247,6 +247,16 @@ def test_views_differ_and_the_first_is_evaluations(straight):
     assert np.abs(rows[0] - rows[1]).mean() > 0.01
 
 
+def test_features_are_of_what_the_images_hold_wherever_they_lie(data, weights):
+    config = probing(data, weights)
+    made, train = plan.make_plan(config, source := loop.open_data(config)), source.splits["train"]
+    copy = dataclasses.replace(train, ids=tuple(f"elsewhere/{name}" for name in train.ids))
+    changed = dataclasses.replace(train, contents=train.contents[::-1])
+    own, same, other = (features.Pass(made, split, 0, "digest").describe(8) for split in (train, copy, changed))
+    assert own == same
+    assert own != other
+
+
 def test_a_disk_that_refuses_is_one_line(data, weights, tmp_path, monkeypatch):
     config = probing(data, weights)
     source = loop.open_data(config)
