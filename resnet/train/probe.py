@@ -38,8 +38,7 @@ class ProbeRun(Run):
         step = make_train_step(
             stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning, loss=head_loss_sum
         )
-        same = parallel.replicated(self.mesh)
-        self.train_steps = jax.jit(repeat(step), in_shardings=same, out_shardings=same, donate_argnums=0)
+        self.train_steps = parallel.compile_train_step(step, self.mesh, repeat)
         self.head_step = parallel.compile_eval_step(make_head_eval_step(stage.network), self.mesh)
 
     def prepare(self, step: int, state: TrainState) -> TrainState:

@@ -80,6 +80,13 @@ def test_dividing_the_state_changes_nothing(data, eight):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
 
 
+def test_a_probe_learns_the_same_head_on_a_divided_network(eight):
+    folder, _ = eight
+    assert [line["kind"] for line in lines(folder / "probe_data")][-1] == "test"
+    for got, expected in zip(lines(folder / "probe_fsdp"), lines(folder / "probe_data"), strict=True):
+        assert got["loss"] == pytest.approx(expected["loss"], rel=1e-5), got["step"]
+
+
 def close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
     """Each array to 1e-5 of its own largest number: a sum that cancels is no more exact than its parts."""
     assert set(got) == set(expected)

@@ -43,6 +43,13 @@ def config_for(data: Path, mesh: str, steps: int = 20):
     return config
 
 
+def probe_config(data: Path, mesh: str, weights: Path):
+    """A head on the features of the run in `weights`."""
+    config = config_for(data, mesh, steps=6)
+    config.transfer.mode, config.transfer.weights = "probe", str(weights)
+    return config
+
+
 def gradient_config(data: Path, name: str):
     mesh, parts, norm = GRADIENTS[name]
     config = config_for(data, mesh)
@@ -109,6 +116,8 @@ def main() -> None:
         config = config_for(data, mesh)
         found[name] = sent(config)
         assert loop.train(config, folder / name) == 0
+    for name, mesh in MESHES.items():
+        assert loop.train(probe_config(data, mesh, folder / "data"), folder / f"probe_{name}") == 0
     for name in GRADIENTS:
         np.savez(folder / f"{name}.npz", **first_gradient(gradient_config(data, name)))
     print(json.dumps(found))
