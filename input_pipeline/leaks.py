@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,6 @@ def without_leaks(source: Source) -> Source:
     Raises InputError where nothing would be left of a split.
     """
     splits, dropped = dict(source.splits), {}
-    digest = hashlib.sha256(source.fingerprint.encode())
     for name, split in source.splits.items():
         leaks = find_leaks(source, name)
         if not leaks.either.any():
@@ -92,10 +92,19 @@ def without_leaks(source: Source) -> Source:
             )
         splits[name] = split.take(np.flatnonzero(~leaks.either))
         dropped[name] = leaks.ids(split)
-        for example in sorted(example for ids in dropped[name].values() for example in ids):
+    if not dropped:
+        return source
+    prints = {name: _without(getattr(source, name), dropped) for name in ("fingerprint", "by_sizes")}
+    return dataclasses.replace(source, splits=splits, dropped=dropped, **prints)
+
+
+def _without(fingerprint: str, dropped: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:
+    """The fingerprint of a dataset that lacks these examples."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for name, kinds in dropped.items():
+        for example in sorted(example for ids in kinds.values() for example in ids):
             digest.update(f"{name}\0{example}\0".encode("utf-8", "surrogateescape"))
-    fingerprint = digest.hexdigest() if dropped else source.fingerprint
-    return dataclasses.replace(source, splits=splits, dropped=dropped, fingerprint=fingerprint)
+    return digest.hexdigest()
 
 
 def families(report: Report) -> list[tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,10 +80,11 @@ class Source:
 
     name: what was asked for ('folder', 'demo', 'tfds:...'). class_names: one sorted list for all splits. splits: by
     name, 'train' always, 'val' and 'test' where there are any. fingerprint: sha256 (hex) over class names, split
-    membership, ids, labels and sizes in bytes. skipped: (id, reason) of what was left out under on_error='skip'.
-    report: what the doctor found, None where it was not asked or examples are no files. dropped: by split, the ids that
-    drop_leaks left out, under 'exact' and 'near' as in `leaks.Leaks`. made: the names of the splits that were drawn out
-    of the training images here; the data brought the others.
+    membership, ids, labels and what the images hold. by_sizes: the same over their sizes in bytes instead, as
+    fingerprints were until November 2026 ('' where nobody took it). skipped: (id, reason) of what was left out under
+    on_error='skip'. report: what the doctor found, None where it was not asked or examples are no files. dropped: by
+    split, the ids that drop_leaks left out, under 'exact' and 'near' as in `leaks.Leaks`. made: the names of the splits
+    that were drawn out of the training images here; the data brought the others.
     """
 
     name: str
@@ -94,6 +95,11 @@ class Source:
     report: Report | None = None
     dropped: Mapping[str, Mapping[str, tuple[str, ...]]] = field(default_factory=dict)
     made: tuple[str, ...] = ()
+    by_sizes: str = ""
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a run that noted this fingerprint had these very images in these splits."""
+        return fingerprint != "" and fingerprint in (self.fingerprint, self.by_sizes)
 
 
 def open_source(
@@ -144,10 +150,9 @@ def open_source(
         if missing not in splits and fraction > 0:
             splits = splits | _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
-    bytes_of = dict(zip(listing.ids, found.byte_sizes.tolist(), strict=True))
-    fingerprint = _fingerprint(listing.class_names, ordered, bytes_of)
+    prints = [_fingerprint(listing, ordered, each) for each in (found.contents.tolist(), found.byte_sizes.tolist())]
     made = tuple(name for name in ordered if name not in brought)
-    opened = Source(source, listing.class_names, ordered, fingerprint, skipped, report, made=made)
+    opened = Source(source, listing.class_names, ordered, prints[0], skipped, report, made=made, by_sizes=prints[1])
     return without_leaks(opened) if drop_leaks else opened
 
 
@@ -271,17 +276,21 @@ def _few(train: Split, number: int, seed: int, class_names: tuple[str, ...]) -> 
     return {"train": train.take(np.flatnonzero(kept)), "test": train.take(np.flatnonzero(~kept), "test")}
 
 
-def _fingerprint(class_names: tuple[str, ...], splits: Mapping[str, Split], bytes_of: Mapping[str, int]) -> str:
-    """sha256 (hex) over class names, split names and (id, label, size in bytes) of every example in order."""
+def _fingerprint(listing: Listing, splits: Mapping[str, Split], images: Sequence[object]) -> str:
+    """sha256 (hex) over class names, split names and (id, label, what `images` says of it) of every example in order.
+
+    images: of each of the listing's examples, in its order.
+    """
     digest = hashlib.sha256()
 
     def add(*fields: object) -> None:
         # NUL ends a field: no file name holds one, so no two lists of fields give the same bytes.
         digest.update("".join(f"{field}\0" for field in fields).encode("utf-8", "surrogateescape"))
 
-    add(len(class_names), *class_names)
+    said_of = dict(zip(listing.ids, images, strict=True))
+    add(len(listing.class_names), *listing.class_names)
     for name, split in splits.items():
         add(name, len(split))
         for example, label in zip(split.ids, split.labels.tolist(), strict=True):
-            add(example, label, bytes_of[example])
+            add(example, label, said_of[example])
     return digest.hexdigest()

@@ -66,7 +66,7 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
         drop_leaks=config.drop_leaks,
         keep_copies_together=config.keep_copies_together,
     )
-    if source.fingerprint != run.provenance.get("dataset", {}).get("fingerprint"):
+    if not source.is_of(run.provenance.get("dataset", {}).get("fingerprint", "")):
         raise InputError(f"the data at {printable(folder)} are not those of the run (other files, labels or splits)")
     if "test" not in source.splits or (run.predictions and source.splits["test"].ids != run.predictions.ids):
         raise InputError(f"the test images at {printable(folder)} are not those of predictions.npz; restore them")

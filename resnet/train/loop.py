@@ -139,7 +139,7 @@ class Run(Stepping):
             return 0, fresh
         like = self.like(newest, fresh)
         state, meta = self.checkpoints.restore(newest, like, parallel.state_shardings(self.mesh, like))
-        if meta.fingerprint != self.source.fingerprint:
+        if not self.source.is_of(meta.fingerprint):
             raise InputError(
                 f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
                 "restore them or give --workdir a new folder"

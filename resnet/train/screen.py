@@ -37,6 +37,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         lines[2:2] = [f"Weights   {plan.pretrained.describe()}", *advice(config, plan)]
     if len(plan.stages) > 1 or plan.stages[0].learning is not None:
         lines.insert(-1, f"Learning  {learning(plan, state)}")
+    lines[1:1] = held_out(source)
     lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
     lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
     if source.skipped:
@@ -44,6 +45,16 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
         lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def held_out(source: Source) -> list[str]:
+    """A line where the data bring train and val alone: whoever lays them out so often means val to be the test."""
+    if source.made != ("test",) or "val" not in source.splits:
+        return []
+    return [
+        f"Note      the data bring no test split: {len(source.splits['test']):,} of their training images are held out "
+        "as one; --config.data.test_fraction=0 trains on these too, and val's figures are the result"
+    ]
 
 
 def convolutions(config: ConfigDict) -> str:

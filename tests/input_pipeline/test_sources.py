@@ -74,7 +74,9 @@ def test_an_image_changed_in_place_at_equal_length_changes_the_digest_and_a_copy
     content[-5] ^= 1
     image.write_bytes(content)
     after = opened(root)
-    assert after.fingerprint == before.fingerprint
+    assert after.by_sizes == before.by_sizes
+    assert after.fingerprint != before.fingerprint
+    assert copy.fingerprint == before.fingerprint
     assert after.splits["train"].digest() != before.splits["train"].digest()
 
 
@@ -133,12 +135,20 @@ def test_the_split_is_a_function_of_seed_and_names(tmp_path, opened):
     assert one.splits["test"].ids != other.splits["test"].ids
 
 
-def test_the_fingerprint_follows_names_labels_sizes_and_splits(tmp_path, opened):
+def test_the_fingerprint_follows_names_labels_contents_and_splits(tmp_path, opened):
     root = plant(tmp_path / "data", train__a=3, train__b=3, val__a=1, test__b=1)
-    prints = [opened(root).fingerprint]
+    first = opened(root)
+    prints = [first.fingerprint]
     assert opened(root).fingerprint == prints[0]
     (root / "train" / "a" / "000.jpg").write_bytes(jpeg(0) + b"\0")
     prints.append(opened(root).fingerprint)
+    (root / "train" / "a" / "000.jpg").write_bytes(jpeg(0) + b"\1")
+    of_the_same_size = opened(root)
+    prints.append(of_the_same_size.fingerprint)
+    # Runs begun when fingerprints were of sizes go on.
+    assert of_the_same_size.is_of(of_the_same_size.by_sizes)
+    assert not of_the_same_size.is_of(first.fingerprint)
+    assert not of_the_same_size.is_of("")
     (root / "train" / "a" / "000.jpg").rename(root / "train" / "a" / "9.jpg")
     prints.append(opened(root).fingerprint)
     (root / "train" / "a" / "9.jpg").rename(root / "train" / "b" / "9.jpg")

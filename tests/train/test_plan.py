@@ -8,6 +8,7 @@ import pytest
 
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, Split
+from resnet.train import screen
 from resnet.train.configuration import MOST_STEPS, validate
 from resnet.train.plan import make_plan
 from resnet.train.unread_keys import READ_WITH_VALIDATION
@@ -22,6 +23,14 @@ def source_with(*splits: str, examples: int = 100) -> Source:
     contents = np.array(ids, "S32")
     made = {name: Split(name, labels, ids, sizes, upright, None, contents, lambda i: b"") for name in splits}
     return Source("folder", ("a", "b"), MappingProxyType(made), "f" * 64, ())
+
+
+def test_a_test_split_drawn_beside_a_validation_split_of_the_datas_own_is_told():
+    source = source_with("train", "val", "test")
+    drawn = dataclasses.replace(source, made=("test",))
+    assert "100 of their training images" in "".join(screen.held_out(drawn))
+    for other in (source, dataclasses.replace(source, made=("test", "val")), source_with("train", "val")):
+        assert screen.held_out(other) == []
 
 
 @pytest.mark.parametrize(("key", "value"), [("run.best_metric", "loss"), ("run.early_stopping", 3)])
