@@ -94,8 +94,8 @@ def without_leaks(source: Source) -> Source:
         dropped[name] = leaks.ids(split)
     if not dropped:
         return source
-    prints = {name: _without(getattr(source, name), dropped) for name in ("fingerprint", "by_sizes")}
-    return dataclasses.replace(source, splits=splits, dropped=dropped, **prints)
+    fingerprint, by_sizes = (_without(each, dropped) for each in (source.fingerprint, source.by_sizes))
+    return dataclasses.replace(source, splits=splits, dropped=dropped, fingerprint=fingerprint, by_sizes=by_sizes)
 
 
 def _without(fingerprint: str, dropped: Mapping[str, Mapping[str, tuple[str, ...]]]) -> str:

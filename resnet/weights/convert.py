@@ -21,6 +21,9 @@ from resnet.train.state import Variables
 from resnet.weights import classes, formats, mapping, names, zoo
 from resnet.weights.recognise import Recognised, describe, hold_against, name_of, recognise
 
+# As far as a checkpoint may say (resnet/train/stored_meta.py).
+MOST_RESIZED = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Converted:
@@ -48,6 +51,13 @@ def main() -> int:
         "--image_size", type=int, default=0, help="side of the evaluation crop (default: 224, or 32 for CIFAR stems)"
     )
     parser.add_argument(
+        "--resize_shorter",
+        type=float,
+        default=-1.0,
+        help="evaluation: the shorter side becomes the image size × this, then the centre is cut; 0: the whole image "
+        "is squashed (default: as the source's authors do, 0 for CIFAR stems)",
+    )
+    parser.add_argument(
         "--classes", default="", metavar="FILE", help="text file of class names, one a line in the order of the outputs"
     )
     parser.add_argument(
@@ -64,6 +74,7 @@ def main() -> int:
         model=arguments.model,
         contract=arguments.contract,
         image_size=arguments.image_size,
+        resize_shorter=arguments.resize_shorter,
         class_file=arguments.classes,
         in_channels=arguments.in_channels,
     )
@@ -78,13 +89,16 @@ def convert(
     model: str = "",
     contract: str = "",
     image_size: int = 0,
+    resize_shorter: float = -1.0,
     class_file: str = "",
     in_channels: int = 0,
 ) -> Converted:
-    """Variables and meta from a weights file or a known name; '' and 0 stand for what the source implies.
+    """Variables and meta from a weights file or a known name; '', 0 and -1 stand for what the source implies.
 
     Raises InputError, naming the source and the first offender, for anything that is not exactly a known network.
     """
+    if not (resize_shorter in (-1, 0) or 1 <= resize_shorter <= MOST_RESIZED):
+        raise InputError(f"--resize_shorter={resize_shorter:g} must be 0 or from 1 to {MOST_RESIZED}")
     known = zoo.find(source)
     path = zoo.fetch(known) if known else Path(source)
     file = formats.read(path)
@@ -101,13 +115,14 @@ def convert(
     progress: dict[str, Any] = {"source": source, "source_sha256": file.sha256, "source_format": file.format}
     if not recognised.has_head:
         progress["head"] = "none"
+    # CIFAR's images have the network's size already.
+    usual = 0.0 if spec.stem == "cifar" else kept.resize_shorter
     meta = Meta(
         spec=spec,
         class_names=class_names(spec, recognised.has_head, class_file),
         contract=kept,
         image_size=side,
-        # CIFAR's images have the network's size already.
-        resize_shorter=0.0 if spec.stem == "cifar" else kept.resize_shorter,
+        resize_shorter=usual if resize_shorter == -1 else resize_shorter,
         progress=progress,
     )
     return Converted(variables, meta, file, recognised)
@@ -151,6 +166,9 @@ def summary(converted: Converted, out: str) -> str:
         lines.append(
             f"The {spec.num_classes} classes have no names: give them with --classes=FILE to evaluate by name."
         )
+    elif meta.class_names == classes.default_names(spec):
+        whose = "ImageNet" if spec.num_classes == 1000 else "CIFAR-10"
+        lines.append(f"The {spec.num_classes} outputs are taken for {whose}'s classes; if not, give --classes=FILE.")
     if spec.in_channels != 3:
         lines.append(
             f"The network takes {spec.in_channels} channel{'s' if spec.in_channels > 1 else ''}: for "

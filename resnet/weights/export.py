@@ -9,6 +9,7 @@ back gives the same bits. A network that the other side would compute differentl
 
 import importlib.util
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -81,17 +82,40 @@ def main() -> int:
     out = Path(arguments.out)
     count = export(arguments.checkpoint, arguments.format, out)
     print(f"{count} tensors in {arguments.format}'s names -> {printable(str(out))}")
+    print(way_back(arguments.checkpoint, out))
     return 0
 
 
+def classes_file(out: Path) -> Path:
+    """Where the names of the classes lie beside an exported file."""
+    return out.with_name(f"{out.name}.classes.txt")
+
+
+def way_back(checkpoint: str | Path, out: Path) -> str:
+    """What a file of weights cannot hold of this checkpoint, and the command that gives it back."""
+    _, meta = load(checkpoint)
+    words = [
+        f"--source={out}",
+        f"--contract={meta.contract.name}",
+        f"--image_size={meta.image_size}",
+        f"--resize_shorter={meta.resize_shorter:.6g}",
+        *([f"--classes={classes_file(out)}"] if classes_file(out).exists() else []),
+    ]
+    return (
+        "The file holds tensors alone; whoever reads it has to prepare images as this network's were. Back again:\n"
+        f"  ./run.sh python -m resnet.weights.convert {printable(shlex.join(words))} --out=DIR"
+    )
+
+
 def export(checkpoint: str | Path, form: str, out: Path) -> int:
-    """Write `out` and return its number of tensors; `form` is 'torchvision' or 'keras'.
+    """Write `out`, beside it its `classes_file`, and return its number of tensors; `form`: 'torchvision' or 'keras'.
 
     Raises InputError that names the field in which the network is not one of theirs, or the file that cannot be
     written.
     """
-    if out.exists():
-        raise fault(out, "exists already; name another file or remove it")
+    for file in (out, classes_file(out)):
+        if file.exists():
+            raise fault(file, "exists already; name another file or remove it")
     if form == "keras" and not out.name.endswith((".h5", ".hdf5")):
         raise InputError(
             f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
@@ -111,6 +135,10 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
         write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
     else:
         write_whole(out, lambda path: write_torch(path, tensors))
+    # A folder's name may hold what ends a line; such names cannot come back from a file of lines.
+    text = "".join(f"{name}\n" for name in meta.class_names)
+    if has_head and text.splitlines() == list(meta.class_names):
+        write_whole(classes_file(out), lambda path: write_text(path, text))
     return len(tensors)
 
 
@@ -171,6 +199,10 @@ def write_torch(path: Path, tensors: dict[str, np.ndarray]) -> None:
         if name.endswith("running_var"):
             state[name.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
     torch.save(state, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def write_whole(out: Path, write: Callable[[Path], None]) -> None:

@@ -1,5 +1,6 @@
 """In, out and in again: the same bits, under names that the other side loads strictly."""
 
+import shlex
 from pathlib import Path
 
 import jax
@@ -12,10 +13,10 @@ from input_pipeline.contract import CONTRACTS
 from input_pipeline.errors import InputError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
-from resnet.train.checkpoints import load
+from resnet.train.checkpoints import Meta, load, save_converted
 from resnet.weights import formats, mapping, names, shortcut_padding
 from resnet.weights.convert import convert, summary
-from resnet.weights.export import export
+from resnet.weights.export import export, way_back
 from tests.networks import random_variables
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes and reads the files here")
@@ -210,3 +211,30 @@ def test_no_two_tensors_share_a_name(dialect: names.Dialect) -> None:
     for spec in (TINY_BASIC, OPTION_D):
         found = [entry.name for entry in names.table(spec, dialect)]
         assert len(set(found)) == len(found)
+
+
+def test_what_a_file_cannot_hold_is_told_at_its_export_and_given_back(tmp_path: Path) -> None:
+    """Preprocessing, crop and classes of one's own: the printed command makes the same checkpoint of the file."""
+    spec = with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 1, 1), num_classes=10)
+    mine = tuple("abcdefghij")
+    save_converted(tmp_path / "in", random_variables(spec), Meta(spec, mine, CONTRACTS["raw"], 48, 1.25))
+    export(tmp_path / "in", "torchvision", tmp_path / "w.pth")
+    *_, line = way_back(tmp_path / "in", tmp_path / "w.pth").splitlines()
+    words = shlex.split(line)[4:-1]
+    given = dict(word.removeprefix("--").split("=") for word in words)
+    back = convert(
+        given["source"],
+        contract=given["contract"],
+        image_size=int(given["image_size"]),
+        resize_shorter=float(given["resize_shorter"]),
+        class_file=given["classes"],
+    )
+    assert (back.meta.class_names, back.meta.contract, back.meta.image_size) == (mine, CONTRACTS["raw"], 48)
+    assert back.meta.resize_shorter == 1.25
+    assumed = convert(given["source"])
+    assert "taken for CIFAR-10's classes; if not, give --classes=FILE" in summary(assumed, "out")
+    (tmp_path / "w2.pth.classes.txt").touch()
+    with pytest.raises(InputError, match=r"w2\.pth\.classes\.txt: exists already"):
+        export(tmp_path / "in", "torchvision", tmp_path / "w2.pth")
+    with pytest.raises(InputError, match=r"--resize_shorter=0\.5 must be 0 or from 1 to 16"):
+        convert(given["source"], resize_shorter=0.5)
