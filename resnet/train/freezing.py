@@ -80,8 +80,8 @@ def make_stages(
         # A run from scratch looks up no names: tracing a deep network for them takes seconds.
         return (Stage(0, None, network, make_optimizer(settings, schedule)),)
     params, norms = variable_names(network)
-    factors = multipliers(transfer, params)
     groups = [(0, frozenset(params))] if whole else joining(transfer, params, steps_per_epoch)
+    factors = multipliers(transfer, params, frozenset().union(*(names for _, names in groups)))
     stages, learning = [], frozenset[str]()
     for number, (start, joined) in enumerate(groups):
         learning |= joined
@@ -109,15 +109,27 @@ def is_head(name: str) -> bool:
 
 
 def joining(transfer: Transfer, params: Sequence[str], steps_per_epoch: float) -> list[tuple[int, Names]]:
-    """(first step, names that begin to learn there), ascending; the head from step 0 on."""
-    groups: dict[int, set[str]] = {0: {name for name in params if is_head(name)}}
-    learning = set(groups[0])
+    """(first step, names that begin to learn there), ascending; the head from step 0 on.
+
+    Raises InputError for a line by which nothing begins to learn.
+    """
+    head = {name for name in params if is_head(name)}
+    groups: dict[int, set[str]] = {0: set(head)}
+    learning = set(head)
     for pattern, epoch in transfer.unfreeze:
         matched = {name for name in params if pattern.search(name)}
         if not matched:
             raise no_match("unfreeze", pattern)
         # 1e-9: step 30 of epoch 3 at ten steps an epoch is not the 31st for a rounding error's sake.
         start = math.ceil(epoch * steps_per_epoch - 1e-9)
+        # 'fc@0' says what is so, and alone it is how the rest is kept frozen.
+        if matched <= learning and not (start == 0 and matched <= head):
+            text, mend = f"{pattern.pattern}@{epoch:g}", "by earlier lines; leave it away"
+            if matched <= head:
+                mend = f"the head always does, from the first step; write {printable(pattern.pattern + '@0')!r}"
+            raise InputError(
+                f"config.transfer.unfreeze: {printable(text)!r} adds nothing: what it matches learns already, {mend}"
+            )
         groups.setdefault(start, set()).update(matched - learning)
         learning |= matched
     return [(start, frozenset(names)) for start, names in sorted(groups.items()) if names]
@@ -131,17 +143,35 @@ def frozen_parts(params: Sequence[str], norms: Names, learning: Names, *, norms_
     return frozenset(resting | {norm for norm in norms if not (norms_learn and norm in modules)})
 
 
-def multipliers(transfer: Transfer, params: Sequence[str]) -> Mapping[str, float]:
-    """Name -> factor on the learning rate, for those whose factor is not 1."""
-    for pattern, _ in transfer.multipliers:
-        if not any(pattern.search(name) for name in params):
+def multipliers(transfer: Transfer, params: Sequence[str], ever: Names) -> Mapping[str, float]:
+    """Name -> factor on the learning rate, for those whose factor is not 1. ever: the names that learn at any step.
+
+    Raises InputError for a pattern that decides the rate of none of these.
+    """
+    factors: dict[str, float] = {}
+    for pattern, factor in transfer.multipliers:
+        matched = {name for name in params if pattern.search(name)}
+        if not matched:
             raise no_match("lr_multipliers", pattern)
-    factors = {}
-    for name in params:
-        factor = next((value for pattern, value in transfer.multipliers if pattern.search(name)), 1.0)
-        if factor != 1.0:
-            factors[name] = factor
-    return factors
+        first = matched - factors.keys()
+        if first.isdisjoint(ever):
+            raise idle_multiplier(transfer, f"{pattern.pattern}={factor:g}", shadowed=not matched.isdisjoint(ever))
+        factors |= dict.fromkeys(first, factor)
+    return {name: factor for name, factor in factors.items() if factor != 1.0}
+
+
+def idle_multiplier(transfer: Transfer, text: str, *, shadowed: bool) -> InputError:
+    """For a multiplier by which nothing learns. shadowed: of what it matches, some learns by an earlier one."""
+    if shadowed:
+        why = "an earlier pattern matches first whatever it could act on; put it before that one, or leave it away"
+    elif transfer.mode == "probe":
+        why = "a probe trains the head alone, and it matches nothing of that; leave it away"
+    else:
+        why = (
+            f"config.transfer.unfreeze={transfer.unfreeze_text} lets nothing of what it matches learn; leave it away, "
+            "or unfreeze that"
+        )
+    return InputError(f"config.transfer.lr_multipliers: {printable(text)!r} acts on nothing: {why}")
 
 
 def no_match(key: str, pattern: re.Pattern[str]) -> InputError:

@@ -15,7 +15,7 @@ from input_pipeline.errors import InputError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.model.traced_program import operations
-from resnet.train.freezing import Stage, frozen_parts, grouped, joined_state, make_stages, merge, partition
+from resnet.train.freezing import Stage, frozen_parts, grouped, joined_state, make_stages, merge, multipliers, partition
 from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import Recipe, accumulate, make_train_step, sum_names
@@ -195,11 +195,29 @@ def test_clipping_is_of_all_groups_together():
     np.testing.assert_allclose([updates["a"]["kernel"][0, 0], updates["b"]["kernel"][0, 0]], [-0.6, -0.8], rtol=1e-6)
 
 
+def factors(**by_pattern: float) -> tuple[tuple[re.Pattern[str], float], ...]:
+    return tuple((re.compile(pattern), factor) for pattern, factor in by_pattern.items())
+
+
 @pytest.mark.parametrize(
     ("unfreeze", "changes", "words"),
     [
         ((("layer9", 0.0),), {}, "unfreeze: 'layer9' matches no parameter"),
-        ((), {"multipliers": ((re.compile("head"), 2.0),)}, "lr_multipliers: 'head' matches no parameter"),
+        ((("^fc", 1.9), ("layer2", 1.0)), {}, r"unfreeze: '\^fc@1\.9' adds nothing: .*the head always does.*'\^fc@0'$"),
+        ((("fc", 1.0),), {"norms": "frozen"}, "unfreeze: 'fc@1' adds nothing: .*the head always does"),
+        ((("layer2", 0.5), ("layer2_0", 1.5)), {}, r"unfreeze: 'layer2_0@1\.5' adds nothing: .*by earlier lines"),
+        ((("layer2", 0.5), ("fc|layer2", 0.5)), {}, r"unfreeze: 'fc\|layer2@0\.5' adds nothing: .*by earlier lines"),
+        ((), {"multipliers": factors(head=2.0)}, "lr_multipliers: 'head' matches no parameter"),
+        ((), {"multipliers": factors(layer=0.1, layer2=10)}, "'layer2=10' acts on nothing: an earlier pattern"),
+        ((), {"multipliers": factors(layer1=0.1, layer2=10, layer=2)}, "'layer=2' acts on nothing: an earlier pattern"),
+        (
+            (("layer2", 1.0),),
+            {"multipliers": factors(layer1=0.1)},
+            r"'layer1=0\.1' acts on nothing: config\.transfer\.unfreeze=\('layer2@1',\) lets nothing",
+        ),
+        # Of what it matches, layer2 learns by the first and layer1 rests.
+        ((("layer2", 1.0),), {"multipliers": factors(layer2=0.1, layer=10)}, "'layer=10' acts on nothing: an earlier"),
+        ((), {"mode": "probe", "multipliers": factors(fc=2, layer1=0.1)}, r"'layer1=0\.1' .*a probe trains the head"),
         # The backbone rests for good, so its statistics must not move.
         ((("^fc", 0.0),), {}, r"bn='train'.*\('\^fc@0',\) leaves every norm.*frozen or recalibrate"),
     ],
@@ -207,6 +225,21 @@ def test_clipping_is_of_all_groups_together():
 def test_what_makes_no_sense_is_refused(unfreeze, changes, words):
     with pytest.raises(InputError, match=words):
         stages_of(*unfreeze, **changes)
+
+
+def test_the_head_may_be_named_where_it_begins():
+    """Alone it keeps the rest frozen; beside others it says what is so."""
+    head = {"fc/kernel", "fc/bias"}
+    assert [stage.learning for stage in stages_of(("^fc", 0.0), norms="frozen")] == [head]
+    assert [stage.start for stage in stages_of(("^fc", 0.0), ("layer2", 1.0))] == [0, 10]
+
+
+def test_the_first_multiplier_that_matches_counts_and_one_of_1_shields_from_the_next():
+    names = ["layer1_0/conv1/kernel", "layer2_0/conv1/kernel", "fc/kernel"]
+    plan = transfer(multipliers=factors(layer2=1.0, layer=0.1, fc=3.0))
+    assert multipliers(plan, names, frozenset(names)) == {"layer1_0/conv1/kernel": 0.1, "fc/kernel": 3.0}
+    # Of layer the first, which rests, and the second, which learns: it acts.
+    assert "layer1_0/conv1/kernel" in multipliers(transfer(multipliers=factors(layer=0.1)), names, frozenset(names[1:]))
 
 
 def test_a_run_that_freezes_nothing_has_one_stage_and_the_plain_optimizer():
