@@ -25,7 +25,7 @@ from resnet.train.profiling import check_span
 from resnet.train.schedules import ScheduleSettings, make_schedule
 from resnet.train.steps import Recipe, balanced_weights
 from resnet.train.transfer import Transfer, read_transfer
-from resnet.train.unread_keys import check_validation
+from resnet.train.unread_keys import check_blocks, check_validation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,11 +79,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
     network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
-    if stages[-1].start >= total_steps:
-        raise InputError(
-            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's "
-            f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
-        )
+    _check_stages(config, transfer, stages, steps_per_epoch, total_steps)
     contract, pretrained = contract_by_name("torch" if config.data.contract == "auto" else config.data.contract), None
     if transfer.mode != "scratch":
         pretrained = load_pretrained(config, spec, source.class_names)
@@ -137,6 +133,18 @@ def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
             f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
         )
     return total_steps
+
+
+def _check_stages(
+    config: ConfigDict, transfer: Transfer, stages: tuple[Stage, ...], steps_per_epoch: float, total_steps: int
+) -> None:
+    """Raise InputError for a stage behind the run's end, and for a key that no stage reads."""
+    if stages[-1].start >= total_steps:
+        raise InputError(
+            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's "
+            f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
+        )
+    check_blocks(config, stages[-1].learning)
 
 
 def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:

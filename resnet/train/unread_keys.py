@@ -56,9 +56,10 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         lambda c: c["model.shortcut_transform"] in ("exclusive_gate", "shortcut_gate"),
         "model.shortcut_transform is a gate",
     ),
+    # A probe runs the blocks as evaluation does, which drops nothing.
     "model.shortcut_dropout": (
-        lambda c: c["model.shortcut_transform"] == "dropout",
-        "model.shortcut_transform='dropout'",
+        lambda c: c["model.shortcut_transform"] == "dropout" and c["transfer.mode"] != "probe",
+        "model.shortcut_transform='dropout' and transfer.mode is not probe",
     ),
     "model.norm_groups": (lambda c: c["model.norm"] == "group", "model.norm='group'"),
     "model.norm_momentum": (_norms_learn, _WHERE_NORMS_LEARN),
@@ -67,7 +68,6 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     # Without norms the convolutions have biases whatever it says.
     "model.conv_bias": (lambda c: c["model.norm"] != "none", "model.norm is batch or group"),
     "model.zero_init_last_gamma": (lambda c: c["transfer.mode"] == "scratch", "transfer.mode='scratch'"),
-    # A probe runs the blocks as evaluation does, which drops none.
     "model.stochastic_depth": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "transfer.weights": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
     "transfer.head": (lambda c: c["transfer.mode"] != "scratch", "transfer.mode is finetune or probe"),
@@ -80,6 +80,8 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     # A probe does many steps in one call.
     "run.profile": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "run.steps_per_call": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
+    # Its head keeps next to nothing for the backward pass, and the backbone has none.
+    "run.remat": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     # It evaluates on features of the images as they are.
     "run.eval_flip": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     # A head learns on features: two images, once mixed, have none.
@@ -104,6 +106,8 @@ READ_WITH_VIEWS = tuple(
 )
 # Read only where there is a validation split, which the data may bring whatever data.val_fraction says.
 READ_WITH_VALIDATION = ("run.best_metric", "run.early_stopping")
+# Read only in blocks that learn: others run as in evaluation.
+READ_IN_LEARNING_BLOCKS = ("model.stochastic_depth", "model.shortcut_dropout")
 # Read only where the data leave one of these splits to be made.
 READ_WITH_MAKING = {
     "data.val_fraction": ("val",),
@@ -139,6 +143,21 @@ def check_validation(config: ConfigDict) -> None:
             raise InputError(
                 f"config.{key}={given[key]!r} would be read by nothing: there is no validation split; "
                 "set config.data.val_fraction above 0"
+            )
+
+
+def check_blocks(config: ConfigDict, learning: Collection[str] | None) -> None:
+    """For a run of which the parameters `learning` (None: all) ever learn: raise InputError for a key that only blocks
+    with one of these read."""
+    if learning is None or any(name.startswith("layer") for name in learning):
+        return
+    given = dict(flatten(config))
+    for key in READ_IN_LEARNING_BLOCKS:
+        # 0 asks for nothing to be dropped, and nothing is.
+        if given[key]:
+            raise InputError(
+                f"config.{key}={given[key]!r} would be read by nothing: no block ever learns by "
+                f"config.transfer.unfreeze={tuple(given['transfer.unfreeze'])!r}; leave the key away"
             )
 
 

@@ -141,6 +141,19 @@ def test_what_acts_in_training_alone_may_differ(data, weights):
     assert planned(config).network.spec.dropout == 0.5
 
 
+@pytest.mark.parametrize(("key", "value"), [("stochastic_depth", 0.2), ("shortcut_dropout", 0.3)])
+def test_what_drops_in_blocks_is_refused_where_none_ever_learns(key, value, tmp_path, data):
+    spec = dataclasses.replace(make_spec(tiny_config(data), 5), shortcut_transform="dropout")
+    save_converted(tmp_path, random_variables(spec), Meta(spec, tuple("abcde"), CONTRACTS["tf"], 32, 1.0))
+    config = finetune(data, tmp_path, unfreeze=("fc@0",), bn="frozen")
+    config.model.shortcut_transform = "dropout"
+    config.model[key] = value
+    with pytest.raises(InputError, match=rf"^config\.model\.{key}={value} would be read by nothing: no block ever"):
+        planned(config)
+    config.transfer.unfreeze = ("layer2_0/bn2@1",)
+    assert getattr(planned(config).network.spec, key) == value
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -151,6 +164,9 @@ def test_what_acts_in_training_alone_may_differ(data, weights):
         ({"weights": "torchvision:resnet51"}, r"^config\.transfer\.weights=torchvision:resnet51 is not known"),
         ({"weights": ""}, r"^config\.transfer\.mode='finetune' needs config\.transfer\.weights"),
         ({"unfreeze": ("layer2@2",)}, r"goes beyond the run's 1\.6 epochs"),
+        ({"unfreeze": ("layer2@0.5", "layer1@50")}, r"goes beyond the run's 1\.6 epochs"),
+        ({"unfreeze": ("layer2@0.5", "layer2_0@50")}, r"unfreeze: 'layer2_0@50' adds nothing: .*by earlier lines"),
+        ({"unfreeze": ("layer2@0.5", "fc@50")}, r"unfreeze: 'fc@50' adds nothing: .*the head always does"),
         ({"unfreeze": ("layer2@x",)}, r"unfreeze: 'layer2@x': it must end in @ and a number"),
         ({"unfreeze": ("layer2@-1",)}, r"must not be negative"),
         ({"unfreeze": ("(",)}, r"not a regular expression"),

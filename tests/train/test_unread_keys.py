@@ -50,6 +50,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "transfer.unfreeze": (("layer4@1",), FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "transfer.views": (2, {**FINETUNE, "transfer.mode": "probe"}, FINETUNE),
     "run.steps_per_call": (4, {}, {**FINETUNE, "transfer.mode": "probe"}),
+    "run.remat": ("block", FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "run.eval_flip": (True, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.mixup": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
     "data.cutmix": (0.2, FINETUNE, {**FINETUNE, "transfer.mode": "probe"}),
@@ -85,6 +86,12 @@ def test_what_a_named_variant_says_counts_as_said():
     changes = {"model.name": "cifar_resnet20", "model.norm_groups": 4}
     assert "config.model.norm_groups=4" in refusal(changes)
     validate(config_with({**changes, "model.norm": "group"}))
+
+
+def test_a_probe_drops_no_shortcut():
+    changes = {**FINETUNE, "model.shortcut_transform": "dropout", "model.shortcut_dropout": 0.3}
+    validate(config_with(changes))
+    assert "config.model.shortcut_dropout=0.3" in refusal({**changes, "transfer.mode": "probe"})
 
 
 def test_a_probe_takes_a_variant_that_drops_blocks_of_itself(monkeypatch):
