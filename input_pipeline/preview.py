@@ -58,7 +58,7 @@ def check(config: ConfigDict) -> None:
     group = given.get("model.ghost_batch_size") or 1
     if type(group) is not int or group < 1:
         raise InputError(f"config.model.ghost_batch_size={group!r} must be a number of images")
-    recipe_values.check_parts(given["data.batch_size"], given["optim.accumulation"], group)
+    recipe_values.check_parts(given, group)
 
 
 def make_flags(arguments: list[str]) -> flags.FlagValues:

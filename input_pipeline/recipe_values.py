@@ -69,8 +69,12 @@ def check_choices(given: Flat, choices_of: Mapping[str, tuple[str, ...]]) -> Non
             raise InputError(f"config.{key}={given[key]!r} is not one of {', '.join(choices)}")
 
 
-def check_parts(batch_size: int, accumulation: int, ghost_batch_size: int) -> None:
-    """Raise InputError unless a batch parts into `accumulation` and these into groups of `ghost_batch_size` images."""
+def check_parts(given: Flat, ghost_batch_size: int) -> None:
+    """Raise InputError unless a batch parts into config.optim.accumulation and these into groups of `ghost_batch_size`.
+
+    A part must hold two images where images are mixed.
+    """
+    batch_size, accumulation = given["data.batch_size"], given["optim.accumulation"]
     if batch_size % accumulation:
         raise InputError(
             f"config.optim.accumulation={accumulation} does not divide config.data.batch_size={batch_size}"
@@ -81,6 +85,13 @@ def check_parts(batch_size: int, accumulation: int, ghost_batch_size: int) -> No
             f"config.model.ghost_batch_size={ghost_batch_size} does not divide the {rows} images that are normalised "
             f"at a time (config.data.batch_size={batch_size} in config.optim.accumulation={accumulation} parts)"
         )
+    for key in ("data.mixup", "data.cutmix"):
+        # Parts are mixed one by one, groups are not: they are cut behind that, for the norms alone.
+        if given[key] and rows < 2:
+            raise InputError(
+                f"config.{key}={given[key]!r} would mix each image with itself: config.data.batch_size={batch_size} "
+                f"in config.optim.accumulation={accumulation} parts is one image a part, and it takes two"
+            )
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:

@@ -49,6 +49,14 @@ FLAGS = {
         ["--config.data.test_fraction=0.5"],
         ["config.data.test_fraction=0.5", "a test split of their"],
     ),
+    "multiplier_of_nothing": (
+        ["--config.transfer.lr_multipliers=('layer=0.1','layer2=10')"],
+        ["config.transfer.lr_multipliers", "'layer2=10'", "an earlier pattern"],
+    ),
+    "mixed_with_itself": (
+        ["--config.data.mixup=0.4", "--config.optim.accumulation=8"],
+        ["config.data.mixup=0.4", "config.data.batch_size=8", "config.optim.accumulation=8"],
+    ),
     "batch_too_large": (["--config.data.batch_size=1000"], ["config.data.batch_size=1000", "30 images"]),
     "image_too_small": (["--config.data.image_size=1"], ["image_size 1", "at least 2"]),
     "classes_disagree": (["--config.model.num_classes=7"], ["config.model.num_classes=7", "5 classes"]),

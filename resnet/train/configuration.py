@@ -87,7 +87,7 @@ def validate(config: ConfigDict) -> None:
     check_writers(given["run.writers"])
     # An impossible network is told before the data are looked over, whatever the number of their classes.
     spec = make_spec(config, given["model.num_classes"] or 2)
-    recipe_values.check_parts(given["data.batch_size"], given["optim.accumulation"], spec.ghost_batch_size or 1)
+    recipe_values.check_parts(given, spec.ghost_batch_size or 1)
 
 
 def check_model_type(key: str, value: Any) -> None:

@@ -128,6 +128,10 @@ def test_a_sheet_holds_every_picture_unchanged():
         (["--out=absent/x.png"], "name a file in a folder that exists"),
         (["--step=-1"], "step"),
         (["--config.optim.accumulation=3"], "config.optim.accumulation=3 does not divide config.data.batch_size=8"),
+        (
+            ["--config.data.mixup=1.0", "--config.optim.accumulation=8"],
+            "config.data.mixup=1.0 would mix each image",
+        ),
         (["--config.model.ghost_batch_size=3"], "config.model.ghost_batch_size=3 does not divide the 8 images"),
         (["--config.model.ghost_batch_size=-1"], "config.model.ghost_batch_size=-1 must be a number of images"),
         (["--config.data.crop_scale=wide"], "config.data.crop_scale=('wide',) must look like"),

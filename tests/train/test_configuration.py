@@ -176,6 +176,18 @@ def test_groups_of_a_norm_must_divide_what_is_normalised_at_a_time():
     assert message.startswith("config.model.ghost_batch_size=32 does not divide the 16 images")
 
 
+@pytest.mark.parametrize("key", ["data.mixup", "data.cutmix"])
+def test_images_are_mixed_only_where_a_part_holds_two(key):
+    changes = {key: 0.4, "data.batch_size": 12}
+    # A group is of the norms alone: parts of two are mixed whatever its size.
+    validate(config_with({**changes, "optim.accumulation": 6, "model.ghost_batch_size": 1}))
+    for alone in ({"optim.accumulation": 12}, {"data.batch_size": 1}):
+        message = refusal({**changes, **alone})
+        assert message.startswith(f"config.{key}=0.4 would mix each image with itself: config.data.batch_size=")
+        assert "config.optim.accumulation=" in message
+        validate(config_with({**changes, **alone, key: 0.0}))
+
+
 # Field -> a value other than resnet18's, with what else it takes to make sense.
 FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "block": ("bottleneck", {}),
