@@ -1,6 +1,8 @@
 """A configuration is refused in one line that names the key, or means what it says."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
 from resnet.train.configuration import (
     CHOICES,
+    FREE,
     POSITIVE,
     RANGES,
     differences,
@@ -268,6 +271,14 @@ def test_differences_are_of_values_not_of_containers():
         "optim.lr: 0.1 -> 0.2",
         "run.seed: 0 -> '(absent)'",
     ]
+
+
+def test_the_page_names_what_may_differ_when_a_run_goes_on():
+    page = (Path(default.__file__).parent.parent / "docs" / "many-hosts.md").read_text(encoding="utf-8")
+    (sentence,) = re.findall(r"A run may go on with.*?may differ", page, re.S)
+    assert set(re.findall(r"`([a-z]+\.\w+)`", sentence)) == set(FREE)
+    before = dict(flatten(config_with({})))
+    assert differences(before, before | dict.fromkeys(FREE, "another")) == []
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_defaults():
