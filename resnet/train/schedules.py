@@ -19,7 +19,8 @@ class ScheduleSettings:
     lr: the highest learning rate, reached at the end of the warm-up; >= 0.
     warmup_epochs: length of the linear warm-up; >= 0, shorter than the run.
     step_epochs: for 'step', when the rate is multiplied by `step_factor`; strictly increasing, after the warm-up, and
-        counted from the start of the run (warm-up included). Epochs beyond the end of the run are never reached.
+        counted from the start of the run (warm-up included). Epochs beyond the end of the run are never reached
+        (`never_drops`: none is).
     step_factor: for 'step'; 0 < step_factor <= 1.
     power: for 'polynomial', the exponent; > 0 (1 is linear).
     final_lr: for 'cosine' and 'polynomial', the absolute rate at `total_steps`; 0 <= final_lr <= lr.
@@ -79,11 +80,21 @@ def _after_warmup(
     if settings.schedule == "polynomial":
         return optax.schedules.polynomial_schedule(lr, final_lr, power=settings.power, transition_steps=remaining)
     scales: dict[int, float] = {}
-    for epoch in settings.step_epochs:
-        # The allowance keeps 0.1 * 30 = 3.0000000000000004 at step 3. Two drops may fall on one step: both count.
-        boundary = math.ceil(epoch * steps_per_epoch - 1e-6) - warmup_steps
+    # Two drops may fall on one step: both count.
+    for boundary in (step - warmup_steps for step in _drops(settings, steps_per_epoch)):
         scales[boundary] = scales.get(boundary, 1.0) * settings.step_factor
     return optax.schedules.piecewise_constant_schedule(lr, scales)
+
+
+def _drops(settings: ScheduleSettings, steps_per_epoch: float) -> list[int]:
+    """The first step behind each of `step_epochs`."""
+    # The allowance keeps 0.1 * 30 = 3.0000000000000004 at step 3.
+    return [math.ceil(epoch * steps_per_epoch - 1e-6) for epoch in settings.step_epochs]
+
+
+def never_drops(settings: ScheduleSettings, steps_per_epoch: float, total_steps: int) -> bool:
+    """Whether a 'step' schedule reaches none of its epochs before the run ends: its rate is constant."""
+    return settings.schedule == "step" and all(step >= total_steps for step in _drops(settings, steps_per_epoch))
 
 
 def _check(settings: ScheduleSettings, steps_per_epoch: float, total_steps: int) -> None:

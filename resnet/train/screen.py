@@ -12,9 +12,10 @@ from input_pipeline.sources import Source
 from resnet.model.counting import count
 from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
-from resnet.train.plan import Plan
+from resnet.train.plan import Plan, schedule_settings
 from resnet.train.pretrained import Pretrained
 from resnet.train.result import Outcome
+from resnet.train.schedules import never_drops
 from resnet.train.state import TrainState
 
 
@@ -37,6 +38,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
         lines[2:2] = [f"Weights   {plan.pretrained.describe()}", *advice(config, plan)]
     if len(plan.stages) > 1 or plan.stages[0].learning is not None:
         lines.insert(-1, f"Learning  {learning(plan, state)}")
+    lines[-1:-1] = [f"Note      {note}" for note in without_effect(config, plan)]
     lines[1:1] = held_out(source)
     lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
     lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
@@ -77,6 +79,26 @@ def advice(config: ConfigDict, plan: Plan) -> list[str]:
         f"Note      the weights expect {pretrained.image_size} px and see {side}; "
         f"--config.data.image_size={pretrained.image_size} is likely better and costs {side_cost(pretrained, side)}"
     ]
+
+
+def without_effect(config: ConfigDict, plan: Plan) -> list[str]:
+    """What the configuration says that so short a run does not come to. No errors: a flag may shorten any recipe."""
+    notes = []
+    optim, patience = config.optim, config.run.early_stopping
+    if never_drops(schedule_settings(config), plan.steps_per_epoch, plan.total_steps):
+        since = " after the warm-up" if optim.warmup_epochs else ""
+        notes.append(
+            f"none of config.optim.step_epochs={tuple(optim.step_epochs)!r} lies within the run's "
+            f"{plan.epoch(plan.total_steps):.3g} epochs: the learning rate stays at {optim.lr:g}{since}"
+        )
+    # The one after the last step finds the run at its end; the first has no earlier one to be worse than.
+    evaluations = (plan.total_steps - 1) // plan.eval_every
+    if patience > 0 and evaluations <= patience:
+        notes.append(
+            f"config.run.early_stopping={patience} cannot end this run: it takes {patience + 1} evaluations before "
+            f"the last step, and config.run.eval_every={config.run.eval_every:g} gives {evaluations}"
+        )
+    return notes
 
 
 def side_cost(pretrained: Pretrained, side: int) -> str:

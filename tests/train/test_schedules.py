@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
-from resnet.train.schedules import SCHEDULES, ScheduleSettings, make_schedule
+from resnet.train.schedules import SCHEDULES, ScheduleSettings, make_schedule, never_drops
 
 
 def rates(config: ScheduleSettings, steps_per_epoch: float, total_steps: int) -> np.ndarray:
@@ -32,6 +32,19 @@ def test_steps_fall_at_the_first_step_at_or_after_their_epoch() -> None:
     config = ScheduleSettings("step", lr=1.0, step_epochs=(1, 2), step_factor=0.1)
     values = rates(config, steps_per_epoch=2.5, total_steps=8)
     np.testing.assert_allclose(values, [1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01], rtol=1e-6)
+
+
+@given(
+    epochs=st.lists(st.floats(0.1, 9.0), max_size=3, unique=True).map(sorted).map(tuple),
+    steps_per_epoch=st.floats(0.3, 9.0),
+    total_steps=st.integers(1, 40),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_rate_that_never_drops_is_told_as_such(epochs, steps_per_epoch, total_steps) -> None:
+    config = ScheduleSettings("step", lr=1.0, step_epochs=epochs, step_factor=0.1)
+    schedule = make_schedule(config, steps_per_epoch, total_steps)
+    assert never_drops(config, steps_per_epoch, total_steps) == (float(schedule(total_steps - 1)) == 1.0)
+    assert not never_drops(dataclasses.replace(config, schedule="cosine"), steps_per_epoch, total_steps)
 
 
 def test_steps_count_from_the_start_of_the_run_with_warmup() -> None:

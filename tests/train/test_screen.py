@@ -1,0 +1,61 @@
+"""What the first screen says of settings that so short a run does not come to."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from resnet.train import loop, screen
+from resnet.train.loop import Run
+from resnet.train.meta import Progress
+from resnet.train.plan import make_plan
+from tests.tiny import tiny_config, tiny_data
+from tests.train.test_configuration import config_with
+from tests.train.test_plan import source_with
+
+
+def notes(changes: dict[str, object]) -> list[str]:
+    """On 100 training images in batches of 10, so ten steps an epoch."""
+    config = config_with({"data.batch_size": 10, **changes})
+    return screen.without_effect(config, make_plan(config, source_with("train", "val")))
+
+
+STEP = {"optim.schedule": "step", "optim.step_epochs": (1.0, 30.0), "optim.lr": 0.2}
+
+
+def test_a_rate_that_stays_is_told_and_one_that_drops_once_is_not():
+    words = (
+        "none of config.optim.step_epochs=(1.0, 30.0) lies within the run's {} epochs: the learning rate stays at 0.2"
+    )
+    assert notes({**STEP, "run.steps": 10}) == [words.format("1")]
+    assert notes({**STEP, "run.steps": 6, "optim.warmup_epochs": 0.2}) == [words.format("0.6") + " after the warm-up"]
+    assert notes({**STEP, "run.steps": 11}) == []
+    assert notes({"run.steps": 6}) == []
+
+
+def can_stop_early(patience: int, every: int, total: int) -> bool:
+    """Whether evaluations that grow ever worse end a run before its last step."""
+    config = SimpleNamespace(run=SimpleNamespace(early_stopping=patience))
+    run = SimpleNamespace(progress=Progress(), sign=-1, config=config)
+    for step in range(every, total, every):
+        Run.note(run, step, float(step))
+        if Run.stopped_early(run):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("total", [1, 9, 10, 11, 20, 21, 30, 31, 40, 41])
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_a_patience_that_outlasts_the_run_is_told(patience, total):
+    told = notes({"run.early_stopping": patience, "run.steps": total, "run.eval_every": 1.0})
+    assert bool(told) == (not can_stop_early(patience, 10, total))
+    assert all(line.startswith(f"config.run.early_stopping={patience} cannot end this run") for line in told)
+
+
+def test_the_notes_stand_on_the_screen_of_a_run(tmp_path, capsys):
+    config = tiny_config(tiny_data(tmp_path))
+    config.optim.schedule, config.run.steps, config.run.early_stopping = "step", 1, 3
+    assert loop.train(config, tmp_path / "run") == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Note      ")]
+    assert "none of config.optim.step_epochs=(30.0, 60.0, 90.0) lies within" in lines[0]
+    assert "config.run.early_stopping=3 cannot end this run: it takes 4 evaluations" in lines[1]
+    assert len(lines) == 2
