@@ -124,6 +124,7 @@ def data() -> ConfigDict:
     # Probability that a random rectangle is erased (Zhong et al. 2020).
     c.erasing = 0.0
     # Beta parameter of mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019); 0: off. Both: one or the other per step.
+    # Each image is mixed with the one before it in its part of the batch (optim.accumulation), which must hold two.
     c.mixup = 0.0
     c.cutmix = 0.0
     # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py). auto: as the weights of
@@ -157,7 +158,8 @@ def optim() -> ConfigDict:
     # constant, step, cosine, polynomial; each after a linear warmup.
     c.schedule = "cosine"
     c.warmup_epochs = 0.0
-    # schedule='step': the rate is multiplied by step_factor at each of these epochs.
+    # schedule='step': the rate is multiplied by step_factor at each of these epochs, of which
+    # those beyond the run's end are never reached (if all are, a note says so at the start).
     c.step_epochs = (30.0, 60.0, 90.0)
     c.step_factor = 0.1
     # schedule='polynomial': the power of the remaining share.
@@ -191,10 +193,11 @@ def transfer() -> ConfigDict:
     # else train.
     c.bn = "auto"
     # What learns from which epoch on: ('layer4@2', 'layer3@5'), regular expressions searched for in the parameters'
-    # paths (layer4_2/conv1/kernel). What no line names stays frozen, but for the head, which always learns.
-    # (): everything learns from the start.
+    # paths (layer4_2/conv1/kernel). What no line names stays frozen, but for the head, which always learns; ('fc@0',):
+    # it alone. A line that names only what learns already is an error. (): everything learns from the start.
     c.unfreeze = ()
     # Factors on the learning rate: ('^fc=10', 'layer[12]=0.1'), searched for likewise; the first match counts, else 1.
+    # One that is the first match of nothing that ever learns is an error.
     c.lr_multipliers = ()
     # probe: views of each training image: one as evaluation crops it, the others cropped and augmented as config.data
     # says.
@@ -214,7 +217,7 @@ def run() -> ConfigDict:
     # Activations and convolutions: float32 or bfloat16. Parameters, statistics, logits and loss are float32.
     c.dtype = "float32"
     # What the backward pass computes again in place of keeping it, where memory is short: none, the inside of each
-    # block, or of each stage. The figures stay; docs/many-hosts.md has what it costs and saves.
+    # block, or of each stage. The figures stay; docs/many-hosts.md has what it costs and saves. Not for a probe.
     c.remat = "none"
     # Steps that one call of the device does at most, for networks whose step is shorter than the call. A call ends
     # where a training line, an evaluation, a checkpoint or a stage is due: what is done and written is the same. Its
@@ -237,7 +240,8 @@ def run() -> ConfigDict:
     c.keep = 2
     # What 'best' means on the validation split: top1, balanced_accuracy or loss.
     c.best_metric = "top1"
-    # Evaluations without a new best after which the run ends; 0: never.
+    # Evaluations without a new best after which the run ends; 0: never. A note at the start says where a run has too
+    # few of them for that.
     c.early_stopping = 0
     # Devices as a grid: data=-1 (all of them, each with its share of the batch and the whole state), data=4,fsdp=2 or
     # fsdp=-1 (parameters, optimizer state and averages divided over fsdp). The figures do not depend on it.
