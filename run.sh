@@ -12,7 +12,7 @@ usage() {
 ./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
 ./run.sh bench [ARGS]    every comparison with others that this machine can make, in 15 minutes; one alone: bench step
 ./run.sh docs [serve]    the documentation as a site: site/html; a broken link fails it
-./run.sh python ARGS     anything, inside the environment made here
+./run.sh python ARGS     anything, inside the environment made here and from this folder: relative paths start here
 ./run.sh setup [dev|bench|docs|demo|writers|export]   make the environment, with what these need, and stop
 TEXT
 }
