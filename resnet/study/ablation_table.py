@@ -14,8 +14,6 @@ from resnet.study.ablation_statistics import Figures, figures, present
 
 TABLE, CSV = "table.md", "table.csv"
 NOT_RUN = "not run yet"
-# Below so many pairs a footnote says that the interval is coarse.
-COARSE = 10
 Records = Mapping[str, Record]
 
 
@@ -104,6 +102,8 @@ def difference(own: Figures) -> str:
     if own.difference is None:
         return ""
     interval = f" ({own.interval[0]:+.2f} to {own.interval[1]:+.2f})" if own.interval else ""
+    if own.alike:
+        interval = " (no interval)"
     pairs = f", {own.pairs} pair{'s' if own.pairs > 1 else ''}" if own.pairs < len(own.last) else ""
     return f"{own.difference:+.2f}{interval}{pairs}"
 
@@ -129,12 +129,16 @@ def how_compared(study: Study, records: Records) -> list[str]:
     own = [figures(record, records.get(study.baseline)) for record in records.values()]
     if all(one.difference is None for one in own):
         return []
-    counts = sorted({one.pairs for one in own if one.interval})
-    if not counts:
-        return ["Difference: paired by seed."]
-    over, coarse = (" or ".join(map(str, some)) for some in (counts, [count for count in counts if count < COARSE]))
-    told = f", which is coarse with {coarse}" if coarse else ""
-    return [f"Difference: paired by seed; interval: percentile bootstrap of the mean over {over} pairs{told}."]
+    told = ["Difference: paired by seed"]
+    if counts := sorted({one.pairs for one in own if one.interval}):
+        told.append(
+            f"interval: Student's t of the mean over {' or '.join(map(str, counts))} pairs, on these test images"
+        )
+    if any(one.pairs == 1 for one in own):
+        told.append("no interval of a single pair")
+    if any(one.alike for one in own):
+        told.append("no interval where all pairs differ by equally many test images, too few to see a deviation by")
+    return ["; ".join(told) + "."]
 
 
 def diagnostics_table(study: Study, records: Records) -> list[str]:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from resnet.study import ablation_curves
 from resnet.study.ablation_config import read_study
 from resnet.study.ablation_curves import FILE, write_curves
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, drop_outdated, read_record, write_record
-from resnet.study.ablation_statistics import bootstrap_interval, errors, figures
+from resnet.study.ablation_statistics import errors, figures, t_interval
 from resnet.study.ablation_table import comma_separated, markdown
 from tests.study.test_ablation_config import recipe
 
@@ -57,13 +58,12 @@ def test_last_best_mean_and_deviation():
 
 
 def test_differences_are_paired_by_seed():
-    """20, 20, 50 against 10, 20, 30: +10, 0, +20, mean +10; no resample of three leaves 0 to 20."""
+    """20, 20, 50 against 10, 20, 30: +10, 0, +20, mean +10, deviation 10; t of 2 degrees, from any table: 4.303."""
     own = figures(OTHER, BASE)
     assert own.difference == pytest.approx(10)
     assert own.pairs == 3
-    low, high = own.interval
-    # 2.5 % lie below: 3 draws of the smallest have 1/27 = 3.7 %.
-    assert (low, high) == pytest.approx((0, 20))
+    margin = 4.303 * 10 / 3**0.5
+    assert own.interval == pytest.approx((10 - margin, 10 + margin), abs=0.01)
 
 
 def test_a_seed_that_diverged_is_in_no_mean_and_no_pair():
@@ -83,21 +83,35 @@ def test_nothing_is_made_of_nothing():
     assert errors(record("b", (0.5, 0.5, 0.5), status=FAILED)) == ((None,) * 3, (None,) * 3)
 
 
-def test_the_interval_is_that_of_the_bootstrap_of_many():
-    """Of 400 normal differences it is close to mean ± 1.96 s/√n, and the same every time."""
-    differences = np.random.default_rng(5).normal(2.0, 1.0, 400)
-    low, high = bootstrap_interval(differences)
-    half = 1.96 * differences.std(ddof=1) / 20
-    assert low == pytest.approx(differences.mean() - half, abs=0.01)
-    assert high == pytest.approx(differences.mean() + half, abs=0.01)
-    assert (low, high) == bootstrap_interval(differences)
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_the_interval_covers_the_truth_as_often_as_it_says(count):
+    """Of 40,000 ablations of normal differences; the percentile bootstrap covers 50, 74, 84 and 90 % of them."""
+    truth = 3.0
+    low, high = t_interval(np.random.default_rng(count).normal(truth, 2.0, (40_000, count)))
+    assert 0.94 < ((low <= truth) & (truth <= high)).mean() < 0.96
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-50, 50), min_size=2, max_size=8))
-def test_the_interval_lies_within_the_differences_and_around_equal_ones(values):
-    low, high = bootstrap_interval(np.array(values), resamples=500)
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+def test_the_interval_is_scipys(values):
+    theirs = stats.ttest_1samp(values, 0).confidence_interval(0.95) if np.ptp(values) > 0 else (values[0],) * 2
+    assert t_interval(np.array(values)) == pytest.approx(tuple(theirs), abs=1e-9)
+
+
+@pytest.mark.parametrize("shares", [(0.8, 0.7, 0.6), (0.9, 0.8, 0.7)], ids=["ten points", "nothing"])
+def test_no_interval_of_no_width_is_claimed(study, shares):
+    """Each seed is off by equally many images, up to rounding (0.9 - 0.8 is not 0.8 - 0.7)."""
+    own = figures(record("plain20", shares), BASE)
+    assert own.difference == pytest.approx(100 * (0.9 - shares[0]))
+    assert own.interval is None
+    assert own.alike
+    records = {"resnet20": BASE, "plain20": record("plain20", shares)}
+    text = markdown("", study, records)
+    assert f"| {own.difference:+.2f} (no interval) |" in text
+    assert "; no interval where all pairs differ by equally many test images" in text
+    lines = csv.DictReader(io.StringIO(comma_separated(study, records)))
+    (line,) = (line for line in lines if line["variant"] == "plain20")
+    assert (line["low"], line["high"], line["pairs"]) == ("", "", "3")
 
 
 @pytest.fixture
@@ -112,12 +126,12 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
     records = {"resnet20": BASE, "plain20": OTHER, "plain32": failed}
     text = markdown("Ablation depth", study, records)
     assert "| resnet20 | 20.00 ± 10.00 |  | 13.33 | 3 of 3 | 1,234,567 | 40,551,040 | 250 | 8.75 [1] |" in text
-    assert "| plain20 | 30.00 ± 17.32 | +10.00 (+0.00 to +20.00) |" in text
+    assert "| plain20 | 30.00 ± 17.32 | +10.00 (-14.84 to +34.84) |" in text
     assert "| plain32 | failed |" in text
     assert "plain32: failed: MemoryError: too large" in text
     assert "| resnet56 | not run yet |  |  |  |  |  |  | 6.97 [1] |" in text
     assert "[1] He et al. 2015, Table 6\n" in text
-    assert "coarse with 3" in text
+    assert "over 3 pairs" in text
     # Means over blocks and seeds: of 0.5, 0.6, 0.7, 0.3, 0.4, 0.5, of 1, 2, 3; gradients of 0.1, 0.2, 0.3 and 2, 3, 4.
     assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
 
@@ -125,9 +139,9 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
 @pytest.mark.parametrize(
     ("well", "cell", "note"),
     [
-        (3, "+10.00 (+0.00 to +20.00)", "over 3 pairs, which is coarse with 3.\n"),
-        (2, "+5.00 (+0.00 to +10.00), 2 pairs", "over 2 pairs, which is coarse with 2.\n"),
-        (1, "+10.00, 1 pair", "Difference: paired by seed.\n"),
+        (3, "+10.00 (-14.84 to +34.84)", "; interval: Student's t of the mean over 3 pairs, on these test images.\n"),
+        (2, "+5.00 (-58.53 to +68.53), 2 pairs", " over 2 pairs, on these test images.\n"),
+        (1, "+10.00, 1 pair", "Difference: paired by seed; no interval of a single pair.\n"),
         (0, "", None),
     ],
 )
@@ -139,16 +153,16 @@ def test_the_footnote_speaks_of_the_pairs_that_there_are(study, well, cell, note
     line = next(line for line in text.splitlines() if line.startswith("| plain20 "))
     assert line.split(" | ")[2] == cell
     assert "Difference:" not in text if note is None else note in text
-    assert ("bootstrap" in text) == (well > 1)
+    assert ("Student" in text) == (well > 1)
 
 
 def test_the_footnote_speaks_of_each_number_of_pairs(study):
     two = record("plain32", (0.5, 0.6, 0.7), diverged=(None, 3, None), status=DIVERGED)
     text = markdown("", study, {"resnet20": BASE, "plain20": OTHER, "plain32": two})
-    assert "over 2 or 3 pairs, which is coarse with 2 or 3.\n" in text
+    assert "over 2 or 3 pairs, on these test images.\n" in text
 
 
-def test_a_single_seed_has_no_interval_and_no_word_of_one():
+def test_a_single_seed_has_no_interval_and_it_is_said():
     config = recipe("depth_cifar")
     config.seeds = (7,)
     one = {
@@ -159,8 +173,7 @@ def test_a_single_seed_has_no_interval_and_no_word_of_one():
     }
     text = markdown("", read_study(config), one)
     assert "| plain20 | 20.00 | +10.00 | 20.00 | 1 of 1 |" in text
-    assert "bootstrap" not in text
-    assert "coarse" not in text
+    assert "Difference: paired by seed; no interval of a single pair.\n" in text
 
 
 def test_the_csv_has_every_variant_and_every_seed(study):
