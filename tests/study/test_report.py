@@ -13,7 +13,7 @@ import pytest
 
 from input_pipeline.errors import InputError
 from resnet.study import report, report_pictures
-from resnet.study.report_comparison import paired_difference, run_names
+from resnet.study.report_comparison import newcombe_interval, paired_difference, run_names
 from resnet.study.report_page import page
 from resnet.study.report_speed import peak_flops
 from resnet.study.report_tables import class_rows, percent
@@ -275,9 +275,13 @@ def test_paired_difference_by_hand(run):
         return KeptPredictions(table, labels, ids, np.zeros(100, bool), 1)
 
     one, two = (dataclasses.replace(record, predictions=answering(right)) for right in (80, 90))
-    # Ten gained, none lost: 0.10 ± 1.96 · sqrt(10 - 100/100) / 100 = 0.10 ± 0.0588.
-    assert paired_difference(one, two) == pytest.approx((0.10, 0.0412, 0.1588), abs=1e-4)
-    assert paired_difference(one, one) == (0, 0, 0)
+    # 80 right in both, ten gained, none lost, ten wrong in both.
+    assert paired_difference(one, two) == (0.10, *newcombe_interval(80, 10, 0, 10))
+    assert paired_difference(two, one) == (-0.10, *newcombe_interval(80, 0, 10, 10))
+    difference, low, high = paired_difference(one, one)
+    assert difference == 0
+    assert high == pytest.approx(-low)
+    assert high > 0.01
     assert paired_difference(one, record) is None
     assert run_names([one, two]) == ["run (1)", "run (2)"]
 
