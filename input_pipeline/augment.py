@@ -83,18 +83,21 @@ def augment(
     contract: Contract,
     num_classes: int,
     mirrored: jax.Array | None = None,
+    places: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Training's way, to be called inside jit.
 
     key: already folded with (seed, step). images: uint8[B, H, W, 3], RGB. labels: int32[B] in 0..num_classes-1.
     mirrored: bool[B], which of them flip='alternating' shows mirrored; ValueError without it.
+    places: int[B], the row of each image where they are some out of a batch; by default 0, 1, ….
     Returns (images float32[B, H, W, 3], normalised by `contract`; targets float32[B, num_classes], rows summing to 1).
     """
     if augmentation.flip == ALTERNATING:
         if mirrored is None:
             raise ValueError("flip='alternating' needs to be told which images are mirrored (alternately_mirrored)")
         images = jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0], dtype=jnp.uint32))
+    numbers = jnp.arange(images.shape[0], dtype=jnp.uint32) if places is None else places.astype(jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     if kinds := _drawn_for(augmentation):
         draws = jax.vmap(lambda row_key: jax.random.uniform(row_key, (max(kinds) + 1,)))(keys)
         images = _flip(draws, images, augmentation.flip)

@@ -7,6 +7,7 @@ sequence of examples is the same for every batch size and every number of hosts.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,15 @@ class Order:
         if step < 0:
             raise ValueError(f"step must not be negative: {step}")
         return step * self.batch_size + np.arange(self.batch_size, dtype=np.int64)
+
+
+def dealt(rows: Any, parts: int, group: int = 1) -> Any:
+    """The rows of a batch (a NumPy or JAX array [B, …]) as `parts` of it, [parts, B / parts, …].
+
+    They are dealt out in turn, row by row or in groups of `group` neighbours, so that groups stay whole.
+    """
+    hands = rows.reshape(rows.shape[0] // (parts * group), parts, group, *rows.shape[1:])
+    return hands.swapaxes(0, 1).reshape(parts, rows.shape[0] // parts, *rows.shape[1:])
 
 
 def evaluation_batches(num_examples: int, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternately_mirrored, augment
 from input_pipeline.contract import Contract, pictures
 from input_pipeline.errors import printable
+from input_pipeline.order import dealt
 
 # Small images are shown enlarged, so that their labels have room beneath them.
 LEAST_SIDE, GAP, TEXT_SIZE = 112, 8, 12
@@ -34,12 +35,14 @@ def as_seen(
     parts: int = 1,
     group: int = 1,
     num_examples: int = 0,
+    rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What step number `step` (from 0) of a run of this seed makes of a batch of `stream.train_batches`.
 
     parts: config.optim.accumulation, each of which is augmented by itself. group: rows that are dealt out to them
-    together (config.model.ghost_batch_size, 1 without). num_examples: of the training split, for flip='alternating';
-    with it the batch is a whole one, as its rows' epochs follow from their places.
+    together (config.model.ghost_batch_size, 1 without). num_examples: of the training split, for flip='alternating'.
+    rows: those of the batch whose 'image' and 'label' are given, as `rows_behind` says them, all by default; 'index' is
+    the whole batch's.
     Returns (pictures uint8[B, S, S, 3], RGB, un-normalised, so that what erasing set to 0 has the contract's mean
     colour; targets float32[B, num_classes]).
     """
@@ -49,15 +52,32 @@ def as_seen(
     key = jax.random.fold_in(jax.random.key(seed), step)
     images = np.empty(batch["image"].shape, np.uint8)
     targets = np.empty((len(images), num_classes), np.float32)
-    for part in range(parts):
-        own = key if parts == 1 else jax.random.fold_in(key, part)
-        rows = np.arange(len(images)).reshape(-1, parts, group)[:, part].ravel()
+    size = len(batch["index"])
+    held = np.full(size, -1)
+    held[slice(None) if rows is None else rows] = np.arange(len(images))
+    for part, members in enumerate(dealt(np.arange(size), parts, group)):
+        places = np.flatnonzero(held[members] >= 0)
+        if not len(places):
+            continue
+        own = held[members[places]]
+        part_key = key if parts == 1 else jax.random.fold_in(key, part)
         inputs, soft = _augmented(
-            jax.random.fold_in(own, AUGMENT), batch["image"][rows], batch["label"][rows], augmentation, contract,
-            num_classes, None if mirrored is None else mirrored[rows],
+            jax.random.fold_in(part_key, AUGMENT), batch["image"][own], batch["label"][own], augmentation, contract,
+            num_classes, None if mirrored is None else mirrored[members[places]], places,
         )  # fmt: skip
-        images[rows], targets[rows] = pictures(inputs, contract), soft
+        images[own], targets[own] = pictures(inputs, contract), soft
     return images, targets
+
+
+def rows_behind(count: int, batch_size: int, parts: int = 1, group: int = 1) -> np.ndarray:
+    """The rows, ascending, that the first `count` pictures of a batch are made of, for `as_seen`.
+
+    Beside themselves the last of each of their parts: mixing mixes a part's first image with it.
+    """
+    wanted = np.arange(batch_size) < count
+    for members in dealt(np.arange(batch_size), parts, group):
+        wanted[members[-1]] |= wanted[members[0]]
+    return np.flatnonzero(wanted)
 
 
 _augmented = functools.partial(jax.jit, static_argnames=("augmentation", "contract", "num_classes"))(augment)

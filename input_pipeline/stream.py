@@ -55,24 +55,26 @@ def train_batches(
     start_step: int = 0,
     num_steps: int | None = None,
     shard: tuple[int, int] = (0, 1),
+    rows: np.ndarray | None = None,
     threads: int | None = None,
 ) -> Iterator[Batch]:
     """The training batches of steps start_step, start_step + 1 ...; without end where num_steps is None.
 
     shard: (process, number of processes); process i gets rows [i * b, (i + 1) * b) of each global batch, b =
-    order.batch_size / processes. threads: of decoding, default one a core.
+    order.batch_size / processes. rows: of each global batch these, whatever the shard. threads: of decoding, default
+    one a core.
     A batch: 'image' uint8[b, S, S, 3] RGB, upright, cut; 'label' int32[b]; 'mask' float32[b], all 1; 'index' int32[b],
     row in the split.
 
     Raises InputError for sizes that do not fit together (at once), and for an image that cannot be read or decoded (at
     its step), naming it, after three tries, or ten seconds of tries where the disk says what may pass (`retries`).
     """
-    rows = _rows(order.batch_size, shard, "batch_size")
+    own = _rows(order.batch_size, shard, "batch_size") if rows is None else rows
     if order.num_examples != len(split):
         raise InputError(f"the order is of {order.num_examples} examples, the split {split.name} holds {len(split)}")
 
     def plan(step: int) -> _Plan:
-        index, epochs = order.indices(step)[rows], order.epochs(step)[rows]
+        index, epochs = order.indices(step)[own], order.epochs(step)[own]
         box = boxes(crop, order.seed, epochs, index, split.sizes[index])
         if crop.kind == "random_resized":
             box = stored_boxes(box, split.sizes[index], split.orientations[index])

@@ -23,7 +23,7 @@ from resnet.train.meta import Progress
 from resnet.train.plan import Plan
 from resnet.train.profiling import Profiler, read_span
 from resnet.train.progress import DataWait, EpochBar
-from resnet.train.shown_inputs import first_shown
+from resnet.train.shown_inputs import show_inputs
 from resnet.train.state import TrainState
 from resnet.train.steps import make_eval_step, make_train_step, reset_sums
 from resnet.train.writers import TENSORBOARD_FOLDER, MetricsWriter, SilentWriter
@@ -84,19 +84,11 @@ class Stepping:
 
     def advance(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """One call: the next step, or the next few, up to one after which something is due."""
-        if (stage := self.plan.stage(step)) is not self.stage:
-            state = self.enter(stage, state)
-        dispatch = self.dispatch_at(step)
-        if self.feed is None:
-            self.feed = self.batches(step) if self.longest == 1 else self.pieces(step)
+        if step == 0 and hosts.primary():
+            show_inputs(self)
+        state, dispatch = self.staged(step, state), self.dispatch_at(step)
         with self.profiler.during(step, state):
-            with self.wait.waiting():
-                batch = next(self.feed)
-            if self.longest == 1:
-                state, pulse = self.train_step(state, batch, *self.kept)
-            else:
-                count = parallel.put_count(dispatch.steps, self.mesh)
-                state, pulse = self.train_steps(state, batch, count, *self.kept)
+            state, pulse = self.call(dispatch, state)
         step = dispatch.last
         self.profiler.after(step, state)
         self.wait.count(dispatch.steps * self.plan.batch_size)
@@ -108,6 +100,21 @@ class Stepping:
         if line:
             state = self.log(step, state)
         return step, state
+
+    def staged(self, step: int, state: TrainState) -> TrainState:
+        """`state` for step number `step` (from 0), whose stage is entered if it begins there."""
+        stage = self.plan.stage(step)
+        return state if stage is self.stage else self.enter(stage, state)
+
+    def call(self, dispatch: Dispatch, state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+        """(state after the next steps of the feed, their pulse, or pulses stacked)."""
+        if self.feed is None:
+            self.feed = self.batches(dispatch.first) if self.longest == 1 else self.pieces(dispatch.first)
+        with self.wait.waiting():
+            batch = next(self.feed)
+        if self.longest == 1:
+            return self.train_step(state, batch, *self.kept)
+        return self.train_steps(state, batch, parallel.put_count(dispatch.steps, self.mesh), *self.kept)
 
     @property
     def longest(self) -> int:
@@ -121,7 +128,9 @@ class Stepping:
         # The profiler's steps are no others' either, in the processes that do not trace too.
         ends = [*(stage.start for stage in plan.stages), *(read_span(self.config.run.profile) or ())]
         end = min([plan.total_steps, *(end for end in ends if end > step)])
-        return next_dispatch(step, end, (plan.log_every, plan.eval_every, plan.checkpoint_every), self.longest)
+        # A replay looks at every step, and the count changes no bit (`dispatch.repeat`).
+        longest = 1 if self.config.run.debug else self.longest
+        return next_dispatch(step, end, (plan.log_every, plan.eval_every, plan.checkpoint_every), longest)
 
     def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         """Training batches on the devices, one a step, from step `step` on."""
@@ -148,22 +157,18 @@ class Stepping:
 
     def host_batches(self, step: int) -> Iterable[dict[str, np.ndarray]]:
         """This process' rows of the training batches, from step `step` on."""
-        host: Iterable[dict[str, np.ndarray]]
         if (resident := self.plan.resident) is not None:
             self.load()
-            host = (resident.rows(number) for number in range(step, self.plan.total_steps))
-        else:
-            host = train_batches(
-                self.source.splits["train"],
-                self.plan.order,
-                self.plan.train_crop,
-                start_step=step,
-                num_steps=self.plan.total_steps - step,
-                shard=(jax.process_index(), jax.process_count()),
-                threads=self.threads,
-            )
-        # A replay of a run that diverged writes nothing.
-        return first_shown(self, host) if step == 0 and hosts.primary() and not self.config.run.debug else host
+            return (resident.rows(number) for number in range(step, self.plan.total_steps))
+        return train_batches(
+            self.source.splits["train"],
+            self.plan.order,
+            self.plan.train_crop,
+            start_step=step,
+            num_steps=self.plan.total_steps - step,
+            shard=(jax.process_index(), jax.process_count()),
+            threads=self.threads,
+        )
 
     def load(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Put the training images on the devices, once, if the feed is resident. Raises Interrupted as `stop` says."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import optax
 
 from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternately_mirrored, augment, prepare
 from input_pipeline.contract import Contract
+from input_pipeline.order import dealt
 from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import ResNetSpec
 from resnet.train.advancing import advanced_if, all_finite, averaged, norm_of
@@ -158,31 +160,49 @@ def accumulate(
     front of the first of them.
     """
     parts = recipe.accumulation
-    learnt, resting = partition(state.params, learning)
-    # A mean of equal numbers is not always the same number in floating point: what is frozen is left out.
-    moving = moving_statistics(state.batch_stats, network.frozen)
-    of_params = loss or loss_sum
-
-    def part_gradient(part: Batch, part_key: jax.Array) -> tuple[Any, Any, Any, Any]:
-        total = lambda p: of_params(network, recipe, merge(p, resting), state.batch_stats, part, part_key)  # noqa: E731
-        gradient, (weight, new_stats, sums) = jax.grad(total, has_aux=True)(learnt)
-        return gradient, weight, partition(new_stats, moving)[0], sums
-
+    of_part = partial(part_gradient, network, recipe, state.params, state.batch_stats, learning=learning, loss=loss)
     if parts == 1:
-        gradient, weight, moved, sums = part_gradient(batch, key)
+        gradient, weight, moved, sums = of_part(batch, key)
     else:
         cut = split_parts(batch, parts, network.spec)
-        shapes = jax.eval_shape(part_gradient, jax.tree.map(lambda x: x[0], cut), key)
+        shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], cut), key)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add_part(totals: Any, numbered: Any) -> tuple[Any, None]:
             number, part = numbered
-            return jax.tree.map(jnp.add, totals, part_gradient(part, jax.random.fold_in(key, number))), None
+            return jax.tree.map(jnp.add, totals, of_part(part, part_key(key, parts, number))), None
 
         (gradient, weight, moved, sums), _ = jax.lax.scan(add_part, zeros, (jnp.arange(parts), cut))
         moved = jax.tree.map(lambda total: total / parts, moved)
+    moving = moving_statistics(state.batch_stats, network.frozen)
     batch_stats = merge(moved, partition(state.batch_stats, moving)[1])
     return gradient, weight, batch_stats, sums
+
+
+def part_gradient(
+    network: ResNet,
+    recipe: Recipe,
+    params: Variables,
+    batch_stats: Variables,
+    part: Batch,
+    key: jax.Array,
+    *,
+    learning: Names | None = None,
+    loss: LossSum | None = None,
+) -> tuple[Variables, jax.Array, Variables, dict[str, jax.Array]]:
+    """`accumulate`'s of one part, of whose key see `part_key`; of the new statistics those alone that move."""
+    learnt, resting = partition(params, learning)
+    # A mean of equal numbers is not always the same number in floating point: what is frozen is left out.
+    moving = moving_statistics(batch_stats, network.frozen)
+    of_params = loss or loss_sum
+    total = lambda p: of_params(network, recipe, merge(p, resting), batch_stats, part, key)  # noqa: E731
+    gradient, (weight, new_stats, sums) = jax.grad(total, has_aux=True)(learnt)
+    return gradient, weight, partition(new_stats, moving)[0], sums
+
+
+def part_key(key: jax.Array, parts: int, number: jax.Array | int) -> jax.Array:
+    """What part `number` of `parts` draws from, given the step's key: where there are no parts, that key itself."""
+    return key if parts == 1 else jax.random.fold_in(key, number)
 
 
 def split_parts(batch: Batch, parts: int, spec: ResNetSpec) -> Batch:
@@ -192,13 +212,7 @@ def split_parts(batch: Batch, parts: int, spec: ResNetSpec) -> Batch:
     groups stay whole. Dealt out, each device keeps the rows that it has while every part has some on every device: as
     long as B is a multiple of devices × parts × group. Elsewhere rows travel, and the figures are the same.
     """
-    group = spec.ghost_batch_size or 1
-
-    def deal(rows: jax.Array) -> jax.Array:
-        dealt = rows.reshape(rows.shape[0] // (parts * group), parts, group, *rows.shape[1:])
-        return jnp.moveaxis(dealt, 1, 0).reshape(parts, rows.shape[0] // parts, *rows.shape[1:])
-
-    return jax.tree.map(deal, batch)
+    return jax.tree.map(lambda rows: dealt(rows, parts, spec.ghost_batch_size or 1), batch)
 
 
 def loss_sum(

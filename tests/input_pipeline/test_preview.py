@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from input_pipeline import preview
+from input_pipeline.augment import Augmentation
 from input_pipeline.contract import CONTRACTS, contract_by_name, normalise, pictures
-from input_pipeline.seen import as_seen, caption, sheet
+from input_pipeline.order import dealt
+from input_pipeline.seen import as_seen, caption, rows_behind, sheet
 from resnet.model.network import ResNet
 from resnet.train import steps
 from resnet.train.loop import open_data
@@ -30,12 +32,13 @@ def test_pictures_undo_the_contract(name):
     np.testing.assert_array_equal(pictures(normalise(images, contract), contract), images)
 
 
-@pytest.mark.parametrize(("parts", "flip"), [(1, "horizontal"), (2, "alternating")])
-def test_it_is_what_the_train_step_feeds_its_network(data, parts, flip, monkeypatch):
+@pytest.mark.parametrize(("parts", "flip", "group"), [(1, "horizontal", 1), (2, "alternating", 2)])
+def test_it_is_what_the_train_step_feeds_its_network(data, parts, flip, group, monkeypatch):
     """Taken from inside the loss of the step itself."""
     config = tiny_config(data)
     config.data.mixup, config.data.erasing, config.data.hue = 0.4, 0.5, 0.2
     config.optim.label_smoothing, config.optim.accumulation, config.data.flip = 0.1, parts, flip
+    config.model.ghost_batch_size = group if group > 1 else 0
     plan = make_plan(config, open_data(config))
     fed = []
     augment = steps.augment
@@ -61,13 +64,44 @@ def test_it_is_what_the_train_step_feeds_its_network(data, parts, flip, monkeypa
     jax.effects_barrier()
     found, targets = as_seen(
         batch, plan.recipe.augmentation, plan.contract, seed=config.run.seed, step=3, num_classes=spec.num_classes,
-        parts=parts, num_examples=plan.recipe.num_examples,
+        parts=parts, group=group, num_examples=plan.recipe.num_examples,
     )  # fmt: skip
     assert len(fed) == parts
-    for part, (images, soft) in enumerate(fed):
-        difference = found[part::parts].astype(int) - pictures(images, plan.contract)
-        assert np.abs(difference).max() <= 1  # rounding: another program
-        np.testing.assert_allclose(targets[part::parts], soft, atol=1e-6)
+    for (images, soft), own, target in zip(fed, dealt(found, parts, group), dealt(targets, parts, group), strict=True):
+        assert np.abs(own.astype(int) - pictures(images, plan.contract)).max() <= 1  # rounding: another program
+        np.testing.assert_allclose(target, soft, atol=1e-6)
+
+
+def test_a_batch_is_dealt_out_in_rows_or_in_groups():
+    rows = np.arange(24).reshape(12, 2)
+    assert dealt(rows, 3)[..., 0].tolist() == [[0, 6, 12, 18], [2, 8, 14, 20], [4, 10, 16, 22]]
+    assert dealt(rows[:, 0] // 2, 3, 2).tolist() == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
+
+
+def test_the_rows_behind_some_pictures_are_themselves_and_the_last_of_their_parts():
+    assert rows_behind(3, 12).tolist() == [0, 1, 2, 11]
+    assert rows_behind(2, 12, 3).tolist() == [0, 1, 9, 10]
+    assert rows_behind(3, 12, 3, 2).tolist() == [0, 1, 2, 7, 9]
+    assert rows_behind(32, 12, 3, 2).tolist() == list(range(12))
+
+
+def test_pictures_of_those_rows_alone_are_those_of_the_whole_batch():
+    parts, group = 2, 3
+    draw = np.random.default_rng(2)
+    batch = {
+        "image": draw.integers(0, 256, (12, 8, 8, 3)).astype(np.uint8),
+        "label": draw.integers(0, 3, 12).astype(np.int32),
+        "index": draw.permutation(17)[:12].astype(np.int32),
+    }
+    mixed = Augmentation(flip="alternating", brightness=0.2, erasing=0.5, mixup=0.4)
+    options = {"seed": 1, "step": 5, "num_classes": 3, "parts": parts, "group": group, "num_examples": 17}
+    whole = as_seen(batch, mixed, CONTRACTS["torch"], **options)
+    rows = rows_behind(4, 12, parts, group)
+    given = {"image": batch["image"][rows], "label": batch["label"][rows], "index": batch["index"]}
+    images, targets = as_seen(given, mixed, CONTRACTS["torch"], **options, rows=rows)
+    assert len(images) == len(rows) < 12
+    assert np.abs(images[:4].astype(int) - whole[0][:4]).max() <= 1  # rounding: another program
+    np.testing.assert_allclose(targets[:4], whole[1][:4], atol=1e-6)
 
 
 def steps_state(variables, plan):

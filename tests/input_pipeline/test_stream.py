@@ -90,6 +90,13 @@ def test_shards_laid_side_by_side_are_the_whole_batch(split):
     equal(joined, whole)
 
 
+def test_chosen_rows_are_those_of_the_whole_batch(split):
+    order, rows = Order(N, 6, 1), np.array([0, 1, 5])
+    whole = list(train_batches(split, order, CROP, start_step=2, num_steps=2))
+    chosen = list(train_batches(split, order, CROP, start_step=2, num_steps=2, shard=(1, 4), rows=rows))
+    equal(chosen, [{key: values[rows] for key, values in batch.items()} for batch in whole])
+
+
 def test_the_images_of_an_example_do_not_depend_on_the_batch_size(split):
     small = list(train_batches(split, Order(N, 3, 1), CROP, num_steps=8))
     large = list(train_batches(split, Order(N, 8, 1), CROP, num_steps=3))

@@ -139,7 +139,9 @@ def get_config():
 
 
 def several_config(data: Path, steps_per_call: int):
+    """Its group of ghost batch norm is the whole batch, and so lies on all processes and devices."""
     config = process_config(data)
+    config.model.ghost_batch_size, config.data.mixup = config.data.batch_size, 0.4
     config.run.log_every, config.run.steps_per_call = 4, steps_per_call
     config.run.eval_every = config.run.checkpoint_every = 100.0
     return config
@@ -159,6 +161,18 @@ def test_two_processes_loop_as_one_steps(data, tmp_path):
     arrays = [final_arrays(config, tmp_path / name) for name in ("two", "one")]
     for got, expected in zip(*arrays, strict=True):
         np.testing.assert_allclose(got, expected, **TOLERANCE)
+    # Of the whole batch, whose first row is mixed with the last, which the second process has.
+    assert pictures_of(tmp_path / "two") == pictures_of(tmp_path / "one")
+
+
+def pictures_of(workdir: Path) -> list[bytes]:
+    """The pictures of the first batch in TensorBoard's file."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(workdir / "tensorboard"))
+    events.Reload()
+    pictures = [image.encoded_image_string for image in events.Images("train/inputs")]
+    assert len(pictures) == 1
+    return pictures
 
 
 EIGHT = """
