@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Split
 from resnet.model.inspection import recorded_outputs
 from resnet.model.network import ResNet
 from resnet.train import hosts
+from resnet.train.advancing import norm_of
 from resnet.train.checkpoints import Checkpoints
+from resnet.train.evaluation import Interrupted
+from resnet.train.freezing import Names
 from resnet.train.progress import EpochBar
 from resnet.train.state import TrainState, Variables
-from resnet.train.steps import Batch, Recipe, loss_sum, split_parts, with_mirrored
+from resnet.train.steps import Batch, Recipe, loss_sum, part_gradient, part_key, split_parts, with_mirrored
 from resnet.train.workdir import write_json
 
 if TYPE_CHECKING:
@@ -62,9 +64,12 @@ class Reading:
         return f"{what} ({self.bad:,} of {self.size:,} values)"
 
 
-def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, step: int) -> list[Reading]:
+def examine(
+    network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, step: int, *, learning: Names | None = None
+) -> list[Reading]:
     """Do train step number `step` (counted from 0) on `batch` again from `state`, which stays as it is.
 
+    network, learning: its stage's; gradients are those of what learns, new statistics those that move.
     The readings come in the order in which values depend on each other: the images, the layers' outputs, the loss, the
     gradients (those of the last layers first), the new running statistics, the gradient's norm. With accumulation they
     are those of the first part that has a non-finite value, else of the last; the norm is the whole batch's.
@@ -76,7 +81,8 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
     key = jax.random.fold_in(jax.random.key(recipe.seed), step)
     # Layers inside what is computed again, or by oneDNN in one call, could not be looked at.
     network = network.clone(remat="none", backend=jax.lax.conv_general_dilated)
-    parts, total, weight = recipe.accumulation, None, 0.0
+    parts = recipe.accumulation
+    totals: Any = None
     cut = split_parts(batch, parts, network.spec)
     names: list[str] = []
     readings: list[Reading] = []
@@ -87,22 +93,20 @@ def examine(network: ResNet, recipe: Recipe, state: TrainState, batch: Batch, st
             loss_sum(network, recipe, params, batch_stats, part, key)
         # A list outside the traced function: jit hands dicts back in alphabetical order.
         names[:] = [name for name, _ in outputs]
-        loss = lambda p: loss_sum(network, recipe, p, batch_stats, part, key)  # noqa: E731
-        (value, (weight, new_stats, _)), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        seen = [describe(output) for _, output in outputs], describe(value), jax.tree.map(describe, gradient)
-        return seen, jax.tree.map(describe, new_stats), gradient, weight
+        gradient, weight, moved, sums = part_gradient(
+            network, recipe, params, batch_stats, part, key, learning=learning
+        )
+        seen = [output for _, output in outputs], sums["loss"], gradient, moved
+        return jax.tree.map(describe, seen), (gradient, weight)
 
     for number in range(parts):
         part = {name: rows[number] for name, rows in cut.items()}
-        # As steps.accumulate draws its parts' keys.
-        part_key = key if parts == 1 else jax.random.fold_in(key, number)
-        seen, stats_seen, gradient, part_weight = look(state.params, state.batch_stats, part, part_key)
-        total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
-        weight = weight + part_weight
-        if not any(reading.bad for reading in readings):
-            readings = in_order(names, seen, stats_seen)
-    norm = optax.tree.norm(jax.tree.map(lambda g: g / weight, total))
-    return [*readings, reading("norm", "gradient", describe(norm))]
+        seen, found = look(state.params, state.batch_stats, part, part_key(key, parts, number))
+        totals = found if totals is None else jax.tree.map(jnp.add, totals, found)
+        if first_bad(readings) is None:
+            readings = in_order(names, *seen)
+    total, weight = totals
+    return [*readings, reading("norm", "gradient", describe(norm_of(total) / weight))]
 
 
 def describe(x: jax.Array) -> jax.Array:
@@ -119,16 +123,17 @@ def reading(kind: str, name: str, figures: jax.Array) -> Reading:
     return Reading(kind, name, int(bad), int(size), low, high, mean)
 
 
-def in_order(names: list[str], seen: Any, stats_seen: Variables) -> list[Reading]:
+def in_order(
+    names: list[str], outputs: list[jax.Array], loss: jax.Array, gradients: Variables, statistics: Variables
+) -> list[Reading]:
     """The readings of one part; a gradient stands where its layer does, from the last layer to the first."""
-    outputs, loss, gradients = seen
     place = {name: number for number, name in enumerate(names)}
     layer = lambda pair: -place.get(pair[0].rpartition("/")[0], -1)  # noqa: E731
     return [
         *(reading("output", name, figures) for name, figures in zip(names, outputs, strict=True)),
         reading("loss", "loss", loss),
         *(reading("gradient", name, figures) for name, figures in sorted(by_name(gradients), key=layer)),
-        *(reading("statistics", name, figures) for name, figures in by_name(stats_seen)),
+        *(reading("statistics", name, figures) for name, figures in by_name(statistics)),
     ]
 
 
@@ -162,20 +167,19 @@ def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
 
     None of them changed a parameter, so the first is done again from `state` as it was then; steps that were under way
     already and turned out finite would have moved it by a little. What is seen is written to WORKDIR/diverged.json.
+    Of several processes and of a probe, which `check_debug` refuses too, nothing is done again.
     """
     limit = run.config.run.max_bad_steps
     first = last - limit + 1
-    if hosts.several():
+    if hosts.several() or run.plan.transfer.mode == "probe":
+        alone = "; one process alone, started with --config.run.debug=True, shows that step layer by layer"
         return Diverged(
             f"steps {first} to {last} had a loss, gradient or statistic that is not finite and were skipped; lower "
-            "--config.optim.lr or set --config.optim.clip_norm. The last checkpoint is intact; one process alone, "
-            "started with --config.run.debug=True, shows that step layer by layer"
+            "--config.optim.lr or set --config.optim.clip_norm. The last checkpoint is intact"
+            + ("" if run.plan.transfer.mode == "probe" else alone)
         )
-    fed = examples(run.source.splits["train"], run.plan.order.indices(first - 1))
     with jax.transfer_guard("allow"):
-        readings = examine(
-            run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(first - 1))), first - 1
-        )
+        readings, fed = done_again(run, first, state)
     cause, file = first_bad(readings), run.workdir / FILE
     write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": plain(readings)})
     where = f"in {cause.words()}" if cause else "gone when the step was done again"
@@ -186,6 +190,14 @@ def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
         f"{printable(str(file))}); lower --config.optim.lr or set --config.optim.clip_norm. The last checkpoint is "
         "intact; --config.run.debug=True shows that step layer by layer"
     )
+
+
+def done_again(run: Stepping, number: int, state: TrainState) -> tuple[list[Reading], list[str]]:
+    """(what the layers make of step `number`, counted from 1, in its stage and from `state`; its batch's examples)."""
+    stage, step = run.plan.stage(number - 1), number - 1
+    batch = run.streamed(next(run.batches(step)))
+    readings = examine(stage.network, run.plan.recipe, state, batch, step, learning=stage.learning)
+    return readings, examples(run.source.splits["train"], run.plan.order.indices(step))
 
 
 def plain(readings: list[Reading]) -> list[dict[str, Any]]:
@@ -202,6 +214,10 @@ def replay(run: Run, fresh: TrainState) -> int:
     """
     with Checkpoints(run.workdir, keep=run.config.run.keep) as run.checkpoints:
         start, state = run.resume(fresh)
+    try:
+        state = run.prepare(start, state)
+    except Interrupted:
+        return run.interruption.exit_code
     found, state = first_bad_step(run, start, state)
     if run.interruption.requested:
         return run.interruption.exit_code
@@ -209,9 +225,7 @@ def replay(run: Run, fresh: TrainState) -> int:
         print(f"Every step from {start + 1} to {run.plan.total_steps} has a finite loss, gradient and statistics.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
-    readings = examine(run.plan.network, run.plan.recipe, state, run.streamed(next(run.batches(found - 1))), found - 1)
-    fed = examples(run.source.splits["train"], run.plan.order.indices(found - 1))
-    print(table(found, readings, fed, run.workdir))
+    print(table(found, *done_again(run, found, state), run.workdir))
     return 0
 
 
@@ -224,13 +238,15 @@ def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, 
     row = int(jax.device_get(state.bad_steps))
     if row:
         return step - row + 1, state
-    batches, total = run.batches(step), run.plan.total_steps
-    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as bar:
+    total = run.plan.total_steps
+    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as run.bar:
         while step < total and not run.interruption.requested:
-            state, pulse = run.train_step(state, next(batches), *run.kept)
-            step += 1
-            seen = jax.device_get(pulse)
-            bar.update(step, run.plan.batch_size, loss=float(seen["loss"]))
+            # Of one step each under config.run.debug.
+            dispatch = run.dispatch_at(step)
+            state, pulse = run.call(dispatch, run.staged(step, state))
+            step = dispatch.last
+            seen = {name: np.ravel(values)[0] for name, values in jax.device_get(pulse).items()}
+            run.bar.update(step, run.plan.batch_size, loss=float(seen["loss"]))
             if int(seen["bad_steps"]):
                 return step, state
     return None, state

@@ -16,11 +16,14 @@ from input_pipeline.errors import InputError
 from resnet.model import onednn_library
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
-from resnet.train import loop
+from resnet.train import diagnosis, loop
+from resnet.train.advancing import norm_of
+from resnet.train.checkpoints import Meta, save_converted
+from resnet.train.configuration import make_spec
 from resnet.train.diagnosis import FILE, Diverged, examine, first_bad
 from resnet.train.state import create_state
 from resnet.train.steps import Recipe, accumulate, sum_names
-from tests.networks import fresh_variables
+from tests.networks import by_name, fresh_variables, random_variables
 from tests.tiny import tiny_config, tiny_data
 
 TINY = ResNetSpec(block="basic", stage_sizes=(1, 1), width=8, stem="cifar", num_classes=4, dropout=0.2)
@@ -149,3 +152,86 @@ def test_a_run_that_diverges_says_where_and_debug_shows_it(tmp_path, capsys):
             shutil.rmtree(step)
     assert loop.train(config, run) == 0
     assert capsys.readouterr().out.endswith(shown[shown.index("Step ") :])
+
+
+def test_a_stage_is_looked_at_as_it_trains():
+    """What rests runs as in evaluation, and of it neither a gradient nor a statistic is told."""
+    network = NETWORK.clone(frozen=frozenset({"layer1_0", "bn1"}))
+    learning = frozenset(name for name in by_name(fresh_variables(TINY)["params"]) if name.startswith(("layer2", "fc")))
+    readings = examine(network, recipe(2), state(), batch(), STEP, learning=learning)
+    assert {reading.name for reading in readings if reading.kind == "gradient"} == learning
+    told = {reading.name for reading in readings if reading.kind == "statistics"}
+    assert told
+    assert all(name.startswith("layer2_0/") for name in told)
+    key = jax.random.fold_in(jax.random.key(3), STEP)
+    total, weight, *_ = jax.jit(lambda s, b: accumulate(network, recipe(2), s, b, key, learning=learning))(
+        state(), batch()
+    )
+    assert readings[-1].mean == pytest.approx(float(optax.tree.norm(total) / weight), rel=1e-5)
+
+
+def test_the_norm_is_that_of_the_summed_gradient_as_the_step_takes_it():
+    """The sum's squares overflow, those of its mean over 8 images would not."""
+    norm = examine(NETWORK, recipe(), state("fc", 1e10), batch(), STEP)[-1].mean
+    # The gradient grows with the last kernel; half the least sum that overflows is a quarter of the mean that does.
+    factor = 1e10 * 2 * np.sqrt(np.finfo(np.float32).max) / (8 * norm)
+    readings = examine(NETWORK, recipe(), state("fc", factor), batch(), STEP)
+    assert first_bad(readings) is readings[-1]
+    key = jax.random.fold_in(jax.random.key(3), STEP)
+    total, *_ = jax.jit(lambda s, b: accumulate(NETWORK, recipe(), s, b, key))(state("fc", factor), batch())
+    assert np.isinf(norm_of(total))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights") / "converted"
+    spec = make_spec(tiny_config(folder), 3)
+    save_converted(folder, random_variables(spec), Meta(spec, ("x", "y", "z"), CONTRACTS["caffe"], 16, 1.0))
+    return folder
+
+
+def staged_config(data, weights, bn: str, steps_per_call: int):
+    """Its last stage joins before step 5 (of 3.75 an epoch) and leaps so far that step 6 is the first that is bad."""
+    config = tiny_config(data)
+    config.transfer.mode, config.transfer.weights, config.transfer.bn = "finetune", str(weights), bn
+    config.transfer.unfreeze, config.transfer.lr_multipliers = ("layer2@1",), ("^layer2.*conv=1e35",)
+    config.run.max_bad_steps, config.run.steps, config.run.steps_per_call = 2, 12, steps_per_call
+    config.run.eval_every, config.run.log_every = 100.0, 100
+    # Before its third step the one, never the other.
+    config.run.checkpoint_every = 3 / 3.75 if bn == "frozen" else 100.0
+    return config
+
+
+@pytest.mark.parametrize(("bn", "steps_per_call"), [("frozen", 1), ("recalibrate", 4)])
+def test_a_replay_takes_the_runs_own_steps(bn, steps_per_call, weights, tmp_path, monkeypatch, capsys):
+    """Over a stage's beginning, from recalibrated statistics, in calls of several steps: to the same bits."""
+    config, run = staged_config(tiny_data(tmp_path), weights, bn, steps_per_call), tmp_path / "run"
+    looked_at = []
+    look = diagnosis.examine
+
+    def noted(network, recipe, state, batch, step, *, learning):
+        arrays = jax.device_get({"params": state.params, "statistics": state.batch_stats, "batch": batch})
+        looked_at.append((step, network.frozen, learning, arrays))
+        return look(network, recipe, state, batch, step, learning=learning)
+
+    monkeypatch.setattr(diagnosis, "examine", noted)
+    with pytest.raises(Diverged, match="steps 6 to 7 had"):
+        loop.train(config, run)
+    for step in (run / "checkpoints").iterdir():
+        if int(step.name) > 3:
+            shutil.rmtree(step)
+    before = snapshot(run)
+    capsys.readouterr()
+    config.run.debug = True
+    assert loop.train(config, run) == 0
+    told = capsys.readouterr()
+    assert f"Step 6 of {run}" in told.out
+    assert ("Going on from step 3" in told.out) == (bn == "frozen")
+    assert "layer2" in told.err
+    assert snapshot(run) == before
+    (step, frozen, learning, arrays), (*again, arrays_again) = looked_at
+    assert [step, frozen, learning] == again
+    assert step == 5
+    assert any(name.startswith("layer2") for name in learning)
+    assert "layer1_0" in frozen
+    jax.tree.map(np.testing.assert_array_equal, arrays, arrays_again)

@@ -20,6 +20,7 @@ from resnet.study.inference import load_model
 from resnet.train import features, loop, parallel, plan, probe
 from resnet.train.checkpoints import Meta, load, save_converted
 from resnet.train.configuration import make_spec, validate
+from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.evaluation import evaluate_split
 from resnet.train.pretrained import read
 from resnet.train.steps import make_eval_step
@@ -266,3 +267,14 @@ def test_a_disk_that_refuses_is_one_line(data, weights, tmp_path, monkeypatch):
     wanted = features.Pass(made, source.splits["val"], 0, "digest")
     with pytest.raises(InputError, match=r"features cannot be kept there .*XDG_CACHE_HOME"):
         features.features(wanted, lambda *_: None, {}, parallel.make_mesh(), threads=1)
+
+
+def test_a_probe_that_diverges_says_so_and_advises_nothing_that_it_refuses(data, weights, tmp_path):
+    config = probing(data, weights)
+    config.optim.lr, config.optim.schedule, config.run.max_bad_steps = 1e38, "constant", 3
+    with pytest.raises(Diverged, match=r"^steps \d+ to \d+ had .*; lower --config.optim.lr.* checkpoint is intact$"):
+        loop.train(config, tmp_path / "run")
+    assert not (tmp_path / "run" / FILE).exists()
+    config.run.debug = True
+    with pytest.raises(InputError, match="no probe"):
+        loop.train(config, tmp_path / "run")
