@@ -36,6 +36,15 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+def check_checkpoint(name: str) -> None:
+    """Raise InputError where --checkpoint names no folder: told at once, before what reads one is imported."""
+    if not Path(name).is_dir():
+        raise InputError(
+            f"--checkpoint={printable(name)}: no such folder; name a run's workdir, a step's folder or converted "
+            "weights"
+        )
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and leave with its code (None is 0). What the user can mend: one line 'error: …', code 2."""
     quieten()

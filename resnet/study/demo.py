@@ -14,7 +14,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Awaitable, Callable, MutableMapping
-from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
@@ -53,10 +52,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 65536:
         raise InputError(f"--port={arguments.port} must lie between 0 and 65535; 0 takes one that is free")
-    if not Path(arguments.checkpoint).is_dir():
-        raise InputError(
-            f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir or a step's folder"
-        )
+    command.check_checkpoint(arguments.checkpoint)
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is not installed; ./run.sh setup demo installs requirements-demo.txt")
     listener = listen(arguments.host, arguments.port)

@@ -70,11 +70,7 @@ def main() -> int:
 
 def check(checkpoint: str, form: str, out: Path) -> None:
     """Raise InputError for what can be told from the flags alone."""
-    if not Path(checkpoint).is_dir():
-        raise InputError(
-            f"--checkpoint={printable(checkpoint)}: no such folder; name a run's workdir, a step's folder or converted "
-            "weights"
-        )
+    command.check_checkpoint(checkpoint)
     if out.exists() or out.is_symlink():
         raise InputError(f"--out={printable(str(out))}: exists already; name another folder or remove it")
     writer, _, setup = FORMATS[form]
@@ -97,7 +93,6 @@ def export(model: Model, form: str, out: Path) -> dict[str, Any]:
     """
     from resnet.study.export_program import make_program
 
-    require(model)
     program = make_program(model, source_of(model))
     size = sum(leaf.nbytes for leaf in leaves(program.variables))
     if size > LARGEST_FILE and form != "savedmodel":
@@ -114,12 +109,6 @@ def export(model: Model, form: str, out: Path) -> dict[str, Any]:
         return about
 
     return write_whole(out, write)
-
-
-def require(model: Model) -> None:
-    """Raise InputError for a network whose answers would mean nothing."""
-    if model.meta.progress.get("head") == "none":
-        raise InputError("the checkpoint has no head (its weights came without one): there are no classes to export")
 
 
 def source_of(model: Model) -> dict[str, Any]:

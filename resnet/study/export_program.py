@@ -8,7 +8,7 @@ import numpy as np
 
 from input_pipeline.contract import Contract
 from resnet.model.network import ResNet
-from resnet.study.inference import Answer, Model, answer
+from resnet.study.inference import Answer, Model, answer, crop_values
 from resnet.train.state import Variables
 
 # Names of the one input and the one output, where a format has names.
@@ -60,15 +60,7 @@ def make_program(model: Model, source: dict[str, Any]) -> Program:
 
 def describe(model: Model, source: dict[str, Any]) -> dict[str, Any]:
     """What stands in metadata.json, but for the format's own words."""
-    crop, meta = model.crop, model.meta
-    side, shorter = crop.image_size, crop.shorter_side
-    if crop.resize_shorter:
-        words = (
-            f"resize so that the shorter side is {shorter}, the longer in ratio and rounded down, then cut the centre "
-            f"{side} x {side}"
-        )
-    else:
-        words = f"resize the whole image to {side} x {side}, whatever its ratio"
+    meta, side = model.meta, model.crop.image_size
     return {
         "input": {
             "name": INPUT,
@@ -77,13 +69,7 @@ def describe(model: Model, source: dict[str, Any]) -> dict[str, Any]:
             "layout": "NHWC",
             "channels": "RGB, 0 to 255; the program normalises",
         },
-        "crop": {
-            "do": f"turn upright by EXIF, convert to RGB, {words} ({crop.interpolation}, antialiased), round to uint8",
-            "resize_shorter_side": shorter if crop.resize_shorter else None,
-            "centre": side,
-            "interpolation": crop.interpolation,
-            "antialias": True,
-        },
+        "crop": crop_values(model.crop),
         "output": {
             "name": OUTPUT,
             "dtype": "float32",

@@ -128,12 +128,38 @@ def padded(images: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield batch, count
 
 
+def crop_values(crop: Crop) -> dict[str, Any]:
+    """How a picture is cropped before the network sees it, as JSON values: in words, and as numbers."""
+    side, shorter = crop.image_size, crop.shorter_side
+    if crop.resize_shorter:
+        words = (
+            f"resize so that the shorter side is {shorter}, the longer in ratio and rounded down, then cut the centre "
+            f"{side} x {side}"
+        )
+    else:
+        words = f"resize the whole image to {side} x {side}, whatever its ratio"
+    return {
+        "do": f"turn upright by EXIF, convert to RGB, {words} ({crop.interpolation}, antialiased), round to uint8",
+        "resize_shorter_side": shorter if crop.resize_shorter else None,
+        "centre": side,
+        "interpolation": crop.interpolation,
+        "antialias": True,
+    }
+
+
 def load_model(checkpoint: str | Path) -> Model:
     """The model in a run's workdir (its best checkpoint), a step's folder or converted weights.
 
-    Raises InputError for anything else, and for a network that does not take RGB, which is all that images are read as.
+    Raises InputError for anything else, for a network without a head, and for one that does not take RGB, which is all
+    that images are read as.
     """
     variables, meta = load(checkpoint)
+    if meta.progress.get("head") == "none":
+        where = printable(str(checkpoint))
+        raise InputError(
+            f"{where}: a network without a head (its weights came so), which knows no classes; train one on your "
+            f"images: --config=configs/transfer.py --config.transfer.weights={where}"
+        )
     if meta.spec.in_channels != 3:
         raise InputError(
             f"{printable(str(checkpoint))}: its network takes images of {meta.spec.in_channels} channels, but they are "

@@ -295,9 +295,3 @@ def test_a_disk_that_is_full_in_fact(form, run, tmp_path):
     assert result.err.count("\n") == 1
     assert result.err.startswith(f"error: --out={tmp_path / 'new'}: cannot be written (")
     assert "No space left on device" in result.err
-
-
-def test_weights_without_a_head_have_no_classes_to_export(model, tmp_path):
-    headless = dataclasses.replace(model, meta=dataclasses.replace(model.meta, progress={"head": "none"}))
-    with pytest.raises(InputError, match="has no head"):
-        export.export(headless, "stablehlo", tmp_path / "new")
