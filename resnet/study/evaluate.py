@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from input_pipeline.carving import MAKE_NONE
 from input_pipeline.errors import InputError, printable
+from input_pipeline.leaks import without_leaks
 from input_pipeline.sources import Source, Split, open_source
 from resnet import command
 
@@ -34,6 +35,7 @@ def main() -> int:
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
     parser.add_argument("--data", required=True, help="a folder of images, or tfds:NAME")
+    parser.add_argument("--data_dir", default="", help="where tfds:NAME lies (default: as in the run, else tfds' own)")
     parser.add_argument(
         "--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)"
     )
@@ -56,16 +58,22 @@ def main() -> int:
         model.meta,
         arguments.data,
         arguments.on_error,
+        split=arguments.split,
+        data_dir=arguments.data_dir,
         drop_leaks=arguments.drop_leaks,
-        whole=arguments.split == "all",
     )
     outcome = evaluate(model, source, arguments.split, arguments.batch_size)
+    dtype = dtype_of(model.meta)
     if arguments.json:
         report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
-        print(json.dumps({**report, "classes": list(model.meta.class_names), **outcome.values()}))
+        skipped = [{"name": name, "reason": reason} for name, reason in source.skipped]
+        more = {"dtype": dtype, "classes": list(model.meta.class_names), "skipped": skipped}
+        print(json.dumps({**report, **more, **outcome.values()}))
     else:
-        print(f"Checkpoint of step {model.meta.step}, contract {model.meta.contract.name}, {describe_crop(model)}")
-        print(screen.figures(outcome))
+        unusual = "" if dtype == "float32" else f", {dtype}"
+        contract = model.meta.contract.name
+        print(f"Checkpoint of step {model.meta.step}, contract {contract}, {describe_crop(model)}{unusual}")
+        print(*screen.skipped(source, "--json lists all"), screen.figures(outcome), sep="\n")
     return 0
 
 
@@ -77,11 +85,11 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--drop_leaks does nothing with --split={arguments.split}; it acts on val and test")
     if not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
         raise InputError(f"--data={printable(arguments.data)}: no such folder; name a folder of images or tfds:NAME")
-    if not Path(arguments.checkpoint).is_dir():
+    if arguments.data_dir and not arguments.data.startswith("tfds:"):
         raise InputError(
-            f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir, a step's folder or "
-            "converted weights"
+            f"--data_dir={printable(arguments.data_dir)} is for --data=tfds:NAME; --data is a folder already"
         )
+    command.check_checkpoint(arguments.checkpoint)
 
 
 def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcome:
@@ -98,9 +106,11 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     size = min(batch_size, len(split))
     mesh = parallel.make_mesh()
     flip = model.meta.config.get("run.eval_flip", False)
-    # The norms stay norms (predict folds them): these figures are those that the run logged, to the last bit.
+    # In the run's own dtype, and the norms stay norms (predict folds them): in batches of the run's size, on its kind
+    # of device, these figures are those that it logged, to the last bit.
+    network = model.network.clone(dtype=np.dtype(dtype_of(model.meta)))
     predictions = evaluate_split(
-        parallel.compile_eval_step(make_eval_step(model.network, model.meta.contract, flip=flip), mesh),
+        parallel.compile_eval_step(make_eval_step(network, model.meta.contract, flip=flip), mesh),
         model.variables,
         split,
         model.crop,
@@ -111,38 +121,80 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     return judge(source, name, model.meta.step, predictions)
 
 
-def open_like(meta: Meta, data: str, on_error: str, *, drop_leaks: bool = False, whole: bool = False) -> Source:
+def dtype_of(meta: Meta) -> str:
+    """What the run computed in: 'bfloat16' or 'float32', which is also that of converted weights."""
+    return "bfloat16" if meta.config.get("run.dtype") == "bfloat16" else "float32"
+
+
+def open_like(
+    meta: Meta, data: str, on_error: str, *, split: str = "test", data_dir: str = "", drop_leaks: bool = False
+) -> Source:
     """The dataset, split as the run of the checkpoint split it (by the defaults where the checkpoint is of no run).
 
-    drop_leaks: leave out of val and test what also stands in an earlier split, whatever the run did. whole: every image
-    of the classes that the run took, in the splits that the data bring; nothing is held out or left out, so that data
-    which cannot be split do as well.
-    Raises InputError for what the user can mend, in this command's flags.
+    split: what is asked for. 'all': every image of the classes that the run took, in the splits that the data bring;
+    nothing is held out or left out, so that data which cannot be split do as well. data_dir: of tfds, '' for the run's
+    where that had the same dataset, else tfds' own. drop_leaks: leave out of val and test what also stands in an
+    earlier split, whatever the run did.
+    Raises InputError for what the user can mend, in this command's flags, and for a split that cannot be the run's.
     """
-    config = meta.config
+    config, from_tfds = meta.config, data.startswith("tfds:")
+    if from_tfds and config.get("data.source") == data:
+        data_dir = data_dir or config.get("data.dir", "")
     splitting: dict[str, Any] = {"val_fraction": 0.0, "test_fraction": 0.0}
-    if not whole:
+    if split != "all":
         splitting = {
             "val_fraction": config.get("data.val_fraction", 0.1),
             "test_fraction": config.get("data.test_fraction", 0.2),
             "per_class": config.get("data.per_class", 0),
             "split_seed": config.get("data.split_seed", 0),
             "doctor": config.get("data.doctor", True),
-            "drop_leaks": drop_leaks or config.get("data.drop_leaks", False),
+            "drop_leaks": config.get("data.drop_leaks", False),
             "keep_copies_together": config.get("data.keep_copies_together", False),
         }
     try:
-        return open_source(
-            data if data.startswith("tfds:") else "folder",
-            "" if data.startswith("tfds:") else data,
+        source = open_source(
+            data if from_tfds else "folder",
+            data_dir if from_tfds else data,
             on_error=on_error,
             exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
             **splitting,
         )
     except InputError as error:
-        # The advice names training's flags; here they are called otherwise.
-        advice = str(error).replace("--config.data.on_error", "--on_error").replace("--config.data.dir", "--data")
-        raise InputError(advice.replace(MAKE_NONE, "--split=all makes none")) from error
+        raise InputError(in_these_flags(str(error))) from error
+    require_runs_split(meta, source, split, data)
+    # Behind the comparison: what is left out changes the fingerprint.
+    return without_leaks(source) if drop_leaks and not splitting.get("drop_leaks") else source
+
+
+def in_these_flags(advice: str) -> str:
+    """What opening the data advises, which names training's flags; here they are called otherwise."""
+    for theirs, ours in (
+        ("--config.data.on_error", "--on_error"),
+        ("--config.data.dir", "--data"),
+        ("config.data.source=", "--data="),
+        (MAKE_NONE, "--split=all makes none"),
+    ):
+        advice = advice.replace(theirs, ours)
+    return advice
+
+
+def require_runs_split(meta: Meta, source: Source, name: str, data: str) -> None:
+    """Raise InputError where the split `name` was drawn here and is not known to be the one that the run drew.
+
+    The draw hangs on all images: with one more or less it takes others, most of which the run trained on. Data that
+    the run never saw cannot be told from that, for a checkpoint holds no list of its images; all of those are test.
+    """
+    if name == "all" or not meta.fingerprint or source.is_of(meta.fingerprint):
+        return
+    # For a class that it does not know, this is the plainer word.
+    places_of(meta, source)
+    drawn_train = name == "train" and (source.made or meta.config.get("data.per_class"))
+    if name in source.made or drawn_train:
+        raise InputError(
+            f"--data={printable(data)}: not the images that the run was given (files came, went or changed), so the "
+            f"{name} split drawn of them is not the run's, and the run may have trained on any image of it; give the "
+            "folder as it was, or, if the run never saw these images, --split=all scores every one"
+        )
 
 
 def has_class(data: str, name: str) -> bool:
@@ -182,7 +234,12 @@ def join(splits: list[Split]) -> Split:
 
 
 def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
-    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know.
+    """`split` with labels that index the checkpoint's classes. Raises InputError for a class it does not know."""
+    return dataclasses.replace(split, labels=places_of(meta, source)[split.labels])
+
+
+def places_of(meta: Meta, source: Source) -> np.ndarray:
+    """int32 per class of the data, its index among the checkpoint's. Raises InputError for one it does not know.
 
     ImageNet's weights know their classes by WordNet id as well (n01440764), as ImageNet's folders are called.
     """
@@ -201,8 +258,7 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
             f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes "
             f"({known}); evaluate on the classes it was trained on"
         )
-    place = np.array([places[name] for name in source.class_names], np.int32)
-    return dataclasses.replace(split, labels=place[split.labels])
+    return np.array([places[name] for name in source.class_names], np.int32)
 
 
 def describe_crop(model: Model) -> str:

@@ -24,14 +24,14 @@ class Outcome:
 
     clean: the same without the `leaked` images that are byte-identical to images of an earlier split (train before val
     before test). cleanest: without those and the `near_leaked` of which a near copy stands there. Either is None where
-    it would leave out nothing, or everything. near_leaked: None where nobody looked for near copies. dropped: how many
+    it would leave out nothing, or everything. leaked, near_leaked: None where nobody looked for such. dropped: how many
     images had been left out before the evaluation, under 'exact' and 'near'; empty without drop_leaks.
     """
 
     split: str
     step: int
     summary: dict[str, Any]
-    leaked: int = 0
+    leaked: int | None = 0
     clean: dict[str, Any] | None = None
     near_leaked: int | None = None
     cleanest: dict[str, Any] | None = None
@@ -47,7 +47,7 @@ class Outcome:
 def judge(source: Source, split: str, step: int, predictions: Predictions, leaks: Leaks | None = None) -> Outcome:
     """The outcome on a split of `source`, or on 'all' of it, told again without its leaks (found if not given)."""
     if split == "all":
-        return Outcome(split, step, predictions.summary)
+        return Outcome(split, step, predictions.summary, leaked=None)
     leaks = leaks or find_leaks(source, split)
     without = lambda left_out: summarise_subset(predictions, ~left_out) if not left_out.all() else None  # noqa: E731
     return Outcome(

@@ -42,10 +42,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     lines[1:1] = held_out(source)
     lines[1:1] = [f"Leaks     {line}" for line in leak_lines(source)]
     lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
-    if source.skipped:
-        name, reason = source.skipped[0]
-        more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
-        lines.insert(1, f"Skipped   {printable(name)} ({printable(reason)}){more}; all are listed in provenance.json")
+    lines[1:1] = skipped(source, "all are listed in provenance.json")
     return "\n".join(lines)
 
 
@@ -57,6 +54,15 @@ def held_out(source: Source) -> list[str]:
         f"Note      the data bring no test split: {len(source.splits['test']):,} of their training images are held out "
         "as one; --config.data.test_fraction=0 trains on these too, and val's figures are the result"
     ]
+
+
+def skipped(source: Source, listed: str) -> list[str]:
+    """The line of what was left out because it cannot be read, none where nothing was. listed: where all of it is."""
+    if not source.skipped:
+        return []
+    name, reason = source.skipped[0]
+    more = f" and {len(source.skipped) - 1} more" if len(source.skipped) > 1 else ""
+    return [f"Skipped   {printable(name)} ({printable(reason)}){more}; {listed}"]
 
 
 def convolutions(config: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -10,13 +11,11 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import InputError
-from input_pipeline.sources import open_source
 from resnet.study import evaluate
 from resnet.study.inference import load_model
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
-from resnet.weights import classes
-from tests.tiny import tiny_config, tiny_data, tiny_run
+from tests.tiny import tiny_config, tiny_run
 
 # Of a line in metrics.jsonl, not of the figures.
 OF_THE_LINE = ("step", "epoch", "kind")
@@ -80,6 +79,7 @@ def test_all_is_the_sum_of_the_splits(run, ask):
     names = ("train", "val", "test")
     parts = {name: json.loads(ask("--json", f"--split={name}")) for name in names}
     whole = json.loads(ask("--json", "--split=all"))
+    assert whole["leaked"] is None, "nobody looked"
     assert [parts[name]["count"] for name in names] == [30, 10, 20]
     assert whole["count"] == 60
     correct = sum(part["top1"] * part["count"] for part in parts.values())
@@ -113,7 +113,7 @@ def test_all_leaves_out_nothing_that_the_run_left_out_but_its_classes(run, leaky
     """per_class of data that bring a test split leaves the rest out, and drop_leaks what leaks."""
     meta = load_model(run[1]).meta
     meta = dataclasses.replace(meta, config={**meta.config, **key, "data.exclude": [CLASS]})
-    whole = evaluate.choose(evaluate.open_like(meta, str(leaky), "fail", whole=True), "all")
+    whole = evaluate.choose(evaluate.open_like(meta, str(leaky), "fail", split="all"), "all")
     files = sorted(str(path.relative_to(leaky)) for path in leaky.rglob("*.jpg") if path.parent.name != CLASS)
     assert sorted(whole.ids) == files
 
@@ -125,17 +125,53 @@ def test_the_screen_shows_the_figures(run, ask):
     assert line.startswith(f"test top-1 {told['top1']:.2%} of 20 (95 % interval ")
 
 
-def test_a_flat_folder_is_split_as_the_run_split_it(ask, tmp_path):
-    data = tiny_data(tmp_path)
-    shutil.rmtree(data / "test")
-    config = tiny_config(data / "train")
-    config.data.test_fraction, config.data.split_seed = 0.3, 5
-    config.run.steps = 1
+def test_other_images_in_the_datas_own_test_split_are_scored(run, ask, tmp_path):
+    """No draw decides about them. The validation split is drawn, and refused."""
+    data = tmp_path / "data"
+    shutil.copytree(run[0], data)
+    for folder in ("train", "test"):
+        Image.effect_noise((24, 24), 50).save(data / folder / CLASS / f"{folder}.png")
+    assert json.loads(ask("--json", data=data))["count"] == 21
+    with pytest.raises(InputError, match="the val split drawn of them is not the run's"):
+        ask("--split=val", data=data)
+
+
+def test_what_was_skipped_is_told(run, ask, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(run[0], data)
+    names = [f"test/{CLASS}/torn_{number}.jpg" for number in (1, 2)]
+    for name in names:
+        (data / name).write_bytes(b"")
+    told = json.loads(ask("--json", "--on_error=skip", data=data))
+    assert [(one["name"], "empty file" in one["reason"]) for one in told["skipped"]] == [(n, True) for n in names]
+    assert told["count"] == 20
+    lines = ask("--on_error=skip", data=data).splitlines()
+    assert re.fullmatch(rf"Skipped   {names[0]} \(.*empty file\) and 1 more; --json lists all", lines[1])
+    assert json.loads(ask("--json"))["skipped"] == []
+
+
+def test_a_run_in_bfloat16_is_evaluated_so(run, ask, tmp_path):
+    config = tiny_config(run[0])
+    config.run.dtype, config.run.steps = "bfloat16", 2
     assert train(config, tmp_path / "run") == 0
-    told = json.loads(ask("--json", "--batch_size=8", data=data / "train", checkpoint=tmp_path / "run"))
+    told = json.loads(ask("--json", "--batch_size=8", checkpoint=tmp_path / "run"))
     expected = logged(tmp_path / "run", "test")
-    assert expected["count"] == 12
     assert {key: told[key] for key in expected} == expected
+    assert ask(checkpoint=tmp_path / "run").splitlines()[0].endswith(", bfloat16")
+    # And it makes a difference.
+    model = load_model(tmp_path / "run")
+    meta = dataclasses.replace(model.meta, config=model.meta.config | {"run.dtype": "float32"})
+    source = evaluate.open_like(meta, str(run[0]), "fail")
+    plain = evaluate.evaluate(dataclasses.replace(model, meta=meta), source, "test", 8)
+    assert plain.summary["loss"] != told["loss"]
+
+
+def test_tfds_is_spoken_of_in_these_flags(ask, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(InputError, match=f"^--data='tfds:no_such_thing': .* not found in {tmp_path}"):
+        ask(f"--data_dir={tmp_path}", data="tfds:no_such_thing")
+    with pytest.raises(InputError, match=f"--data_dir={tmp_path} is for --data=tfds:NAME"):
+        ask(f"--data_dir={tmp_path}")
 
 
 def test_images_that_leak_from_training_are_told_apart(run, ask, tmp_path):
@@ -229,28 +265,3 @@ def test_fewer_classes_keep_their_outputs(run, ask, tmp_path):
     assert told["per_class_accuracy"][place] is None
     rows = [row for number, row in enumerate(whole["confusion"]) if number != place]
     assert [row for number, row in enumerate(told["confusion"]) if number != place] == rows
-
-
-def test_classes_that_the_run_left_out_are_left_out_again(run, tmp_path):
-    meta = load_model(run[1]).meta
-    meta = dataclasses.replace(meta, config=meta.config | {"data.exclude": [CLASS]})
-    assert CLASS not in evaluate.open_like(meta, str(run[0]), "fail").class_names
-    # Other data need not have them.
-    shutil.copytree(run[0], tmp_path / "data")
-    for split in ("train", "test"):
-        shutil.rmtree(tmp_path / "data" / split / CLASS)
-    assert len(evaluate.open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4
-
-
-def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
-    """For weights that answer with ImageNet's names, and for no others."""
-    meta, source = load_model(run[1]).meta, open_source("folder", str(run[0]))
-    names = tuple(name for _, name in classes.imagenet())
-    ids = ("n01440764", "n01443537", "n03788365", "n15075141", "toilet tissue")
-    called = dataclasses.replace(source, class_names=ids)
-    with pytest.raises(InputError, match="class 'n01440764' of the data is none of the checkpoint's"):
-        evaluate.with_labels_of(meta, called, source.splits["test"])
-    imagenet = dataclasses.replace(meta, class_names=names)
-    split = evaluate.with_labels_of(imagenet, called, source.splits["test"])
-    places = [0, 1, names.index("mosquito net"), 999, 999]
-    assert split.labels.tolist() == [places[label] for label in source.splits["test"].labels]
