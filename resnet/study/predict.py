@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
-from input_pipeline.folder import SUPPORTED_EXTENSIONS
+from input_pipeline.folder import IMAGE_EXTENSIONS, SUPPORTED_EXTENSIONS
 from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
 from resnet import command
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 GROUP = 256
 # On one sheet with their overlays.
 SHEET = 64
+# Who names such a file wants a picture, not a folder of that name.
+NO_SHEETS = (IMAGE_EXTENSIONS | {".svg", ".pdf"}) - {".png"}
 
 
 def main() -> int:
@@ -43,38 +45,80 @@ def main() -> int:
         metavar="DIR|FILE.png",
         help="what speaks for each image's most probable class: a PNG an image into a folder, or all on one sheet",
     )
+    parser.add_argument(
+        "--on_error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what an unreadable image does: ends the command, or is told in its place (default: fail)",
+    )
     arguments = parser.parse_args()
     if arguments.top < 1:
         raise InputError(f"--top={arguments.top} must be at least 1")
     paths = list(image_files(arguments.images))
-    if not Path(arguments.checkpoint).is_dir():
-        raise InputError(
-            f"--checkpoint={printable(arguments.checkpoint)}: no such folder; name a run's workdir or a step's folder"
-        )
+    command.check_checkpoint(arguments.checkpoint)
     overlays = overlay_place(arguments.gradcam, len(paths)) if arguments.gradcam is not None else None
     # Here, not above: it takes seconds to import, and a slip in the flags is told at once.
     from resnet.study.inference import load_model
 
     model = load_model(arguments.checkpoint)
-    results = list(predict(model, paths, arguments.top, overlays))
-    if arguments.json:
-        print(
-            json.dumps(
-                {"checkpoint": arguments.checkpoint, "contract": model.meta.contract.to_json(), "images": results}
-            )
-        )
-    else:
-        print(f"Contract {model.meta.contract.name}, {describe_crop(model)}")
-        for result in results:
-            ranked = ", ".join(f"{printable(item['class'])} {item['probability']:.1%}" for item in result["top"])
-            print(f"{printable(result['image'])}: {ranked}")
-        if overlays:
-            print(f"Grad-CAM overlays of {len(results):,} images are in {printable(str(overlays))}")
+    answers = predict(model, paths, arguments.top, overlays, skip=arguments.on_error == "skip")
+    results = tell_json(arguments.checkpoint, model, answers) if arguments.json else tell_lines(model, answers)
+    unread = [result for result in results if "error" in result]
+    if len(unread) == len(results):
+        name, reason = printable(unread[0]["image"]), printable(unread[0]["error"])
+        raise InputError(f"{name}: {reason}; none of the {len(unread):,} images can be read: mend them or name others")
+    if overlays and not arguments.json:
+        count = len(results) - len(unread)
+        print(f"Grad-CAM overlays of {count:,} images are in {printable(str(overlays))}")
     return 0
+
+
+def tell_json(checkpoint: str, model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print one JSON object with all answers, which are returned; where they break off, with those there are and why.
+
+    Raises what `answers` raises.
+    """
+    # Here, not above: it imports jax.
+    from resnet.study.inference import crop_values
+
+    results: list[dict[str, Any]] = []
+    about = {
+        "checkpoint": checkpoint,
+        "contract": model.meta.contract.to_json(),
+        "image_size": model.crop.image_size,
+        "crop": crop_values(model.crop),
+        "images": results,
+    }
+    try:
+        results.extend(answers)
+    except InputError as error:
+        if results:
+            print(json.dumps(about | {"error": str(error)}))
+        raise
+    print(json.dumps(about))
+    return results
+
+
+def tell_lines(model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Print a line for each answer as it comes, and one for how the images are seen before them; the answers."""
+    results: list[dict[str, Any]] = []
+    for result in answers:
+        if not results:
+            tqdm.write(f"Contract {model.meta.contract.name}, {describe_crop(model)}")
+        results.append(result)
+        ranked = (f"{printable(item['class'])} {item['probability']:.1%}" for item in result.get("top", ()))
+        said = f"not read: {printable(result['error'])}" if "error" in result else ", ".join(ranked)
+        # Past the progress bar, which print would tear.
+        tqdm.write(f"{printable(result['image'])}: {said}")
+    return results
 
 
 def overlay_place(name: str, count: int) -> Path:
     """What --gradcam names for `count` images: a sheet's file, or a folder, which is made. Raises InputError."""
+    if not name:
+        raise InputError("--gradcam= is empty; name a folder, or a file that ends in .png")
+    if Path(name).suffix.lower() in NO_SHEETS and not Path(name).is_dir():
+        raise InputError(f"--gradcam={printable(name)}: a sheet is a PNG; name a file that ends in .png, or a folder")
     if is_sheet(Path(name)):
         if not Path(name).parent.is_dir():
             raise InputError(f"--gradcam={printable(name)}: name a file in a folder that exists")
@@ -111,28 +155,57 @@ def image_files(names: list[str]) -> Iterator[Path]:
             raise InputError(f"{printable(name)}: no such file or folder")
 
 
-def predict(model: Model, paths: list[Path], top: int, overlays: Path | None = None) -> Iterator[dict[str, Any]]:
+def predict(
+    model: Model, paths: list[Path], top: int, overlays: Path | None = None, *, skip: bool = False
+) -> Iterator[dict[str, Any]]:
     """{'image': path, 'top': [{'class', 'probability'}, …]} for each path, most probable first.
 
     With a place for `overlays` (`overlay_place`) the Grad-CAM overlay of each image is written there, and 'gradcam' is
-    its path.
+    its path. skip: an image that cannot be read gets {'image': path, 'error': reason}; else the first one raises
+    InputError, behind the answers of the groups before its own.
     """
     names = model.meta.class_names
     with tqdm(total=len(paths), unit="image", leave=False, disable=None if len(paths) > GROUP else True) as bar:
         for start in range(0, len(paths), GROUP):
             group = paths[start : start + GROUP]
-            images = np.stack([read_image(model, path) for path in group])
+            pictures, reasons = read_group(model, group, skip)
+            images = np.stack(pictures) if pictures else np.zeros((0, 1, 1, 3), np.uint8)
             probabilities = model.probabilities(images)
             ranked = np.argsort(-probabilities, axis=1, kind="stable")
-            files = write_overlays(model, group, images, ranked[:, 0], overlays) if overlays else []
-            for number, path in enumerate(group):
+            readable = [path for path, reason in zip(group, reasons, strict=True) if not reason]
+            wanted = overlays if readable else None
+            files = write_overlays(model, readable, images, ranked[:, 0], wanted) if wanted else []
+            number = 0
+            for path, reason in zip(group, reasons, strict=True):
+                if reason:
+                    yield {"image": str(path), "error": reason}
+                    continue
                 row, order = probabilities[number], ranked[number, :top]
                 yield {
                     "image": str(path),
                     "top": [{"class": names[index], "probability": float(row[index])} for index in order],
                     **({"gradcam": str(files[number])} if files else {}),
                 }
+                number += 1
             bar.update(len(group))
+
+
+def read_group(model: Model, paths: list[Path], skip: bool) -> tuple[list[np.ndarray], list[str]]:
+    """The images that can be read, as the network sees them, and for each path why it cannot be, '' where it can.
+
+    Raises InputError for the first that cannot, unless told to skip.
+    """
+    images, reasons = [], []
+    for path in paths:
+        try:
+            images.append(read_image(model, path))
+            reasons.append("")
+        except InputError as error:
+            if not skip:
+                advice = "mend it or leave it out, or have --on_error=skip go on without it"
+                raise InputError(f"{error}; {advice}") from error
+            reasons.append(str(error).removeprefix(f"{printable(str(path))}: "))
+    return images, reasons
 
 
 def write_overlays(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from input_pipeline.errors import InputError
 from input_pipeline.stream import eval_batches
 from resnet.study import predict
 from resnet.study.evaluate import open_like
@@ -48,6 +49,10 @@ def test_files_and_folders_in_the_order_given(run, ask):
     inside = sorted(folder.iterdir())
     assert [item["image"] for item in answer["images"]] == [str(last), *map(str, inside)]
     assert answer["contract"]["name"] == "torch"
+    # The checkpoint's own crop, not the one that the contract's weights were trained with.
+    assert answer["contract"]["resize_shorter"] > 1
+    assert answer["image_size"] == 16
+    assert (answer["crop"]["centre"], answer["crop"]["resize_shorter_side"]) == (16, 18)
 
 
 def test_a_folder_is_searched_through_for_images_alone(run, ask, tmp_path):
@@ -119,3 +124,82 @@ def test_a_step_of_a_run_can_be_named(run, ask):
     steps = sorted(int(entry.name) for entry in (run[1] / "checkpoints").iterdir() if entry.name.isdigit())
     answers = [ask("--json", f"--checkpoint={run[1] / 'checkpoints' / str(step)}", image) for step in steps]
     assert len({json.loads(answer)["images"][0]["top"][0]["probability"] for answer in answers}) == len(steps)
+
+
+@pytest.fixture
+def mixed(run, tmp_path) -> list[Path]:
+    """An image, a file cut short, an empty one with a newline in its name, another image."""
+    first, *_, last = images_of(run[0])
+    cut, empty = tmp_path / "cut.jpg", tmp_path / "new\nline.jpg"
+    cut.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    empty.write_bytes(b"")
+    return [first, cut, empty, last]
+
+
+def test_a_bad_file_can_be_skipped_and_is_told_in_its_place(ask, mixed):
+    first, cut, _, last = mixed
+    answers = json.loads(ask("--json", "--on_error=skip", *mixed))["images"]
+    assert [answer["image"] for answer in answers] == [str(path) for path in mixed]
+    good, bad = ["image", "top"], ["error", "image"]
+    assert [sorted(answer) for answer in answers] == [good, bad, bad, good]
+    alone = json.loads(ask("--json", first, last))["images"]
+    assert [answers[0]["top"], answers[3]["top"]] == [answer["top"] for answer in alone]
+    _, *lines = ask("--on_error=skip", *mixed).splitlines()
+    assert lines[1].startswith(f"{cut}: not read: cannot be decoded")
+    assert lines[2].endswith("new\\nline.jpg: not read: empty file")
+    assert [line.split(": ")[0] for line in (lines[0], lines[3])] == [str(first), str(last)]
+
+
+def test_overlays_of_a_group_with_bad_files_are_those_of_the_good_ones(ask, mixed, tmp_path):
+    answers = json.loads(ask("--json", "--on_error=skip", f"--gradcam={tmp_path / 'maps'}", *mixed))["images"]
+    written = [answer.get("gradcam") for answer in answers]
+    assert written[1:3] == [None, None]
+    assert sorted(map(str, (tmp_path / "maps").iterdir())) == sorted([written[0], written[3]])
+
+
+def test_nothing_but_bad_files_is_an_error_all_the_same(ask, mixed, capsys, tmp_path):
+    sheet = tmp_path / "sheet.png"
+    with pytest.raises(InputError, match=r"cut\.jpg: cannot be decoded .*none of the 2 images can be read"):
+        ask("--json", "--on_error=skip", f"--gradcam={sheet}", *mixed[1:3])
+    assert ["error" in answer for answer in json.loads(capsys.readouterr().out)["images"]] == [True, True]
+    assert not sheet.exists()
+
+
+def test_a_bad_file_leaves_the_answers_before_it(ask, mixed, capsys, monkeypatch):
+    """Those of the groups before its own; its own is refused before anything of it is computed."""
+    told = r"cut\.jpg: cannot be decoded .*--on_error=skip"
+    with pytest.raises(InputError, match=told):
+        ask(*mixed)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(predict, "GROUP", 1)
+    with pytest.raises(InputError, match=told):
+        ask(*mixed)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{mixed[0]}: ")
+    with pytest.raises(InputError, match=told):
+        ask("--json", *mixed)
+    answer = json.loads(capsys.readouterr().out)
+    assert [one["image"] for one in answer["images"]] == [str(mixed[0])]
+    assert "cut.jpg: cannot be decoded" in answer["error"]
+
+
+def test_lines_come_as_the_answers_do(run, ask, capsys):
+    model, seen = load_model(run[1]), []
+
+    def answers():
+        for name in ("a.jpg", "b.jpg"):
+            yield {"image": name, "top": [{"class": "rose", "probability": 0.5}]}
+            seen.append(capsys.readouterr().out.splitlines()[-1])
+
+    predict.tell_lines(model, answers())
+    assert seen == ["a.jpg: rose 50.0%", "b.jpg: rose 50.0%"]
+
+
+@pytest.mark.parametrize(("name", "why"), [("", "is empty"), ("maps.jpg", "ends in .png"), ("maps.TIFF", "a PNG")])
+def test_a_place_for_overlays_that_is_a_slip_is_told(run, ask, tmp_path, monkeypatch, name, why):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"^--gradcam={name}.*{why}"):
+        ask(f"--gradcam={name}", images_of(run[0])[0].resolve())
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "folder.jpg").mkdir()
+    assert predict.overlay_place("folder.jpg", 1) == Path("folder.jpg")
