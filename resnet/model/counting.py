@@ -94,9 +94,10 @@ class Counts:
     def activation_bytes(self, batch_size: int = 1, dtype: str = "float32") -> int:
         """Bytes that a training step on `batch_size` images keeps from forward to backward, at `dtype` (see BYTES).
 
-        Counted once each: what enters a convolution, a dense layer, a norm or a gate, and what leaves an activation:
-        what torch's autograd saves, but for images, max-pool's indices and per-channel statistics. A compiler may keep
-        less, by computing again, or more for a while. Masks of dropout and stochastic depth come on top.
+        Counted once each: what enters a convolution, a dense layer, a norm, max pooling or a gate, what leaves a ReLU
+        or a sigmoid, and what enters any other activation: what torch's autograd saves where nothing is in place, but
+        for images, max-pool's indices and per-channel statistics. A compiler may keep less, by computing again, or more
+        for a while. Masks of dropout and stochastic depth come on top.
         """
         return self.activations * batch_size * BYTES[dtype]
 
@@ -107,7 +108,7 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     Raises SpecError if the image is too small for the network.
     """
     spec.check_image_size(image_size)
-    # An activation's kind changes no count; ReLU is the one that stands out in the traced program.
+    # ReLU is the activation that stands out in the traced program; what the gradient of another needs is known.
     network = ResNet(dataclasses.replace(spec, activation="relu"), backend=jax.lax.conv_general_dilated)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, spec.in_channels), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
@@ -124,7 +125,9 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     blocks: list[dict[str, list[Operation]]] = [{} for _ in range(len(spec.stage_sizes) + 2)]
     for operation, (stage, block) in zip(found, places(spec, [each.scope for each in found]), strict=True):
         blocks[stage].setdefault(block, []).append(operation)
-    kept = kept_values(program, program.jaxpr.invars[:1])
+    # The ReLU in the head is one whatever the spec's activation is.
+    rectifies = lambda made_at: spec.activation == "relu" or HEAD[0] in made_at  # noqa: E731
+    kept = kept_values(program, program.jaxpr.invars[:1], rectifies)
     activations = [0] * len(blocks)
     for (_, size), (stage, _) in zip(kept, places(spec, [scope for scope, _ in kept]), strict=True):
         activations[stage] += size

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
@@ -12,8 +12,10 @@ Scope = tuple[str, ...]
 
 # Equations that hand on their operand in another shape or type: no new value to keep.
 RESHAPING = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy")
-# ReLU is a custom_jvp_call, the sigmoid of gates a logistic.
-ACTIVATING = ("custom_jvp_call", "logistic")
+# ReLU is a custom_jvp_call, which stands for every activation; the sigmoid of gates a logistic.
+ACTIVATION, GATING = "custom_jvp_call", "logistic"
+# Equations whose gradient needs what enters them.
+CONSUMING = ("conv_general_dilated", "dot_general", "reduce_window_max")
 NORM_SCOPE = re.compile(r"(downsample_)?bn")
 
 
@@ -109,13 +111,16 @@ def _shape(value: Any) -> tuple[int, ...]:
     return value.aval.shape
 
 
-def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[Scope, int]]:
+def kept_values(
+    program: ClosedJaxpr, inputs: Sequence[Any], rectifies: Callable[[Scope], bool] = lambda made_at: True
+) -> list[tuple[Scope, int]]:
     """What the gradient of a forward pass on a batch needs from it: (names around it, its size), in order of making.
 
     `inputs` are those of the program's arguments that are the batch. Each value that depends on them counts once, if it
-    enters a convolution, a dense layer, a norm or a product (a gate, a learned scale), or leaves an activation. Sizes
-    are numbers of elements; the inputs themselves do not count. Read at the top level of the program, where a network
-    without rematerialisation has all of it.
+    enters a convolution, a dense layer, a norm, max pooling or a product (a gate, a learned scale), or leaves a ReLU or
+    a sigmoid. Each ReLU of which `rectifies`, given the names around what enters it, says no stands for an activation
+    whose gradient needs that instead. Sizes are numbers of elements; the inputs themselves do not count. Read at the
+    top level of the program, where a network without rematerialisation has all of it.
     """
     made_at: dict[Any, int] = dict.fromkeys(inputs, -1)
     same_as: dict[Any, Any] = {}
@@ -135,10 +140,12 @@ def kept_values(program: ClosedJaxpr, inputs: Sequence[Any]) -> list[tuple[Scope
         if scope and NORM_SCOPE.match(scope[-1]):
             # What enters a norm from outside; its inner steps are recomputed from that and the statistics.
             needed = [v for v in operands if made_at[v] < 0 or scopes[made_at[v]] != scope]
-        elif name in ("conv_general_dilated", "dot_general") or (name == "mul" and len(variables) == 2):
+        elif name == GATING or (name == ACTIVATION and rectifies(scopes[made_at[operands[0]]])):
+            needed = eqn.outvars
+        elif name in (*CONSUMING, ACTIVATION) or (name == "mul" and len(variables) == 2):
             needed = operands
         else:
-            needed = eqn.outvars if name in ACTIVATING else []
+            needed = []
         kept.update((value, made_at[value]) for value in needed)
     made = sorted((number, math.prod(_shape(value))) for value, number in kept.items() if number >= 0)
     return [(scopes[number], size) for number, size in made]

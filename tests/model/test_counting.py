@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from resnet.model.counting import count
 from resnet.model.counting_tables import TIMES
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
-from resnet.model.spec import ResNetSpec
+from resnet.model.spec import CHOICES, ResNetSpec
 from resnet.model.traced_program import operations
 from resnet.model.variants import VARIANTS, variant
 from tests.model.counting_arithmetic import arithmetic
@@ -208,16 +209,22 @@ def test_our_own_convolution_counts_as_lax_does() -> None:
 # --- Against torch ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("activation", CHOICES["activation"])
 @pytest.mark.parametrize(("block_kind", "stem", "size"), [("basic", "imagenet", 65), ("bottleneck", "cifar", 17)])
 def test_activations_are_what_torch_saves_and_multiply_adds_what_its_layers_do(
-    block_kind: str, stem: str, size: int
+    block_kind: str, stem: str, size: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
-    from benchmarks.torch_twin import TorchResNet
+    from benchmarks import torch_twin
 
-    spec = ResNetSpec(block=block_kind, stem=stem, stage_sizes=(2, 1, 1), width=8, num_classes=7)
+    # All that its forward pass takes from this module.
+    chosen = types.SimpleNamespace(relu=getattr(torch.nn.functional, activation))
+    monkeypatch.setattr(torch_twin, "torch", chosen)
+    spec = ResNetSpec(block_kind, (2, 1, 1), 8, num_classes=7, stem=stem, activation=activation, head_hidden=5)
     counts = count(spec, size)
-    twin = TorchResNet(block_kind, (2, 1, 1), width=8, num_classes=7, stem=stem)
+    twin = torch_twin.TorchResNet(block_kind, (2, 1, 1), width=8, num_classes=7, stem=stem)
+    # The hidden layer's is a ReLU whatever the others are.
+    twin.fc = torch.nn.Sequential(torch.nn.Linear(twin.fc.in_features, 5), torch.nn.ReLU(), torch.nn.Linear(5, 7))
     assert sum(p.numel() for p in twin.parameters()) == counts.parameters
     saved, done = {}, []
     own = {p.data_ptr() for p in (*twin.parameters(), *twin.buffers())}
