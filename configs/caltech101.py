@@ -17,9 +17,11 @@ from ml_collections import ConfigDict
 
 from configs import folder, transfer
 
+WORDS = ("finetune", "probe", "scratch")
+
 
 def get_config(mode: str = "finetune") -> ConfigDict:
-    config = folder.get_config() if mode == "scratch" else transfer.get_config(mode)
+    config = folder.get_config() if mode == "scratch" else transfer.get_config(mode, WORDS)
     config.data.exclude = ("BACKGROUND_Google",)
     config.run.best_metric = "balanced_accuracy"
     if mode == "scratch":

@@ -13,10 +13,12 @@ from ml_collections import ConfigDict
 
 from configs import folder, transfer
 
+WORDS = ("finetune", "probe", "scratch")
+
 
 def get_config(mode: str = "finetune") -> ConfigDict:
     if mode != "scratch":
-        return transfer.get_config(mode)
+        return transfer.get_config(mode, WORDS)
     config = folder.get_config()
     config.data.image_size = 160
     config.data.brightness = 0.2

@@ -16,9 +16,11 @@ from ml_collections import ConfigDict
 
 from configs import default, transfer
 
+WORDS = ("finetune", "probe", "scratch")
+
 
 def get_config(mode: str = "finetune") -> ConfigDict:
-    config = from_scratch() if mode == "scratch" else transfer.get_config(mode)
+    config = from_scratch() if mode == "scratch" else transfer.get_config(mode, WORDS)
     # A scan fills its frame: evaluation looks at the whole picture, and crops stay large.
     config.data.resize_shorter = 1.0
     if mode != "probe":

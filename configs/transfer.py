@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from configs import default
 
 
-def get_config(mode: str = "finetune") -> ConfigDict:
+def get_config(mode: str = "finetune", words: tuple[str, ...] = ("finetune", "probe")) -> ConfigDict:
+    """words: what a recipe that takes this one's for some of its words names where it is given another."""
     if mode not in ("finetune", "probe"):
-        raise ValueError(f"{mode} is neither finetune nor probe")
+        raise ValueError(f"{mode!r} is none of {', '.join(words)}")
     config = default.get_config()
     config.transfer.mode = mode
     # The weights of torchvision's first recipe: those of the second score higher on ImageNet but, trained with strong

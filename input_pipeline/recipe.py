@@ -75,20 +75,56 @@ def parse(
         rest = values(recipe_first(arguments))
     except flags.Error as error:
         # absl makes an error of its own of what `prepare` raises.
+        own = _raised_by_recipe(error)
+        if own is not None:
+            raise broken(recipe, own) from own
         if isinstance(error.__context__, InputError):
             raise error.__context__ from None
         raise InputError(f"{first_line(error)}; see --help and configs/default.py") from error
     except Exception as error:  # Any: the recipe is the user's own code.
-        raise InputError(
-            f"--config={printable(recipe)}: {type(error).__name__} ({first_line(error)}); mend the recipe"
-        ) from error
+        raise broken(recipe, error) from error
     if recipe and not isinstance(values["config"].value, ConfigDict):
+        check_opened(recipe, values["config"].value)
         raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
     if len(rest) > 1:
         raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
     for name in required:
         if values[name].value is None or values[name].value == "":
             raise InputError(f"--{name} is missing; see --help")
+
+
+def _raised_by_recipe(error: flags.Error) -> BaseException | None:
+    """The ValueError or TypeError of the recipe that absl's error is about; None where it is about another fault.
+
+    config_flags makes an error of the same type of it, whose text is a traceback, and absl makes its own of that.
+    """
+    raised = error.__context__
+    if raised is None or raised.__context__ is None or not str(error).startswith("flag --config="):
+        return None
+    # A type that cannot be made of a text alone, as json's, becomes a TypeError without these words.
+    made_anew = str(raised).startswith("Error whilst parsing config file") or not isinstance(raised, InputError)
+    return raised.__context__ if made_anew else None
+
+
+def broken(recipe: str, error: BaseException) -> InputError:
+    """What to tell of an error that a recipe FILE.py or FILE.py:WORD raised."""
+    word = "" if os.path.isfile(recipe) else recipe.rpartition(":")[2]
+    where = f"--config={printable(recipe)}"
+    # Raised by the call of get_config, not inside it.
+    if word and isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next is None:
+        return InputError(f"{where}: the recipe takes no word; leave :{printable(word)} out")
+    mend = "mend the word or the recipe" if word else "mend the recipe"
+    return InputError(f"{where}: {type(error).__name__} ({first_line(error)}); {mend}")
+
+
+def check_opened(recipe: str, given: Any) -> None:
+    """Raise InputError for what stands in for a recipe that raised OSError, kept by config_flags until it is read."""
+    try:
+        given.optim  # noqa: B018
+    except OSError as error:
+        raise broken(recipe, error.__cause__ or error) from error
+    except AttributeError:
+        pass
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -91,6 +91,10 @@ RECIPES = {
     ),
     "nothing": ("def get_config():\n  return None\n", ["get_config"]),
     "plain_dict": ("def get_config():\n  return {'optim': {'lr': 0.1}}\n", ["get_config"]),
+    "value_error": ("def get_config():\n  raise ValueError('no\\nsuch thing')\n", ["ValueError (no)", "mend"]),
+    "type_error": ("def get_config():\n  return len(3)\n", ["TypeError (object of type 'int' has no len())"]),
+    "json_error": ("import json\ndef get_config():\n  return json.loads('{')\n", ["JSONDecodeError (Expecting"]),
+    "file_absent": ("def get_config():\n  return open('/absent/file')\n", ["FileNotFoundError", "/absent/file"]),
     "half": ("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n", ["missing"]),
 }
 
@@ -105,6 +109,15 @@ def test_a_broken_recipe(case, place, tmp_path):
     named = [] if case == "half" else ["mine.py"]
     refused(place.command("train_main.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"), *words, *named)
     assert [name for name in names(tmp_path) if "__pycache__" not in name] == before
+
+
+@pytest.mark.parametrize("name", ["mri", "flowers", "caltech101", "transfer", "demo"])
+def test_a_recipes_word(name, place, tmp_path):
+    """Each names all the words that it takes."""
+    words = {"demo": ["takes no word"], "transfer": ["'foo' is none of finetune, probe)"]}
+    result = place.command("train_main.py", f"--config=configs/{name}.py:foo", f"--workdir={tmp_path / 'run'}")
+    refused(result, f"configs/{name}.py:foo", *words.get(name, ["'foo' is none of finetune, probe, scratch)"]))
+    assert names(tmp_path) == []
 
 
 def empty(data: Path) -> None:
