@@ -21,7 +21,8 @@ from configs.default import get_config as default_config
 from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
 from resnet import command
-from resnet.study.ablation_config import KEYS, Study, add_keys, flat_config, known_key, read_study
+from resnet.study.ablation_alike import flat_config
+from resnet.study.ablation_config import KEYS, Study, add_keys, known_key, read_study
 from resnet.study.ablation_records import (
     FAILED,
     Curves,
@@ -55,7 +56,7 @@ def main() -> int:
     recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
     given = values.flag_values_dict()
     workdir = Path(given["workdir"])
-    study = read_study(given["config"])
+    study = read_study(given["config"], recipe.keys_given(sys.argv))
     only = read_only(given["only"], study)
     check_folder(workdir)
     deadline = begun + given["max_seconds"] if given["max_seconds"] else float("inf")

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import keyword
+import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -12,8 +13,8 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
 from resnet.model.errors import SpecError
-from resnet.model.spec import ResNetSpec
-from resnet.train.configuration import Flat, flatten, make_spec, validate
+from resnet.study.ablation_alike import check_alike, flat_config
+from resnet.train.configuration import validate
 
 # The keys that an ablation's recipe has on top of a run's (configs/ablations/study.py).
 KEYS = ("seeds", "baseline", "variants", "paper")
@@ -122,8 +123,11 @@ def add_key(variants: ConfigDict, parts: list[str], default: ConfigDict) -> None
             variants[name][section][key] = default[section].get_ref(key)
 
 
-def read_study(config: ConfigDict) -> Study:
-    """The study that a recipe describes. Raises InputError, one line naming key or variant, unless it can be run."""
+def read_study(config: ConfigDict, flagged: Collection[str] = ()) -> Study:
+    """The study that a recipe describes. Raises InputError, one line naming key or variant, unless it can be run.
+
+    flagged: the keys that were given as flags, and so are meant to be read.
+    """
     for key in KEYS:
         if key not in config:
             raise InputError(f"config.{key} is missing; build an ablation's recipe with configs/ablations/study.py")
@@ -140,6 +144,7 @@ def read_study(config: ConfigDict) -> Study:
     )
     if not variants:
         raise InputError("config.variants is empty; name a variant or more")
+    check_overridden(config.variants, flagged)
     names = [variant.name for variant in variants]
     if config.baseline not in names:
         raise InputError(
@@ -148,7 +153,7 @@ def read_study(config: ConfigDict) -> Study:
     for name in config.paper:
         if name not in names:
             raise InputError(f"config.paper.{printable(name)} is of no variant; choose one of {', '.join(names)}")
-    check_alike(variants)
+    check_alike({variant.name: variant.config for variant in variants})
     return Study(variants, seeds, config.baseline)
 
 
@@ -199,6 +204,16 @@ def read_variant(name: str, base: Mapping[str, ConfigDict], changes: Any, paper:
     return Variant(name, config.lock(), tuple(told), paper)
 
 
+def check_overridden(variants: ConfigDict, flagged: Collection[str]) -> None:
+    """Raise InputError for a flag of the base's key that every variant has a value of its own for."""
+    for key in sorted(flagged):
+        section, _, name = key.partition(".")
+        if section in SECTIONS and all(name in changes.get(section, ()) for changes in variants.values()):
+            raise InputError(
+                f"--config.{key} would be read by nothing: every variant sets its own; set --config.variants.NAME.{key}"
+            )
+
+
 def check_read(config: ConfigDict) -> None:
     """Raise InputError for a key that an ablation does not read, and for a crop that its feed cannot cut."""
     given, default = flat_config(config), flat_config(default_config())
@@ -219,32 +234,10 @@ def published(name: str, paper: ConfigDict) -> Published | None:
     entry = paper[name]
     if not isinstance(entry, ConfigDict) or set(entry) != {"error", "source"}:
         raise InputError(f"config.paper.{name} must be {{'error': number or words, 'source': where it stands}}")
-    return Published(entry.error, str(entry.source))
-
-
-def check_alike(variants: tuple[Variant, ...]) -> None:
-    """Raise InputError where two variants are one and the same, or names differ in case alone (files would clash)."""
-    seen: dict[str, str] = {}
-    for variant in variants:
-        other = seen.setdefault(variant.name.lower(), variant.name)
-        if other != variant.name:
-            raise InputError(f"variants {other} and {variant.name}: names must differ in more than case")
-    # A field left to the named network and the same field written out are one network: specs are compared, not keys.
-    # The data, which are not open yet, have as many classes as any variant says.
-    classes = next((count for variant in variants if (count := variant.config.model.num_classes)), 2)
-    runs = {variant.name: run_of(variant.config, classes) for variant in variants}
-    for index, name in enumerate(runs):
-        for other in list(runs)[:index]:
-            if runs[name] == runs[other]:
-                raise InputError(f"variants {other} and {name} are the same run; remove one of them")
-
-
-def run_of(config: ConfigDict, classes: int) -> tuple[ResNetSpec, Flat]:
-    """What a variant trains: the network, for so many classes where it leaves them open, and all keys but model's."""
-    spec = make_spec(config, config.model.num_classes or classes)
-    return spec, {key: value for key, value in flat_config(config).items() if not key.startswith("model.")}
-
-
-def flat_config(config: ConfigDict) -> Flat:
-    """{'data.batch_size': 64, …} with lists for tuples, as JSON gives them back."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config)}
+    error = entry.error
+    number = isinstance(error, int | float) and not isinstance(error, bool) and math.isfinite(error)
+    if not number and not isinstance(error, str):
+        raise InputError(
+            f"config.paper.{name}.error={printable(str(error))} must be a number, in per cent, or words in quotes"
+        )
+    return Published(error, str(entry.source))

@@ -4,7 +4,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from resnet.study.ablation_config import Study, flat_config
+from resnet.study.ablation_alike import flat_config
+from resnet.study.ablation_config import Study
 from resnet.study.ablation_records import FAILED, Record, record_file
 from resnet.train.tensorboard_events import EventFile
 from resnet.train.writers import TENSORBOARD_FOLDER

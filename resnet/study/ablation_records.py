@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
-from resnet.study.ablation_config import Study, Variant, flat_config
+from resnet.study.ablation_alike import flat_config
+from resnet.study.ablation_config import Study, Variant
 from resnet.train.configuration import differences
 from resnet.train.workdir import write_json
 

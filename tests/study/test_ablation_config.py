@@ -1,6 +1,9 @@
 """Every ablation's recipe is valid, whole and documented; a slip in one is told in one line."""
 
+import contextlib
+import dataclasses
 import importlib
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,11 @@ from configs import ablations
 from configs.ablations.study import study as recipe_of
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError
-from input_pipeline.recipe import flatten, parse
+from input_pipeline.recipe import flatten, keys_given, parse
+from resnet.model.errors import SpecError
+from resnet.model.spec import ResNetSpec
 from resnet.study import ablation
+from resnet.study.ablation_alike import network_of
 from resnet.study.ablation_config import KEYS, Published, known_key, read_study
 
 FOLDER = Path(ablations.__file__).parent
@@ -101,6 +107,9 @@ def test_a_variant_is_the_base_with_its_changes():
         ({"variants": 3}, ("config.variants",)),
         ({"paper": ConfigDict({"c": {"error": 1.0, "source": "x"}})}, ("config.paper.c", "a, b")),
         ({"paper": ConfigDict({"a": {"error": 1.0}})}, ("config.paper.a",)),
+        ({"paper": ConfigDict({"a": {"error": True, "source": "x"}})}, ("config.paper.a.error=True", "number")),
+        ({"paper": ConfigDict({"a": {"error": (1, 2), "source": "x"}})}, ("config.paper.a.error=(1, 2)", "number")),
+        ({"paper": ConfigDict({"a": {"error": float("nan"), "source": "x"}})}, ("config.paper.a.error=nan", "number")),
         ({"variants": ConfigDict({"a": {}, "x/y": {}})}, ("x/y", "name")),
         ({"variants": ConfigDict({"a": {}, "A": {"model": {"shortcut": "C"}}})}, ("A and a", "more than case")),
         ({"variants": ConfigDict({"a": {}, "b": {}})}, ("a and b", "the same run")),
@@ -152,6 +161,9 @@ def test_a_key_that_an_ablation_does_not_read_is_refused(section, key, value):
         ("resnet50", {}, {"stage_sizes": (3, 4, 6, 3), "stride_place": "3x3"}),
         ("resnet50", {"name": "resnet50_v1"}, {"stride_place": "first_1x1"}),
         ("resnet50", {"num_classes": 10}, {}),
+        # One stage of basic blocks changes no shape.
+        ("cifar_resnet20", {"stage_sizes": (1,)}, {"stage_sizes": (1,), "shortcut": "D"}),
+        ("resnet50", {"stage_sizes": (1, 1)}, {"stage_sizes": (1, 1), "shortcut_transform": "scale"}),
     ],
 )
 def test_variants_that_are_the_same_by_a_default_are_refused(name, one, other):
@@ -164,6 +176,45 @@ def test_variants_that_are_the_same_by_a_default_are_refused(name, one, other):
 def test_variants_of_one_network_may_differ_in_how_they_learn():
     variants = ConfigDict({"one": {}, "other": {"model": {"shortcut": "B"}, "optim": {"lr": 0.2}}})
     assert len(read_study(small(variants=variants, baseline="one")).variants) == 2
+
+
+SHORTCUTS = ("none", "A", "B", "C", "D")
+TRANSFORMS = ("identity", "scale", "exclusive_gate", "conv1x1", "dropout")
+
+
+@pytest.mark.parametrize("changes", [
+    {"block": "basic", "stage_sizes": (1,)},
+    {"block": "basic", "stage_sizes": (2, 1), "stride_block": "last", "order": "full_preactivation"},
+    {"block": "bottleneck", "stage_sizes": (1, 1)},
+])  # fmt: skip
+def test_networks_are_equal_where_their_programs_are(changes):
+    """Whatever the shortcut, its transform and the place of the stride."""
+    import jax
+    import jax.numpy as jnp
+
+    from resnet.model.network import ResNet
+
+    def program(spec: ResNetSpec) -> str:
+        network = ResNet(spec, backend=jax.lax.conv_general_dilated)
+        start = lambda key: network.init_with_output(  # noqa: E731
+            {"params": key, "dropout": key}, jnp.zeros((1, 8, 8, 3)), train=True
+        )
+        return str(jax.make_jaxpr(start)(jax.random.key(0)))
+
+    specs = []
+    for shortcut, transform in itertools.product(SHORTCUTS, TRANSFORMS):
+        with contextlib.suppress(SpecError):
+            specs.append(ResNetSpec(width=4, stem="cifar", shortcut=shortcut, shortcut_transform=transform, **changes))
+    if changes["block"] == "bottleneck":
+        specs += [dataclasses.replace(spec, stride_place="first_1x1") for spec in specs]
+    programs = [program(spec) for spec in specs]
+    networks = [network_of(spec) for spec in specs]
+    equal = 0
+    for one, other in itertools.combinations(range(len(specs)), 2):
+        same = programs[one] == programs[other]
+        assert (networks[one] == networks[other]) == same, (specs[one], specs[other])
+        equal += same
+    assert equal
 
 
 def test_a_key_that_is_not_read_says_what_does_instead():
@@ -185,14 +236,14 @@ def get_config():
 """
 
 
-def flagged(folder: Path, *arguments: str) -> dict[str, tuple[str, ...]]:
+def flagged(folder: Path, *arguments: str, text: str = FLAGGED) -> dict[str, tuple[str, ...]]:
     """The changes of each variant of a recipe under these flags."""
-    (folder / "recipe.py").write_text(FLAGGED)
+    (folder / "recipe.py").write_text(text)
     given = ["ablation", f"--config={folder / 'recipe.py'}", "--workdir=x", *arguments]
     values = ablation.make_flags(given)
     known = [key for key, _ in flatten(default_config())]
     parse(values, given, "", known=[*known, *KEYS], also=known_key)
-    return {variant.name: variant.changes for variant in read_study(values["config"].value).variants}
+    return {variant.name: variant.changes for variant in read_study(values["config"].value, keys_given(given)).variants}
 
 
 @pytest.mark.parametrize(
@@ -239,6 +290,20 @@ def test_a_flag_for_a_key_that_cannot_be_is_told_in_one_line(tmp_path, flag, wor
         flagged(tmp_path, f"--config.{flag}")
     assert str(error.value).startswith(f"--config.{words}")
     assert "\n" not in str(error.value)
+
+
+def test_a_flag_that_every_variant_overrides_is_refused(tmp_path):
+    whole = FLAGGED.replace('"bare": {}', '"bare": {"model": {"shortcut": "A"}}')
+    for value in ("D", "nonsense"):
+        with pytest.raises(InputError) as error:
+            flagged(tmp_path, f"--config.model.shortcut={value}", text=whole)
+        assert str(error.value) == (
+            "--config.model.shortcut would be read by nothing: every variant sets its own; set "
+            "--config.variants.NAME.model.shortcut"
+        )
+    # One of the variants has no word of it.
+    flagged(tmp_path, "--config.model.shortcut=D")
+    flagged(tmp_path, "--config.optim.lr=0.2", text=whole)
 
 
 def test_an_ordinary_recipe_is_no_ablation():
