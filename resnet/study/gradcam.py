@@ -1,8 +1,7 @@
 """Grad-CAM: where in a picture the evidence for a class lies (Selvaraju et al. 2017, arXiv 1610.02391).
 
 The heat map of a class c at a feature A (channels k, positions i, j) is ReLU(Σ_k α_k A^k) with α_k the mean over the
-positions of ∂y^c/∂A^k_ij, y^c the logit (equations 2 and 1). How much a heat map says is measured by
-`deletion_curve` and `insertion_curve` of resnet/study/saliency_curves.py.
+positions of ∂y^c/∂A^k_ij, y^c the logit (equations 2 and 1).
 """
 
 import functools

@@ -1,6 +1,5 @@
 """Heat maps point at what decides, are what the equations say, and their curves tell good orders from bad ones."""
 
-import functools
 import json
 import sys
 from pathlib import Path
@@ -20,11 +19,11 @@ from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.study import gradcam, predict
 from resnet.study.inference import Model
-from resnet.study.saliency_curves import area, deletion_curve, insertion_curve, mean_pixel
 from resnet.train.checkpoints import Meta
 from resnet.train.state import create_state
 from resnet.train.steps import Recipe, make_train_step, sum_names
 from tests.networks import fresh_variables
+from tests.study.saliency_curves import area, deletion_curve, insertion_curve, mean_pixel
 from tests.tiny import tiny_run
 
 SIZE, SQUARE = 32, 12
@@ -141,10 +140,8 @@ def test_deletion_by_heat_falls_faster_than_at_random_and_insertion_rises_faster
     images, labels, _ = squares(4, 77)
     heat = gradcam.upsample(gradcam.heat_maps(model, images, labels), SIZE)
     chance = np.random.default_rng(0).random(heat.shape)
-    # Colour decides here, which a blur would leave.
-    empty = np.broadcast_to(mean_pixel(CONTRACT), images[0].shape)
     areas = {}
-    for curve in (deletion_curve, functools.partial(insertion_curve, start=empty)):
+    for curve in (deletion_curve, insertion_curve):
         for name, orders in (("heat", heat), ("chance", chance)):
             drawn = [curve(model, *each, steps=16) for each in zip(images, orders, labels, strict=True)]
             areas[curve, name] = np.mean([area(one) for one in drawn])
@@ -161,7 +158,7 @@ def test_curves_begin_and_end_at_the_whole_and_the_empty_picture(model):
     empty = np.broadcast_to(mean_pixel(CONTRACT), images.shape).astype(np.uint8)
     whole, nothing = model.probabilities(np.concatenate([images, empty]))[:, labels[0]]
     assert falling.shape == (4,)
-    np.testing.assert_allclose([falling[0], falling[-1], rising[-1]], [whole, nothing, whole], atol=1e-6)
+    np.testing.assert_allclose([*falling[[0, -1]], *rising[[0, -1]]], [whole, nothing, nothing, whole], atol=1e-6)
     assert area(np.array([1.0, 0.0, 0.0])) == pytest.approx(0.25)
 
 

@@ -1,18 +1,14 @@
 """Does a heat map name the pixels that matter? Deletion and insertion (Petsiuk et al. 2018, arXiv 1806.07421, 3.2).
 
-Deletion takes the pixels away, hottest first; insertion brings them back onto a blurred picture. After each step the
+Deletion takes the pixels away, hottest first; insertion brings them back. After each step the
 network is asked for the class' probability. A good map makes deletion fall and insertion rise early: its area under the
 deletion curve is small, that under the insertion curve large.
 """
 
 import numpy as np
-from PIL import Image, ImageFilter
 
 from input_pipeline.contract import Contract
 from resnet.study.inference import Model
-
-# The standard deviation of insertion's blur at 224 px, as in the authors' code; other sizes in proportion.
-BLUR_AT_224 = 5.0
 
 
 def deletion_curve(
@@ -28,23 +24,14 @@ def deletion_curve(
 
 
 def insertion_curve(
-    model: Model,
-    image: np.ndarray,
-    saliency: np.ndarray,
-    label: int,
-    steps: int = 28,
-    batch_size: int = 32,
-    start: np.ndarray | None = None,
+    model: Model, image: np.ndarray, saliency: np.ndarray, label: int, steps: int = 28, batch_size: int = 32
 ) -> np.ndarray:
     """The class' probability after 0, 1, …, `steps` equal shares of the pixels are brought back: float32[steps + 1].
 
-    As `deletion_curve`, from `start` uint8[S, S, 3] to the picture. Default: the blurred picture, as in the paper;
-    blur keeps colours, so where these decide the class give an empty one (`mean_pixel`).
+    Onto an empty picture; the paper's blurred one keeps colours, which decide here.
     """
-    if start is None:
-        radius = BLUR_AT_224 * len(image) / 224
-        start = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
-    return _curve(model, start, image, saliency, label, steps, batch_size)
+    empty = np.broadcast_to(mean_pixel(model.meta.contract), image.shape)
+    return _curve(model, empty, image, saliency, label, steps, batch_size)
 
 
 def area(curve: np.ndarray) -> float:
