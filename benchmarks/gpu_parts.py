@@ -134,8 +134,8 @@ def ours_eval(batch: int, small: bool) -> dict[str, Any]:
     from input_pipeline.augment import prepare
     from input_pipeline.contract import contract_by_name
     from resnet.model.folding import fold
-    from resnet.model.layers import HEAD
     from resnet.model.network import ResNet, evaluate
+    from resnet.model.spec import HEAD
     from resnet.model.variants import variant
     from resnet.study.inference import ready
 

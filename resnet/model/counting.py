@@ -24,15 +24,26 @@ import jax.numpy as jnp
 
 from resnet.model import counting_tables
 from resnet.model.errors import SpecError
-from resnet.model.layers import HEAD
 from resnet.model.network import ResNet
-from resnet.model.spec import ResNetSpec
+from resnet.model.spec import BEHIND_BLOCKS, HEAD, ResNetSpec
 from resnet.model.traced_program import Operation, Scope, kept_values, operations
 from resnet.model.variants import VARIANTS, Variant, variant
 
 BYTES = {"float32": 4, "bfloat16": 2}
+# Flags that say what is counted, and of which --check has its own mind.
+NOT_CHECKED = ("set", "image_size", "batch_size", "dtype")
+# Field -> another, and the values of that under which something reads it.
+READ_IF: dict[str, tuple[str, tuple[str, ...]]] = {
+    "norm_groups": ("norm", ("group",)),
+    "norm_momentum": ("norm", ("batch",)),
+    "ghost_batch_size": ("norm", ("batch",)),
+    "norm_epsilon": ("norm", ("batch", "group")),
+    "conv_bias": ("norm", ("batch", "group")),
+    "shortcut_scale": ("shortcut_transform", ("scale",)),
+    "gate_bias": ("shortcut_transform", ("exclusive_gate", "shortcut_gate")),
+    "shortcut_dropout": ("shortcut_transform", ("dropout",)),
+}
 BLOCK_NAME = re.compile(r"layer(\d+)_\d+")
-HEAD_NAMES = (*HEAD, "bn_last")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +179,7 @@ def sizes_by_stage(spec: ResNetSpec, variables: dict[str, Any]) -> list[int]:
     sizes = [0] * (len(spec.stage_sizes) + 2)
     for name, arrays in variables.items():
         block = BLOCK_NAME.fullmatch(name)
-        stage = int(block[1]) if block else len(spec.stage_sizes) + 1 if name in HEAD_NAMES else 0
+        stage = int(block[1]) if block else len(spec.stage_sizes) + 1 if name in BEHIND_BLOCKS else 0
         sizes[stage] += sum(math.prod(array.shape) for array in jax.tree.leaves(arrays))
     return sizes
 
@@ -189,22 +200,22 @@ def main() -> int:
         "--set", nargs="+", action="extend", default=[], metavar="FIELD=VALUE", help="any field of ResNetSpec"
     )
     parser.add_argument("--image_size", type=int, help="pixels a side (default: the network's own, 224 or 32)")
-    parser.add_argument("--batch_size", type=int, default=1, help="images the activations are counted for (default: 1)")
-    parser.add_argument(
-        "--dtype", choices=tuple(BYTES), default="float32", help="of the activations (default: float32)"
-    )
+    parser.add_argument("--batch_size", type=int, help="images the activations are counted for (default: 1)")
+    parser.add_argument("--dtype", choices=tuple(BYTES), help="of the activations (default: float32)")
     parser.add_argument(
         "--check", action="store_true", help="compare with the published figures; exit code 1 if one is off"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     arguments = parser.parse_args()
     if arguments.check:
-        if arguments.set or arguments.image_size is not None:
-            raise SpecError("--check is about networks as named and published; leave --set and --image_size out")
+        unread = [f"--{name}" for name in NOT_CHECKED if getattr(arguments, name) not in (None, [])]
+        if unread:
+            raise SpecError(f"--check is about networks as named and published; leave {' and '.join(unread)} out")
         return check(arguments.model or list(VARIANTS), json_output=arguments.json)
     for field in ("image_size", "batch_size"):
         if getattr(arguments, field) is not None and getattr(arguments, field) < 1:
             raise SpecError(f"--{field}={getattr(arguments, field)} must be at least 1")
+    arguments.batch_size, arguments.dtype = arguments.batch_size or 1, arguments.dtype or "float32"
     counted = {}
     for name in arguments.model or ["resnet50"]:
         named = variant(name)
@@ -220,15 +231,25 @@ def main() -> int:
 
 
 def with_fields(spec: ResNetSpec, settings: Iterable[str]) -> ResNetSpec:
-    """`spec` with fields set from 'FIELD=VALUE' texts. Raises SpecError for an unknown field or an unreadable value."""
+    """`spec` with fields set from 'FIELD=VALUE' texts.
+
+    Raises SpecError for a field that is unknown, set twice or read by nothing, and for an unreadable value.
+    """
     known = {field.name: field.default for field in dataclasses.fields(ResNetSpec)}
     changes: dict[str, Any] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals or name not in known:
             raise SpecError(f"--set {setting}: takes FIELD=VALUE, FIELD one of {', '.join(known)}")
+        if name in changes:
+            raise SpecError(f"--set {setting}: {name} is set twice; leave one of the two out")
         changes[name] = read_value(setting, text, known[name])
-    return dataclasses.replace(spec, **changes)
+    changed = dataclasses.replace(spec, **changes)
+    for name in changes.keys() & READ_IF:
+        other, values = READ_IF[name]
+        if getattr(changed, other) not in values:
+            raise SpecError(f"--set {name}={changes[name]} is read only where {other} is {' or '.join(values)}")
+    return changed
 
 
 def read_value(setting: str, text: str, default: Any) -> Any:

@@ -21,9 +21,6 @@ Norm = BatchNorm | nn.GroupNorm
 # He et al. 2015 (arXiv 1502.01852), eq. 14 (fan-out form), which keeps the gradients' variance; torchvision's choice.
 HE_INITIALIZER = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
-# The layers behind the pooling, by their names among the network's parameters; all else is the backbone.
-HEAD = ("fc_hidden", "fc")
-
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
     "leaky_relu": nn.leaky_relu,

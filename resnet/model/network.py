@@ -192,7 +192,7 @@ def within(block: str, paths: frozenset[str]) -> frozenset[str]:
 class Head(nn.Module):
     """The network behind its pooling: float32[B, C] -> logits float32[B, num_classes], with ResNet's names and values.
 
-    For features that were computed once: its parameters are ResNet's of the names in layers.HEAD.
+    For features that were computed once: its parameters are ResNet's of the names in spec.HEAD.
     """
 
     spec: ResNetSpec

@@ -28,6 +28,11 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # (relu_before_addition ends in the ReLU, whose gradient at zero is zero: a branch that starts there stays there.)
 BRANCH_ENDS_IN_NORM = ("original", "relu_only_preactivation")
 
+# The layers behind the pooling, by their names among the network's parameters; all else is the backbone.
+HEAD = ("fc_hidden", "fc")
+# The layers behind the last block.
+BEHIND_BLOCKS = ("bn_last", *HEAD)
+
 # Whether a combination is refused, and why.
 Refusal = tuple[bool, str]
 

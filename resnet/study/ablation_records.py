@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
+from resnet.model.spec import BEHIND_BLOCKS
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import Study, Variant
 from resnet.train.configuration import differences
@@ -117,7 +118,7 @@ def part(name: str) -> str:
     """The part of a network that a layer of this name belongs to: its block, 'stem' or 'head'."""
     if name.startswith("layer"):
         return name
-    return "head" if name in ("fc", "bn_last") else "stem"
+    return "head" if name in BEHIND_BLOCKS else "stem"
 
 
 def by_depth(found: Diagnosis) -> Diagnosis:

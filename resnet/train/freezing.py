@@ -15,8 +15,8 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from input_pipeline.errors import InputError, printable
-from resnet.model.layers import HEAD
 from resnet.model.network import ResNet
+from resnet.model.spec import HEAD
 from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.transfer import Transfer
 from resnet.weights.names import variable_shapes

@@ -13,8 +13,8 @@ from input_pipeline.augment import soft_targets
 from input_pipeline.errors import InputError
 from input_pipeline.order import evaluation_batches
 from input_pipeline.sources import Split
-from resnet.model.layers import HEAD
 from resnet.model.network import Head, ResNet
+from resnet.model.spec import HEAD
 from resnet.train import parallel
 from resnet.train.dispatch import Dispatch, repeat
 from resnet.train.evaluation import predict_batches

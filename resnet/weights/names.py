@@ -13,9 +13,8 @@ from types import MappingProxyType
 import jax
 import numpy as np
 
-from resnet.model.layers import HEAD
 from resnet.model.network import ResNet, initialise
-from resnet.model.spec import ResNetSpec
+from resnet.model.spec import HEAD, ResNetSpec
 
 Path = tuple[str, ...]
 

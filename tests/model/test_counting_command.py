@@ -87,7 +87,13 @@ def test_json_holds_what_the_table_shows(monkeypatch: pytest.MonkeyPatch, capsys
         (["--image_size=0"], "--image_size=0"),
         (["--image_size=16"], "too small"),
         (["--batch_size=many"], "--batch_size"),
-        (["--check", "--set", "shortcut=C"], "--set"),
+        (["--check", "--set", "shortcut=C"], "leave --set out"),
+        (["--check", "--batch_size=8", "--dtype=float32"], "leave --batch_size and --dtype out"),
+        (["--batch_size=0"], "--batch_size=0"),
+        (["--set", "shortcut=A", "shortcut=B"], "shortcut is set twice"),
+        (["--set", "width=32", "--set", "width=32"], "width is set twice"),
+        (["--set", "norm_groups=8"], "norm_groups=8 is read only where norm is group"),
+        (["--set", "norm=group", "gate_bias=0"], "gate_bias=0.0 is read only where shortcut_transform is"),
     ],
 )
 def test_bad_input_is_one_line(

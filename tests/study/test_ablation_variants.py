@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.study.ablation_config import read_study
+from resnet.study.ablation_records import part
 from resnet.train.configuration import make_spec
 from resnet.train.optimizer import make_optimizer
 from resnet.train.plan import optimizer_settings
@@ -23,6 +25,19 @@ from resnet.train.steps import Recipe, make_train_step, sum_names
 from tests.model.test_spec import SPECS
 from tests.networks import variable_shapes
 from tests.study.test_ablation_config import RECIPES
+
+
+@pytest.mark.parametrize("spec", [
+    ResNetSpec(stage_sizes=(1, 1), width=8, stem="deep", head_hidden=4, order="full_preactivation"),
+    ResNetSpec(block="basic", stage_sizes=(1, 1), width=8, head_hidden=4),
+])  # fmt: skip
+def test_each_layer_is_of_the_part_that_it_stands_in(spec):
+    """A diagnosis sums gradients by these parts: the head's hidden layer and last norm are behind the blocks."""
+    names = set(variable_shapes(spec)["params"])
+    parts = {name: part(name) for name in names}
+    assert {name for name in names if parts[name] == "head"} == names & {"fc", "fc_hidden", "bn_last"}
+    assert {name for name in names if parts[name] == "stem"} == {name for name in names if re.match("conv|bn1", name)}
+    assert {parts[name] for name in names} == {"stem", "layer1_0", "layer2_0", "head"}
 
 
 def traced_step(spec: ResNetSpec, optimizer: optax.GradientTransformation) -> tuple[TrainState, TrainState]:
