@@ -97,8 +97,6 @@ def class_section(run: RunRecord) -> dict[str, Any] | None:
     return {
         "rows": [row for row in rows if row.index in kept],
         "left_out": len(rows) - len(kept),
-        "auroc": test.get("auroc"),
-        "balanced": test.get("balanced_accuracy"),
     }
 
 

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from input_pipeline.errors import InputError
+from input_pipeline.errors import InputError, printable
 from resnet.model.errors import SpecError
 from resnet.study.run_record import RunRecord
 
@@ -36,10 +36,11 @@ class Speed:
     """Figures of the training lines, the first left out (it holds the compilation) where there are more.
 
     images_per_second: the median; slowest, fastest: the 5th and 95th percentile. data_wait: mean share of the time in
-    which the device waited for images. training_flops: of one image; None where the network cannot be counted.
-    activation_bytes: what a step keeps from forward to backward, counted, not measured. mfu: model FLOPs over the
-    devices' peak, None where the peak is not known or the run was not in bfloat16. device_memory: most bytes in use on
-    a device, measured; None where it does not tell.
+    which the device waited for images. training_flops: of one image; None where the network cannot be counted or a step
+    does less than what is counted. activation_bytes: what a step keeps from forward to backward at a time, counted, not
+    measured; None likewise. mfu: model FLOPs over the devices' peak, None where the peak is not known, the run was not
+    in bfloat16 or the FLOPs are not known. device_memory: most bytes in use on a device, measured; None where it does
+    not tell. notes: why what is None for the run's own sake is.
     """
 
     images_per_second: float
@@ -52,6 +53,7 @@ class Speed:
     activation_bytes: int | None
     mfu: float | None
     device_memory: int | None
+    notes: tuple[str, ...]
 
 
 def speed_of(run: RunRecord) -> Speed | None:
@@ -63,11 +65,15 @@ def speed_of(run: RunRecord) -> Speed | None:
     rates = np.array([line["images_per_second"] for line in steady], np.float64)
     waits = [line["data_wait"] for line in steady if line.get("data_wait") is not None]
     median = float(np.median(rates))
+    partial, again = learns_in_part(run), computes_again(run)
     flops = parameters = multiply_adds = memory = None
     try:
         counts = run.counts
-        flops, parameters, multiply_adds = counts.training_flops, counts.parameters, counts.multiply_adds
-        memory = counts.activation_bytes(run.config["data.batch_size"], run.config["run.dtype"])
+        parameters, multiply_adds = counts.parameters, counts.multiply_adds
+        flops = None if partial else counts.training_flops
+        # The parts of an accumulated batch run one after the other.
+        at_once = run.config["data.batch_size"] // run.config["optim.accumulation"]
+        memory = None if partial or again else counts.activation_bytes(at_once, run.config["run.dtype"])
     except (InputError, SpecError, KeyError):  # A network of another version's making.
         pass
     peak = peak_flops(run)
@@ -82,6 +88,28 @@ def speed_of(run: RunRecord) -> Speed | None:
         activation_bytes=memory,
         mfu=median * flops / peak if flops and peak else None,
         device_memory=max((int(line["device_memory"]) for line in lines if line.get("device_memory")), default=None),
+        notes=tuple(filter(None, (partial, again))),
+    )
+
+
+def learns_in_part(run: RunRecord) -> str:
+    """Why a training step of the run is not that of the whole network, which is counted; '' where it is."""
+    if run.config["transfer.mode"] == "probe":
+        what = "a probe trains the head alone, on features that are computed once"
+    elif run.config["transfer.unfreeze"]:
+        what = "parts of the network were frozen (transfer.unfreeze)"
+    else:
+        return ""
+    return f"No training FLOPs, utilisation or activations: {what}; counts are of networks that learn as a whole."
+
+
+def computes_again(run: RunRecord) -> str:
+    """Why a training step of the run keeps less than what is counted; '' where it does not."""
+    remat = run.config["run.remat"]
+    if remat == "none":
+        return ""
+    return (
+        f"No activations: with run.remat={printable(str(remat))} a step computes them again in place of keeping them."
     )
 
 
