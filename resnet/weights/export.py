@@ -69,6 +69,9 @@ KERAS_V2_FIELDS: dict[str, tuple[object, ...]] = {
     "stride_block": ("last",),
     "conv_bias": (False,),
 }
+KERAS_ENDINGS = (".h5", ".hdf5")
+# Endings by which readers, ours too, expect a form that is not written here.
+FOREIGN_ENDINGS = (".keras", ".safetensors")
 
 
 def main() -> int:
@@ -116,9 +119,14 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     for file in (out, classes_file(out)):
         if file.exists():
             raise fault(file, "exists already; name another file or remove it")
-    if form == "keras" and not out.name.endswith((".h5", ".hdf5")):
+    if form == "keras" and not out.name.endswith(KERAS_ENDINGS):
         raise InputError(
             f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
+        )
+    if form == "torchvision" and out.name.lower().endswith((*KERAS_ENDINGS, *FOREIGN_ENDINGS)):
+        raise InputError(
+            f"--out={printable(str(out))}: --format=torchvision writes torch's own form; name it .pth, or give "
+            "--format=keras for .h5"
         )
     variables, meta = load(checkpoint)
     spec, has_head = meta.spec, meta.progress.get("head") != "none"

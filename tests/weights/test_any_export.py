@@ -85,7 +85,8 @@ def test_what_is_exported_is_read_back_as_the_same_network(
     tmp_path_factory: pytest.TempPathFactory, chosen: tuple[ResNetSpec, str]
 ) -> None:
     (spec, form), folder = chosen, tmp_path_factory.mktemp("any")
-    out, meta = folder / "out.h5", Meta(spec, (), CONTRACTS["torch"], image_size=32, resize_shorter=1.0)
+    out = folder / ("out.h5" if form == "keras" else "out.pth")
+    meta = Meta(spec, (), CONTRACTS["torch"], image_size=32, resize_shorter=1.0)
     variables, refused = random_variables(spec), ""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnet.weights.export.load", lambda checkpoint: (variables, meta))

@@ -171,8 +171,26 @@ def test_refuses_what_the_other_side_would_compute_differently(
 ) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", with_fields(TINY_BASIC, **fields))
     with pytest.raises(InputError, match=word):
-        export(checkpoint, form, tmp_path / "out.h5")
+        export(checkpoint, form, tmp_path / ("out.h5" if form == "keras" else "out.pth"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("torchvision", "out.h5"),
+        ("torchvision", "out.weights.h5"),
+        ("torchvision", "OUT.HDF5"),
+        ("torchvision", "out.keras"),
+        ("torchvision", "out.safetensors"),
+        ("keras", "out.pth"),
+    ],
+)
+def test_a_file_is_not_written_under_anothers_ending(tmp_path: Path, form: str, name: str) -> None:
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", TINY_BASIC)
+    with pytest.raises(InputError, match=f"--out=.*{name}: .*name it"):
+        export(checkpoint, form, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 def test_keras_file_does_not_pass_for_torch(tmp_path: Path) -> None:
