@@ -47,6 +47,12 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequ
     return "\n".join([line(lines[0]), line(rule), *map(line, lines[1:])])
 
 
+def filled(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns in which no row has anything."""
+    kept = [column for column in range(len(heads)) if any(row[column] for row in rows)]
+    return [heads[column] for column in kept], [[row[column] for column in kept] for row in rows]
+
+
 def board(rows: Iterable[Comparison], notes: Sequence[tuple[str, str]] = ()) -> str:
     """The one table of everything. notes: (what, why it was not measured now), as rows of their own on top."""
     heads = ("what", "ours", "beside", "its", "ours / it", "bar", "date", "device")
@@ -104,7 +110,7 @@ def step_tables(records: list[Record]) -> str:
                 cells += [figure(rate), "" if mine or rate is None else shares(ours, rate, bars.get(name))]
             took = compiled.get(name, {}).get("train")
             rows.append([*cells, f"{took['wall']:.1f}" if took else ""])
-        heads = (
+        heads: Sequence[str] = (
             f"{comparisons.NETWORKS.get(model, model)}, {size} px",
             "train",
             "ours / it",
@@ -112,8 +118,11 @@ def step_tables(records: list[Record]) -> str:
             "ours / it",
             "compiled in, s",
         )
-        unit = f"batch {figures['batch_size']}, float32, images/s, medians of one run in which the peers take turns"
-        texts.append(f"{unit}\n{caption(of)}:\n\n{markdown(heads, rows, right=range(1, 6))}")
+        heads, rows = filled(heads, rows)
+        unit = f"batch {figures['batch_size']}, float32, "
+        # Without rounds a record has the seconds to compile alone.
+        unit += "images/s, medians of one run in which the peers take turns" if any(rates.values()) else "compilation"
+        texts.append(f"{unit}\n{caption(of)}:\n\n{markdown(heads, rows, right=range(1, len(heads)))}")
     return "\n\n".join(texts) or f"Train and evaluation step: {comparisons.NOT_YET}."
 
 

@@ -82,6 +82,18 @@ def test_each_peer_has_a_line_with_ratio_and_bar(tmp_path):
     assert rows[train, "Keras on TensorFlow"].note == "keras is not installed"
 
 
+def test_a_table_has_no_empty_columns(tmp_path):
+    """A record of --rounds=0 is one of compilation."""
+    bare = STEP | {"images_per_second": {name: {} for name in STEP["images_per_second"]}}
+    text = tables.step_tables(records(tmp_path, step_resnet50_64_cpu2=bare))
+    assert text.startswith("batch 32, float32, compilation\n")
+    assert [line.split() for line in text.splitlines() if line.startswith("| ours")] == [["|", "ours", "|", "4.0", "|"]]
+    assert "train" not in text
+    whole = tables.step_tables(records(tmp_path, step_resnet50_64_cpu2=STEP)).splitlines()[3]
+    heads = [cell.strip() for cell in whole.split("|")[2:-1]]
+    assert heads == ["train", "ours / it", "eval", "ours / it", "compiled in, s"]
+
+
 def test_of_two_records_the_newer_counts_and_other_machines_stay(tmp_path):
     older, other = STEP | {"date": "2026-11-01", "batch_size": 16}, STEP | {"device": "8-core Y CPU"}
     found = records(tmp_path, step_64_cpu2=older, step_resnet50_64_cpu2=STEP, step_resnet50_64_cpu8=other)
