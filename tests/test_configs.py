@@ -77,7 +77,7 @@ def test_a_recipe_without_a_word_fine_tunes_and_each_word_is_its_mode(name):
     for word in WORDS[name]:
         assert recipe(f"{name}:{word}").transfer.mode == word
         assert f"{name}.py" in (CONFIGS / f"{name}.py").read_text()
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match=f"'nonsense' is none of {', '.join(WORDS[name])}$"):
         recipe(f"{name}:nonsense")
 
 
