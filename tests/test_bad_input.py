@@ -111,15 +111,6 @@ def test_a_broken_recipe(case, place, tmp_path):
     assert [name for name in names(tmp_path) if "__pycache__" not in name] == before
 
 
-@pytest.mark.parametrize("name", ["mri", "flowers", "caltech101", "transfer", "demo"])
-def test_a_recipes_word(name, place, tmp_path):
-    """Each names all the words that it takes."""
-    words = {"demo": ["takes no word"], "transfer": ["'foo' is none of finetune, probe)"]}
-    result = place.command("train_main.py", f"--config=configs/{name}.py:foo", f"--workdir={tmp_path / 'run'}")
-    refused(result, f"configs/{name}.py:foo", *words.get(name, ["'foo' is none of finetune, probe, scratch)"]))
-    assert names(tmp_path) == []
-
-
 def empty(data: Path) -> None:
     data.mkdir()
 

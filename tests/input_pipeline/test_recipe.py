@@ -60,3 +60,30 @@ def test_what_preparing_refuses_is_told_as_it_is():
     with pytest.raises(InputError) as error:
         parsed(prepare)
     assert str(error.value) == "config.optim.lr: not today"
+
+
+@pytest.mark.parametrize("name", ["mri", "flowers", "caltech101", "transfer", "demo", "ablations/shortcuts"])
+def test_a_recipes_word_that_it_does_not_take(name):
+    """Recipes that take words name all of them."""
+    given = f"configs/{name}.py:foo"
+    values, arguments = flags.FlagValues(), ["train_main.py", f"--config={given}"]
+    recipe.define(values, arguments, "")
+    with pytest.raises(InputError) as error:
+        recipe.parse(values, arguments, "", known=[], required=["config"])
+    if name in ("demo", "ablations/shortcuts"):
+        assert str(error.value) == f"--config={given}: the recipe takes no word; leave :foo out"
+        return
+    words = "finetune, probe" if name == "transfer" else "finetune, probe, scratch"
+    assert str(error.value) == (f"--config={given}: ValueError ('foo' is none of {words}); mend the word or the recipe")
+
+
+@pytest.mark.parametrize("text", ["raise InputError('no')", "raise UnicodeDecodeError('utf8', b'x', 0, 1, 'no')"])
+def test_what_a_recipe_raises_is_told_whatever_its_type(tmp_path, text):
+    """config_flags makes a new error of the same type and a text alone, which not every type takes."""
+    file = tmp_path / "mine.py"
+    file.write_text(f"from input_pipeline.errors import InputError\ndef get_config():\n    {text}\n")
+    values, arguments = flags.FlagValues(), ["train_main.py", f"--config={file}"]
+    recipe.define(values, arguments, "")
+    kind = text.removeprefix("raise ").partition("(")[0]
+    with pytest.raises(InputError, match=rf"mine\.py: {kind} \(.*no\); mend the recipe"):
+        recipe.parse(values, arguments, "", known=[], required=["config"])

@@ -1,7 +1,6 @@
 """The report says what metrics.jsonl says, holds everything in itself, and lives with what is missing or hostile."""
 
 import dataclasses
-import html
 import json
 import re
 import shutil
@@ -16,7 +15,6 @@ from input_pipeline.errors import InputError
 from resnet.study import report, report_pictures
 from resnet.study.report_comparison import newcombe_interval, paired_difference, run_names
 from resnet.study.report_page import page
-from resnet.study.report_speed import peak_flops, speed_of
 from resnet.study.report_tables import class_rows, percent
 from resnet.study.run_record import read_run
 from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, read_predictions, write_predictions
@@ -308,53 +306,6 @@ def test_predictions_survive_the_way_to_the_disk_and_nothing_is_unpickled(tmp_pa
     np.savez(tmp_path / PREDICTIONS_FILE, ids=np.array([{"a": 1}], object), probabilities=table)
     with pytest.raises(InputError, match=PREDICTIONS_FILE):
         read_predictions(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("device", "dtype", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 9.895e14),
-        ("NVIDIA H100 PCIe", "bfloat16", 7.56e14),
-        ("NVIDIA H100 NVL", "bfloat16", 8.35e14),
-        ("NVIDIA H200", "bfloat16", 9.895e14),
-        ("NVIDIA H200 NVL", "bfloat16", 8.35e14),
-        ("NVIDIA A100-SXM4-40GB", "bfloat16", 3.12e14),
-        ("NVIDIA A100-SXM4-40GB", "float32", None),
-        ("NVIDIA L40", "bfloat16", None),
-        ("cpu", "bfloat16", None),
-    ],
-)
-def test_peaks_are_of_the_very_device(run, device, dtype, peak):
-    record = read_run(run[1])
-    record.provenance["device"], record.provenance["devices"] = device, 1
-    record.config["run.dtype"] = dtype
-    assert peak_flops(record) == peak
-
-
-@pytest.mark.parametrize(
-    ("config", "flops", "activations", "note"),
-    [
-        ({}, True, 1, ""),
-        ({"optim.accumulation": 2}, True, 2, ""),
-        ({"run.remat": "block"}, True, 0, "run.remat=block"),
-        ({"transfer.mode": "probe"}, False, 0, "a probe"),
-        ({"transfer.mode": "finetune", "transfer.unfreeze": ["layer4@1"]}, False, 0, "transfer.unfreeze"),
-    ],
-)
-def test_what_a_step_does_not_do_is_not_counted(run, config, flops, activations, note):
-    record = read_run(run[1])
-    record.provenance["device"], record.config["run.dtype"] = "NVIDIA H100 80GB HBM3", "bfloat16"
-    whole = record.counts.activation_bytes(record.config["data.batch_size"], "bfloat16")
-    record.config.update(config)
-    speed = speed_of(record)
-    assert (speed.training_flops is not None, speed.mfu is not None) == (flops, flops)
-    assert speed.activation_bytes == (whole // activations if activations else None)
-    assert speed.parameters == record.counts.parameters
-    assert note in " ".join(speed.notes)
-    assert bool(note) == bool(speed.notes)
-    text = page(dataclasses.replace(record, predictions=None))
-    assert all(html.escape(each) in text for each in speed.notes)
-    assert "No utilisation: the peak" not in text
 
 
 def test_many_classes_and_long_names_stay_within_the_size(copy):

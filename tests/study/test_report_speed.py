@@ -1,0 +1,66 @@
+"""How fast a run was: peaks of devices, and what of a step is counted."""
+
+import html
+from pathlib import Path
+
+import pytest
+
+from configs.default import get_config
+from resnet.study.report_page import page
+from resnet.study.report_speed import peak_flops, speed_of
+from resnet.study.run_record import RunRecord, plain
+from resnet.train.configuration import flatten
+
+
+def a_run() -> RunRecord:
+    """One that is under way, in bfloat16 on an H100."""
+    config = {key: plain(value) for key, value in flatten(get_config())}
+    config |= {"model.name": "cifar_resnet20", "data.image_size": 32, "run.dtype": "bfloat16"}
+    line = {"kind": "train", "epoch": 1.0, "step": 1, "loss": 1.0, "top1": 0.5, "lr": 0.1, "images_per_second": 9.0}
+    device = {"device": "NVIDIA H100 80GB HBM3", "devices": 1}
+    return RunRecord(Path("run"), config, device, ("a", "b"), [line, {**line, "step": 2}], None)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 9.895e14),
+        ("NVIDIA H100 PCIe", "bfloat16", 7.56e14),
+        ("NVIDIA H100 NVL", "bfloat16", 8.35e14),
+        ("NVIDIA H200", "bfloat16", 9.895e14),
+        ("NVIDIA H200 NVL", "bfloat16", 8.35e14),
+        ("NVIDIA A100-SXM4-40GB", "bfloat16", 3.12e14),
+        ("NVIDIA A100-SXM4-40GB", "float32", None),
+        ("NVIDIA L40", "bfloat16", None),
+        ("cpu", "bfloat16", None),
+    ],
+)
+def test_peaks_are_of_the_very_device(device, dtype, peak):
+    record = a_run()
+    record.provenance["device"], record.config["run.dtype"] = device, dtype
+    assert peak_flops(record) == peak
+
+
+@pytest.mark.parametrize(
+    ("config", "flops", "activations", "note"),
+    [
+        ({}, True, 1, ""),
+        ({"optim.accumulation": 2}, True, 2, ""),
+        ({"run.remat": "block"}, True, 0, "run.remat=block"),
+        ({"transfer.mode": "probe"}, False, 0, "a probe"),
+        ({"transfer.mode": "finetune", "transfer.unfreeze": ["layer4@1"]}, False, 0, "transfer.unfreeze"),
+    ],
+)
+def test_what_a_step_does_not_do_is_not_counted(config, flops, activations, note):
+    record = a_run()
+    whole = record.counts.activation_bytes(record.config["data.batch_size"], "bfloat16")
+    record.config.update(config)
+    speed = speed_of(record)
+    assert (speed.training_flops is not None, speed.mfu is not None) == (flops, flops)
+    assert speed.activation_bytes == (whole // activations if activations else None)
+    assert speed.parameters == record.counts.parameters
+    assert note in " ".join(speed.notes)
+    assert bool(note) == bool(speed.notes)
+    text = page(record)
+    assert all(html.escape(each) in text for each in speed.notes)
+    assert "No utilisation: the peak" not in text
