@@ -223,14 +223,14 @@ def test_a_failed_variant_can_be_mended(file, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_runs.VariantRun, "heed", fail_late)
     assert command(file, tmp_path / "run") == 1
     assert (tmp_path / "run" / "variants" / "plain" / "checkpoints" / "2").is_dir()
-    mended = ("--config.variants.plain.model.shortcut=B",)
+    mended = ("--config.variants.plain.model.shortcut=C",)
     assert command(file, tmp_path / "run", *mended, "--only=residual") == 0
     assert lines(tmp_path / "run")[1]["status"] == "not run yet"
     assert records(tmp_path / "run")["plain"]["status"] == "failed"
     assert command(file, tmp_path / "run", *mended) == 0
     assert begun == [0, 2, 0, 2, 4, 6, 8]
     found = records(tmp_path / "run")
-    assert (found["plain"]["status"], found["plain"]["identity"]["model.shortcut"]) == ("ok", "B")
+    assert (found["plain"]["status"], found["plain"]["identity"]["model.shortcut"]) == ("ok", "C")
     assert not (tmp_path / "run" / "variants" / "plain").exists()
     assert {name: found[name] for name in ("residual", "wild")} == {
         name: record for name, record in records(finished).items() if name != "plain"
