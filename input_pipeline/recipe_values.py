@@ -21,6 +21,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.test_fraction": (0.0, 0.9),
     "data.per_class": (0, 1 << 30),
     "data.image_size": (1, 4096),
+    "data.eval_image_size": (0, 4096),
     "data.batch_size": (1, 1 << 20),
     "data.eval_batch_size": (0, 1 << 20),
     "data.threads": (0, 1024),

@@ -33,6 +33,7 @@ UNREAD = {
     "run.profile": "trace an ordinary run of train_main.py",
     "run.debug": "replay an ordinary run of train_main.py",
     "data.feed": "the data are always resident",
+    "data.eval_image_size": "the images are kept at one size",
 }
 # Crops whose box the resident feed can cut: input_pipeline.resident.CROPS, whose file imports jax.
 CROPS = ("pad", "none")

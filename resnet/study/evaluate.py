@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from resnet.train.checkpoints import Meta
     from resnet.train.result import Outcome
 
+# As for config.data.image_size (input_pipeline/recipe_values.py).
+MOST_PIXELS = 4096
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -38,6 +40,9 @@ def main() -> int:
     parser.add_argument("--data_dir", default="", help="where tfds:NAME lies (default: as in the run, else tfds' own)")
     parser.add_argument(
         "--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)"
+    )
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="side of the crop in pixels (default: the checkpoint's)"
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument(
@@ -53,7 +58,7 @@ def main() -> int:
     from resnet.study.inference import load_model
     from resnet.train import screen
 
-    model = load_model(arguments.checkpoint)
+    model = at_size(load_model(arguments.checkpoint), arguments.image_size)
     source = open_like(
         model.meta,
         arguments.data,
@@ -67,7 +72,12 @@ def main() -> int:
     if arguments.json:
         report = {"checkpoint": str(arguments.checkpoint), "data": arguments.data, "split": arguments.split}
         skipped = [{"name": name, "reason": reason} for name, reason in source.skipped]
-        more = {"dtype": dtype, "classes": list(model.meta.class_names), "skipped": skipped}
+        more = {
+            "image_size": model.crop.image_size,
+            "dtype": dtype,
+            "classes": list(model.meta.class_names),
+            "skipped": skipped,
+        }
         print(json.dumps({**report, **more, **outcome.values()}))
     else:
         unusual = "" if dtype == "float32" else f", {dtype}"
@@ -81,6 +91,8 @@ def check(arguments: argparse.Namespace) -> None:
     """Raise InputError for what can be told from the flags alone."""
     if arguments.batch_size < 1:
         raise InputError(f"--batch_size={arguments.batch_size} must be at least 1")
+    if not 0 <= arguments.image_size <= MOST_PIXELS:
+        raise InputError(f"--image_size={arguments.image_size} must be from 1 to {MOST_PIXELS}")
     if arguments.drop_leaks and arguments.split not in ("val", "test"):
         raise InputError(f"--drop_leaks does nothing with --split={arguments.split}; it acts on val and test")
     if not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
@@ -90,6 +102,14 @@ def check(arguments: argparse.Namespace) -> None:
             f"--data_dir={printable(arguments.data_dir)} is for --data=tfds:NAME; --data is a folder already"
         )
     command.check_checkpoint(arguments.checkpoint)
+
+
+def at_size(model: Model, image_size: int) -> Model:
+    """The model, shown images of another size; 0: of the checkpoint's. SpecError where they are too small for it."""
+    if not image_size:
+        return model
+    model.meta.spec.check_image_size(image_size)
+    return dataclasses.replace(model, crop=dataclasses.replace(model.crop, image_size=image_size))
 
 
 def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcome:

@@ -147,7 +147,9 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
         raise InputError(
             f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; leave the key away"
         )
-    spec.check_image_size(config.data.image_size)
+    for side in (config.data.image_size, config.data.eval_image_size):
+        if side:
+            spec.check_image_size(side)
     return spec
 
 

@@ -245,7 +245,7 @@ class Run(Stepping):
             spec=self.plan.network.spec,
             class_names=self.source.class_names,
             contract=self.plan.contract,
-            image_size=self.config.data.image_size,
+            image_size=self.plan.eval_crop.image_size,
             resize_shorter=self.plan.eval_crop.resize_shorter,
             step=step,
             config=dict(flatten(self.config)),

@@ -95,7 +95,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         contract=contract,
         order=Order(len(train), batch_size, config.run.seed),
         train_crop=make_crop(config, contract, pretrained, config.data.crop),
-        eval_crop=make_crop(config, contract, pretrained, "none"),
+        eval_crop=make_eval_crop(config, contract, pretrained),
         batch_size=batch_size,
         eval_batch_size=config.data.eval_batch_size or batch_size,
         eval_flip=config.run.eval_flip,
@@ -152,6 +152,12 @@ def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | N
     unless the key does."""
     shorter = pretrained.resize_shorter if pretrained else contract.resize_shorter
     return configured.make_crop(config, contract, kind, shorter)
+
+
+def make_eval_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None) -> Crop:
+    """Evaluation's: of config.data.eval_image_size, where that is given."""
+    crop = make_crop(config, contract, pretrained, "none")
+    return dataclasses.replace(crop, image_size=config.data.eval_image_size or crop.image_size)
 
 
 def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recipe:

@@ -26,7 +26,7 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.run.dtype}{convolutions(config)}"
     optim = config.optim
     lines = [
-        f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {config.data.image_size} px, "
+        f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {sides(config)} px, "
         f"feed {'resident' if plan.resident else 'stream'}",
         f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
         f"Device    {device}",
@@ -44,6 +44,12 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     lines[1:1] = [f"Doctor    {line}" for line in warning_lines(source)]
     lines[1:1] = skipped(source, "all are listed in provenance.json")
     return "\n".join(lines)
+
+
+def sides(config: ConfigDict) -> str:
+    """'224', or '176 (224 in evaluation)'."""
+    side, other = config.data.image_size, config.data.eval_image_size
+    return f"{side} ({other} in evaluation)" if other not in (0, side) else f"{side}"
 
 
 def held_out(source: Source) -> list[str]:

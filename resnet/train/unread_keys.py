@@ -29,6 +29,8 @@ def _norms_learn(config: Flat) -> bool:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    # The features are of one size.
+    "data.eval_image_size": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),

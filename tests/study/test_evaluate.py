@@ -63,6 +63,25 @@ def test_a_run_that_evaluates_both_sides_is_evaluated_so(tmp_path, run, ask):
     assert {key: told[key] for key in expected} == expected
 
 
+def test_evaluation_has_a_size_of_its_own(tmp_path, run, ask):
+    """Trained at 16 px and evaluated at 24: the checkpoint carries 24, other sizes are for the asking."""
+    config = tiny_config(run[0])
+    config.data.eval_image_size, config.run.steps = 24, 2
+    assert train(config, tmp_path / "run") == 0
+    told = json.loads(ask("--json", "--batch_size=8", checkpoint=tmp_path / "run"))
+    expected = logged(tmp_path / "run", "test")
+    assert {key: told[key] for key in expected} == expected
+    smaller = json.loads(ask("--json", "--batch_size=8", "--image_size=16", checkpoint=tmp_path / "run"))
+    assert (told["image_size"], smaller["image_size"]) == (24, 16)
+    assert smaller["loss"] != told["loss"]
+    config.data.eval_image_size = 0
+    assert train(config, tmp_path / "plain") == 0
+    # The same two steps were taken.
+    assert logged(tmp_path / "plain", "train")["loss"] == logged(tmp_path / "run", "train")["loss"]
+    plain = json.loads(ask("--json", "--batch_size=8", checkpoint=tmp_path / "plain"))
+    assert (plain["image_size"], plain["loss"]) == (16, smaller["loss"])
+
+
 def test_the_figures_of_the_validation_split_are_those_that_training_logged(run, ask):
     told = json.loads(ask("--json", "--batch_size=8", "--split=val"))
     expected = logged(run[1], "val", told["checkpoint_step"])

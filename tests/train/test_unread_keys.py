@@ -16,6 +16,7 @@ from tests.train.test_plan import source_with
 
 # Key -> a value other than the default, changes under which it is read, changes under which nothing reads it.
 READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
+    "data.eval_image_size": (32, {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.feed": ("stream", {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.keep_copies_together": (True, {}, {"data.doctor": False}),
     "data.test_fraction": (0.5, {}, {"data.per_class": 3}),
