@@ -24,6 +24,10 @@ def make_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_string(
         "workdir", None, "The run's folder; the same command goes on where it stopped.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "new_length", False, "Let a run that is there end elsewhere: run.epochs, run.steps and run.early_stopping may "
+        "be others than it began with.", flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_string(
         "coordinator", "", "One of several processes: HOST:PORT of process 0. SLURM and others need none.",
         flag_values=values,
@@ -40,14 +44,20 @@ def main() -> int:
     config, workdir = given["config"], Path(given["workdir"])
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
-    check_workdir(workdir, dict(flatten(config)))
+    check_workdir(workdir, dict(flatten(config)), new_length=given["new_length"])
     check_place(config.data.source, config.data.dir)
     from resnet.train import hosts, peers
     from resnet.train.loop import train
 
     hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
     with peers.together():
-        code = train(config, workdir, flagged=recipe.keys_given(sys.argv), afterwards=command.leave_at_once)
+        code = train(
+            config,
+            workdir,
+            new_length=given["new_length"],
+            flagged=recipe.keys_given(sys.argv),
+            afterwards=command.leave_at_once,
+        )
     # Of several processes none writes it: loading a checkpoint waits for all of them.
     if code == 0 and not hosts.several():
         write_report(workdir)

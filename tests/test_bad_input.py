@@ -147,6 +147,14 @@ def test_a_workdir_with_another_configuration(place):
     assert names(place.trained) == before
 
 
+def test_a_workdir_with_another_length(place):
+    before = names(place.trained)
+    refused(place.train(place.trained, "--config.run.steps=9"), "run.steps: ", " -> 9", "--new_length")
+    result = place.train(place.trained, "--config.run.steps=1", "--new_length")
+    refused(result, "config.run.steps=1", "cannot end before where it is")
+    assert names(place.trained) == before
+
+
 def test_a_workdir_with_other_files(place, tmp_path):
     (tmp_path / "thesis.tex").touch()
     refused(place.train(tmp_path), str(tmp_path), "thesis.tex")

@@ -11,7 +11,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.spec import BEHIND_BLOCKS
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import Study, Variant
-from resnet.train.configuration import differences
+from resnet.train.configuration import differences, told
 from resnet.train.workdir import write_json
 
 # Quantity -> part of the network -> one number a seed, None where it was not finite.
@@ -139,7 +139,7 @@ def check_identity(what: str, at: Path, stored: dict[str, Any], wanted: dict[str
     if changed:
         raise InputError(
             f"{what} is of another configuration; give --workdir a new folder, or the old settings, or delete "
-            f"{printable(str(at))} to train it anew: {'; '.join(changed)}"
+            f"{printable(str(at))} to train it anew: {told(changed)}"
         )
 
 

@@ -39,8 +39,8 @@ class RunRecord:
 
     @property
     def test(self) -> Line | None:
-        """The line of kind 'test': a finished run with a test split has one."""
-        return next(iter(self.of_kind("test")), None)
+        """The line of kind 'test' of a finished run with a test split, its last; one of an earlier end is history."""
+        return self.lines[-1] if self.lines and self.lines[-1]["kind"] == "test" else None
 
     @property
     def last_step(self) -> int:

@@ -19,9 +19,7 @@ from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, write_json
 
 
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:
-    """Write what a run's directory says of the run; a run that goes on keeps what it has."""
-    if (workdir / CONFIG).exists():
-        return
+    """Write what the directory of a new run says of it."""
     weights = {"weights": {"source": pretrained.source, "sha256": pretrained.digest}} if pretrained else {}
     write_json(workdir / PROVENANCE, provenance(source) | weights)
     write_json(workdir / CLASSES, list(source.class_names))

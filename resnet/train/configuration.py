@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -44,6 +45,10 @@ FREE = (
     "run.writers",
     "data.threads",
 )
+# Where things lie that are known by their contents: the data by their fingerprint, the weights by their digest.
+PLACES = ("data.dir", "transfer.weights")
+# What decides when a run ends, and may differ where that is asked for.
+LENGTH = ("run.epochs", "run.steps", "run.early_stopping")
 
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
@@ -153,16 +158,21 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
     return spec
 
 
-def differences(before: Flat, after: Flat) -> list[str]:
-    """One entry per key that differs: 'optim.lr: 0.1 -> 0.2'. Lists and tuples of the same numbers are the same.
+def differences(before: Flat, after: Flat, free: Collection[str] = FREE) -> dict[str, str]:
+    """Key -> how it differs: {'optim.lr': '0.1 -> 0.2'}. Lists and tuples of the same numbers are the same.
 
-    Keys in FREE may differ. A key that `before` has not is one that came later: it acted by its default.
+    free: keys that may differ. A key that `before` has not is one that came later: it acted by its default.
     """
     before = {key: value for key, value in flatten(default_config()) if key in after} | before
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
     missing = "(absent)"
-    return [
-        f"{key}: {plain(before.get(key, missing))!r} -> {plain(after.get(key, missing))!r}"
-        for key in sorted((before.keys() | after.keys()) - set(FREE))
+    return {
+        key: f"{plain(before.get(key, missing))!r} -> {plain(after.get(key, missing))!r}"
+        for key in sorted((before.keys() | after.keys()) - set(free))
         if plain(before.get(key, missing)) != plain(after.get(key, missing))
-    ]
+    }
+
+
+def told(changes: Mapping[str, str]) -> str:
+    """`differences` in one line: 'optim.lr: 0.1 -> 0.2; run.keep: 2 -> 3'."""
+    return "; ".join(f"{key}: {change}" for key, change in changes.items())

@@ -12,11 +12,11 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.configured import open_data
-from input_pipeline.errors import InputError
 from resnet.train import diagnosis, hosts, parallel, screen
 from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
+from resnet.train.continuing import changed_data, go_on
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
@@ -37,17 +37,23 @@ LARGE = ("confusion", "calibration", "per_class_accuracy")
 
 
 def train(
-    config: ConfigDict, workdir: Path, *, flagged: Collection[str] = (), afterwards: Handler | None = None
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    new_length: bool = False,
+    flagged: Collection[str] = (),
+    afterwards: Handler | None = None,
 ) -> int:
     """Train, or go on with, the run that `config` describes in `workdir`; exit code 0, or 128 + a signal's number.
 
-    flagged: the keys of `config` that were given as flags, and so for these very data. afterwards: Ctrl-C's handler
-    once the run has ended, however it did; None: the caller's own comes back.
+    new_length: a run that is there may have had another length (configuration.LENGTH). flagged: the keys of `config`
+    that were given as flags, and so for these very data. afterwards: Ctrl-C's handler once the run has ended, however
+    it did; None: the caller's own comes back.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
     flat = dict(flatten(config))
-    check_workdir(workdir, flat)
+    check_workdir(workdir, flat, new_length=new_length)
     mesh = parallel.make_mesh(config.run.mesh)
     parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
     source = open_data(config)
@@ -59,14 +65,18 @@ def train(
     check_room(workdir, needed)
     interruption = Interruption(afterwards=afterwards)
     with interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
-        begun = check_workdir(workdir, flat)
+        begun = check_workdir(workdir, flat, new_length=new_length)
         run = kind_of_run(plan)(config, workdir, mesh, source, plan, interruption)
         if config.run.debug:
             diagnosis.check_debug(plan, workdir, begun=begun)
             return diagnosis.replay(run, state)
         if hosts.primary():
-            start_directory(workdir, flat, source, plan.pretrained)
-            print(screen.start(config, plan, source, state, workdir))
+            notes: list[str] = []
+            if begun:
+                notes = go_on(config, workdir, source, plan)
+            else:
+                start_directory(workdir, flat, source, plan.pretrained)
+            print("\n".join((screen.start(config, plan, source, state, workdir), *notes)))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
         with room_told(workdir, state_bytes):
             return run.go(state)
@@ -140,13 +150,15 @@ class Run(Stepping):
         like = self.like(newest, fresh)
         state, meta = self.checkpoints.restore(newest, like, parallel.state_shardings(self.mesh, like))
         if not self.source.is_of(meta.fingerprint):
-            raise InputError(
-                f"{self.workdir}: the data changed since this run began (other files, labels or splits); "
-                "restore them or give --workdir a new folder"
-            )
+            raise changed_data(self.workdir)
         self.progress = Progress(**meta.progress)
         self.begin(self.plan.stage(max(newest - 1, 0)))
         hosts.say(f"Going on from step {newest} of {self.plan.total_steps}.")
+        if newest < self.plan.total_steps and self.stopped_early():
+            hosts.say(
+                f"It had stopped early, after {self.progress.since_best} evaluations without a new best: "
+                "--new_length --config.run.early_stopping=0 lets it go on."
+            )
         return newest, state
 
     def prepare(self, step: int, state: TrainState) -> TrainState:

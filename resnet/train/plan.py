@@ -73,13 +73,13 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         check_validation(config)
     spec = make_spec(config, len(source.class_names))
     steps_per_epoch = len(train) / batch_size
-    total_steps = _total_steps(config, steps_per_epoch)
-    check_span(config.run.profile, total_steps)
+    steps = total_steps(config.run.steps, config.run.epochs, steps_per_epoch)
+    check_span(config.run.profile, steps)
     transfer = read_transfer(config)
     network = ResNet(spec, dtype=jnp.dtype(config.run.dtype), remat=config.run.remat)
-    schedule = make_schedule(schedule_settings(config), steps_per_epoch, total_steps)
+    schedule = make_schedule(schedule_settings(config), steps_per_epoch, steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
-    _check_stages(config, transfer, stages, steps_per_epoch, total_steps)
+    _check_stages(config, transfer, stages, steps_per_epoch, steps)
     contract, pretrained = contract_by_name("torch" if config.data.contract == "auto" else config.data.contract), None
     if transfer.mode != "scratch":
         pretrained = load_pretrained(config, spec, source.class_names)
@@ -100,7 +100,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         eval_batch_size=config.data.eval_batch_size or batch_size,
         eval_flip=config.run.eval_flip,
         steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
+        total_steps=steps,
         eval_every=every(config.run.eval_every),
         checkpoint_every=every(config.run.checkpoint_every),
         log_every=config.run.log_every,
@@ -110,7 +110,7 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
             Order(len(train), batch_size, config.run.seed),
             make_crop(config, contract, pretrained, config.data.crop),
             processes=jax.process_count(),
-            epochs=total_steps / steps_per_epoch,
+            epochs=steps / steps_per_epoch,
             platform=jax.default_backend(),
         ),
     )
@@ -126,13 +126,12 @@ def _batch_size(config: ConfigDict, images: int) -> int:
     return batch_size
 
 
-def _total_steps(config: ConfigDict, steps_per_epoch: float) -> int:
-    total_steps: int = config.run.steps or math.ceil(config.run.epochs * steps_per_epoch)
-    if total_steps > MOST_STEPS:
-        raise InputError(
-            f"config.run.epochs={config.run.epochs} is {total_steps} steps; at most {MOST_STEPS} can be counted"
-        )
-    return total_steps
+def total_steps(steps: int, epochs: float, steps_per_epoch: float) -> int:
+    """Steps of a whole run by config.run.steps and config.run.epochs. Raises InputError for too many."""
+    total = steps or math.ceil(epochs * steps_per_epoch)
+    if total > MOST_STEPS:
+        raise InputError(f"config.run.epochs={epochs} is {total} steps; at most {MOST_STEPS} can be counted")
+    return total
 
 
 def _check_stages(

@@ -69,7 +69,7 @@ def remembered(line: dict[str, Any]) -> Outcome:
 
 
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
-    """Evaluate the best checkpoint on the test split, once per run; the newest where there is no best or it is damaged.
+    """Evaluate the best checkpoint on the test split, once per end; the newest where there is no best or it is damaged.
 
     Writes predictions.npz, the line of kind 'test' and confusion.png. None without a test split. A finished run that is
     started again reads its line instead; one that lacks predictions.npz writes that anew, and no second line. Raises
@@ -81,7 +81,9 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
 
     if "test" not in run.source.splits:
         return None
-    told = next((line for line in read_metrics(run.workdir) if line["kind"] == "test"), None)
+    # A run that was given a new length after it had ended has a line of its earlier end too.
+    lines = (line for line in read_metrics(run.workdir) if line["kind"] == "test" and line["step"] == step)
+    told = next(lines, None)
     if told and (run.workdir / PREDICTIONS_FILE).exists():
         return remembered(told)
     best = run.progress.best_step

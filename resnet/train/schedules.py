@@ -9,6 +9,8 @@ import optax
 from input_pipeline.errors import InputError
 
 SCHEDULES = ("constant", "step", "cosine", "polynomial")
+# Those in which each rate depends on where the run ends.
+ENDS = ("cosine", "polynomial")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def _check(settings: ScheduleSettings, steps_per_epoch: float, total_steps: int)
         raise InputError(f"config.data.batch_size gives {steps_per_epoch} steps per epoch: there must be more than 0")
     if total_steps < 1:
         raise InputError(f"config.run.epochs (or config.run.steps) gives {total_steps} steps: a run has at least 1")
-    if settings.schedule in ("cosine", "polynomial") and settings.final_lr > settings.lr:
+    if settings.schedule in ENDS and settings.final_lr > settings.lr:
         raise _fault("final_lr", settings.final_lr, f"it must not be above config.optim.lr = {settings.lr}")
     if settings.schedule == "step":
         _check_step_epochs(settings)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
-from resnet.train.configuration import differences
+from resnet.train.configuration import FREE, LENGTH, PLACES, differences, told
 
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
 # What a run that was killed before its configuration was written may have left: as good as an empty folder.
@@ -29,11 +29,12 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(part, path)
 
 
-def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
+def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = False) -> bool:
     """Whether `workdir` already holds this very run (then it is to be resumed). Touches nothing.
 
-    config: the flat configuration. Raises InputError for a file, for a path that cannot become a folder, for a folder
-    with other things in it, and for a run of another configuration, with every difference.
+    config: the flat configuration. new_length: it may end elsewhere than it did (the keys of LENGTH). Raises InputError
+    for a file, for a path that cannot become a folder, for a folder with other things in it, and for a run of another
+    configuration, with every difference.
     """
     name = printable(str(workdir))
     try:
@@ -41,7 +42,6 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
         entries = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
     except OSError as error:
         raise InputError(f"{name} cannot be read ({error.strerror}); give --workdir a folder of your own") from error
-    stored = workdir / CONFIG
     if CONFIG not in entries:
         others = [entry for entry in entries if entry not in BEGINNINGS]
         if others:
@@ -49,19 +49,29 @@ def check_workdir(workdir: Path, config: dict[str, Any]) -> bool:
                 f"{name} is no run but holds {printable(others[0])!r}; give --workdir a new or empty folder"
             )
         return False
+    changed = differences(read_config(workdir), config, (*FREE, *PLACES, *(LENGTH if new_length else ())))
+    if changed.keys() and changed.keys() <= set(LENGTH):
+        raise InputError(
+            f"{name} holds a run of another length; add --new_length to go on to this one, or give --workdir a new "
+            f"folder, or the old settings: {told(changed)}"
+        )
+    if changed:
+        raise InputError(
+            f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "
+            f"{told(changed)}"
+        )
+    return True
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """The flat configuration that a run's directory has. Raises InputError where it cannot be read."""
+    stored = workdir / CONFIG
     try:
-        before = dict(json.loads(stored.read_text(encoding="utf-8")))
+        return dict(json.loads(stored.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder"
         ) from error
-    changed = differences(before, config)
-    if changed:
-        raise InputError(
-            f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "
-            f"{'; '.join(changed)}"
-        )
-    return True
 
 
 def check_place(workdir: Path) -> None:

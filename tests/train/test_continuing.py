@@ -1,0 +1,159 @@
+"""A run that goes on: of another length where that is asked for, with data and weights that moved."""
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from input_pipeline.errors import InputError
+from resnet.study.run_record import read_run
+from resnet.train import loop
+from resnet.train.continuing import check_same
+from resnet.train.writers import read_metrics
+from tests.tiny import tiny_config, tiny_data
+from tests.train.test_resume import final_arrays, lines
+
+pytestmark = pytest.mark.usefixtures("bare")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_data(tmp_path_factory.mktemp("continuing"))
+
+
+def of_length(data: Path, steps: int, schedule: str = "constant"):
+    config = tiny_config(data)
+    config.optim.schedule = schedule
+    config.run.steps = steps
+    return config
+
+
+@pytest.fixture(scope="module")
+def four_steps(data, tmp_path_factory) -> Path:
+    """A run that ended after 4 steps of a constant rate."""
+    workdir = tmp_path_factory.mktemp("four") / "run"
+    assert loop.train(of_length(data, 4), workdir) == 0
+    return workdir
+
+
+@pytest.fixture
+def ended(four_steps, tmp_path) -> Path:
+    return Path(shutil.copytree(four_steps, tmp_path / "run"))
+
+
+def files(workdir: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+
+
+def test_a_lengthened_run_is_one_begun_so_where_the_schedule_does_not_know_the_end(data, ended, tmp_path, capsys):
+    config = of_length(data, 7)
+    assert loop.train(config, tmp_path / "straight") == 0
+    capsys.readouterr()
+    assert loop.train(config, ended, new_length=True) == 0
+    assert "Note      the run was of 4 steps and is of 7 now, each as in one begun so" in capsys.readouterr().out
+    for got, expected in zip(final_arrays(config, ended), final_arrays(config, tmp_path / "straight"), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    trained = [[line for line in lines(run) if line["kind"] == "train"] for run in (ended, tmp_path / "straight")]
+    assert trained[0] == trained[1]
+    # Its end is told again; what was told of the earlier one stays on record, and is no figure of the run's.
+    assert [line["step"] for line in read_metrics(ended) if line["kind"] == "test"] == [4, 7]
+    record = read_run(ended)
+    assert record.test
+    assert record.test["step"] == 7
+    assert record.predictions
+    assert record.predictions.step == record.test["checkpoint_step"]
+    assert (record.total_steps, record.provenance["new_lengths"]) == (
+        7,
+        [{"after_step": 4, "changes": {"run.steps": "4 -> 7"}}],
+    )
+
+
+def test_after_that_the_same_command_goes_on_without_the_flag(data, ended):
+    config = of_length(data, 5)
+    assert loop.train(config, ended, new_length=True) == 0
+    before = (ended / "metrics.jsonl").read_bytes()
+    assert loop.train(config, ended) == 0
+    assert (ended / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_is_to_go_on_has_no_test_figure(data, ended, monkeypatch):
+    """Between the two ends: the figure of the first would be taken for that of a run that is done."""
+    monkeypatch.setattr(loop, "test_run", lambda *_: None)
+    assert loop.train(of_length(data, 5), ended, new_length=True) == 0
+    assert read_run(ended).test is None
+
+
+def test_the_jump_of_the_rate_is_told_where_the_schedule_knows_the_end(data, ended, tmp_path, capsys):
+    config = of_length(data, 4, "cosine")
+    assert loop.train(config, tmp_path / "cosine") == 0
+    config.run.steps = 8
+    capsys.readouterr()
+    assert loop.train(config, tmp_path / "cosine", new_length=True) == 0
+    out = capsys.readouterr().out
+    # (1 + cos(pi 3/4)) / 2 and (1 + cos(pi 4/8)) / 2 of 0.05.
+    assert "the learning rate of step 4 was 0.00732, that of step 5 is 0.025." in out
+
+
+def test_a_new_length_is_refused_unasked_with_the_flag_to_add(data, ended):
+    before = files(ended)
+    with pytest.raises(InputError, match=r"another length; add --new_length .*: run\.steps: 4 -> 7$"):
+        loop.train(of_length(data, 7), ended)
+    assert files(ended) == before
+
+
+def test_nothing_else_may_differ_with_the_flag(data, ended):
+    config = of_length(data, 7)
+    config.optim.lr = 0.07
+    with pytest.raises(InputError, match=r"another configuration; .*: optim\.lr: 0\.05 -> 0\.07$"):
+        loop.train(config, ended, new_length=True)
+
+
+def test_a_run_cannot_end_before_where_it_is(data, ended):
+    before = files(ended)
+    with pytest.raises(InputError, match=r"has done 4 steps; config\.run\.steps=3 is 3: a run cannot end before"):
+        loop.train(of_length(data, 3), ended, new_length=True)
+    assert files(ended) == before
+
+
+def test_a_run_that_stopped_early_says_so_and_can_be_let_on(data, tmp_path, capsys):
+    config = of_length(data, 12)
+    config.run.early_stopping = 1
+    # No evaluation is strictly better than the first: the run ends with the second.
+    config.optim.lr = 0.0
+    assert loop.train(config, tmp_path / "run") == 0
+    stopped = read_run(tmp_path / "run").last_step
+    assert stopped < 12
+    capsys.readouterr()
+    assert loop.train(config, tmp_path / "run") == 0
+    assert "It had stopped early, after 1 evaluations without a new best" in capsys.readouterr().out
+    config.run.early_stopping = 0
+    assert loop.train(config, tmp_path / "run", new_length=True) == 0
+    assert read_run(tmp_path / "run").last_step == 12
+
+
+def test_data_may_move_but_not_change(tmp_path):
+    config = of_length(tiny_data(tmp_path), 4)
+    assert loop.train(config, tmp_path / "run") == 0
+    moved = (tmp_path / "data").rename(tmp_path / "elsewhere")
+    config.data.dir = str(moved)
+    assert loop.train(config, tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data.dir"] == str(moved)
+    # Also before there is a checkpoint that knows them.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    next((moved / "train").rglob("*.jpg")).unlink()
+    before = files(tmp_path / "run")
+    with pytest.raises(InputError, match="the data changed since this run began"):
+        loop.train(config, tmp_path / "run")
+    assert files(tmp_path / "run") == before
+
+
+def test_weights_are_known_by_their_digest(tmp_path):
+    provenance = {"weights": {"source": "here.pth", "sha256": "a" * 64}}
+    pretrained = SimpleNamespace(source="there.pth", digest="a" * 64)
+    check_same(tmp_path, provenance, SimpleNamespace(), pretrained)
+    pretrained.digest = "b" * 64
+    with pytest.raises(InputError, match=r"config\.transfer\.weights=there\.pth holds other weights than this run"):
+        check_same(tmp_path, provenance, SimpleNamespace(), pretrained)
