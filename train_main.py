@@ -14,13 +14,19 @@ from input_pipeline.errors import printable
 from input_pipeline.sources import check_place
 from resnet import command
 from resnet.train.configuration import flatten, validate
+from resnet.train.unread_keys import let_go
 from resnet.train.workdir import check_workdir
 
 
-def make_flags(arguments: list[str]) -> flags.FlagValues:
-    """The command's flags, in a set of their own."""
+def make_flags(arguments: list[str], of_recipe: recipe.Flat) -> flags.FlagValues:
+    """The command's flags, in a set of their own. of_recipe: takes up the keys as the recipe has them."""
     values = flags.FlagValues()
-    recipe.define(values, arguments, "The recipe, such as configs/demo.py; configs/default.py explains every key.")
+    recipe.define(
+        values,
+        arguments,
+        "The recipe, such as configs/demo.py; configs/default.py explains every key.",
+        prepare=lambda config: of_recipe.update(flatten(config)),
+    )
     flags.DEFINE_string(
         "workdir", None, "The run's folder; the same command goes on where it stopped.", flag_values=values
     )
@@ -38,10 +44,13 @@ def make_flags(arguments: list[str]) -> flags.FlagValues:
 
 
 def main() -> int:
-    values = make_flags(sys.argv)
+    of_recipe: recipe.Flat = {}
+    values = make_flags(sys.argv, of_recipe)
     recipe.parse(values, sys.argv, __doc__ or "", known=(key for key, _ in flatten(default_config())))
     given = values.flag_values_dict()
     config, workdir = given["config"], Path(given["workdir"])
+    flagged = recipe.keys_given(sys.argv)
+    notes = let_go(config, of_recipe, flagged)
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
     check_workdir(workdir, dict(flatten(config)), new_length=given["new_length"])
@@ -50,12 +59,14 @@ def main() -> int:
     from resnet.train.loop import train
 
     hosts.join(given["coordinator"], given["num_processes"], given["process_id"])
+    for note in notes:
+        hosts.say(note)
     with peers.together():
         code = train(
             config,
             workdir,
             new_length=given["new_length"],
-            flagged=recipe.keys_given(sys.argv),
+            flagged=flagged,
             afterwards=command.leave_at_once,
         )
     # Of several processes none writes it: loading a checkpoint waits for all of them.

@@ -119,22 +119,50 @@ READ_WITH_MAKING = {
 }
 
 
-def check_read(given: Flat, default: Flat) -> None:
+def unread(given: Flat, default: Flat) -> dict[str, str]:
+    """Key -> why nothing would read it, for every key of `given` that is set to another value than its default."""
     resolved = dict(given)
     spec = dataclasses.asdict(variant(given["model.name"]).spec)
     for name, value in spec.items():
         if resolved[f"model.{name}"] is None:
             resolved[f"model.{name}"] = value
-    for key, (condition, words) in READ_ONLY_IF.items():
-        if given[key] != default[key] and not condition(resolved):
-            raise InputError(f"config.{key}={given[key]!r} would be read by nothing; it acts only where {words}")
+    set_here = [key for key in default if given[key] != default[key]]
+    reasons = {
+        key: f"; it acts only where {words}"
+        for key, (condition, words) in READ_ONLY_IF.items()
+        if key in set_here and not condition(resolved)
+    }
     if given["transfer.mode"] == "probe" and given["transfer.views"] == 1:
-        for key in READ_WITH_VIEWS:
-            if given[key] != default[key]:
-                raise InputError(
-                    f"config.{key}={given[key]!r} would be read by nothing: a probe of one view sees images as "
-                    "evaluation does; set config.transfer.views above 1"
-                )
+        why = ": a probe of one view sees images as evaluation does; set config.transfer.views above 1"
+        reasons |= {key: why for key in READ_WITH_VIEWS if key in set_here and key not in reasons}
+    return reasons
+
+
+def check_read(given: Flat, default: Flat) -> None:
+    """Raise InputError for the first key that nothing would read."""
+    for key, why in unread(given, default).items():
+        raise InputError(f"config.{key}={given[key]!r} would be read by nothing{why}")
+
+
+def let_go(config: ConfigDict, recipe: Flat, flagged: Collection[str]) -> list[str]:
+    """Give keys that a recipe set, and that nothing reads since flags changed others, their defaults; a line for each.
+
+    recipe: what `config` was before the flags. flagged: the keys that flags set. So that --config.optim.name=adam is
+    enough where a recipe says nesterov. What nothing read before either, or a flag itself set, is left to `check_read`.
+    """
+    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    if default.keys() - given.keys() or default.keys() - recipe.keys():
+        return []
+    before, lines = unread(recipe, default), []
+    for key, why in unread(given, default).items():
+        if key in flagged or key in before:
+            continue
+        section, _, name = key.partition(".")
+        config[section][name] = default[key]
+        lines.append(
+            f"Note      the recipe's config.{key}={given[key]!r} is left out: nothing reads it with these flags{why}"
+        )
+    return lines
 
 
 def check_validation(config: ConfigDict) -> None:

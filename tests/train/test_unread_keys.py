@@ -7,7 +7,7 @@ import pytest
 from input_pipeline.errors import InputError
 from resnet.model.variants import variant
 from resnet.train import unread_keys
-from resnet.train.configuration import validate
+from resnet.train.configuration import flatten, validate
 from resnet.train.loop import train
 from resnet.train.unread_keys import READ_ONLY_IF, READ_WITH_MAKING, READ_WITH_VIEWS, check_splits
 from tests.tiny import tiny_config, tiny_data
@@ -151,3 +151,36 @@ def test_a_run_refuses_such_a_flag_before_anything_is_written(tmp_path):
     ):
         train(config, tmp_path / "run", flagged=["data.test_fraction", "data.val_fraction"])
     assert not (tmp_path / "run").exists()
+
+
+def test_what_flags_of_other_keys_left_unread_in_a_recipe_goes_with_a_word():
+    config = config_with({"optim.nesterov": True, "optim.final_lr": 0.01, "run.epochs": 3.0})
+    of_recipe = dict(flatten(config))
+    config.optim.name, config.optim.schedule, config.run.steps = "adam", "step", 5
+    lines = unread_keys.let_go(config, of_recipe, {"optim.name", "optim.schedule", "run.steps"})
+    assert [line.partition("=")[0] for line in lines] == [
+        "Note      the recipe's config.optim.nesterov",
+        "Note      the recipe's config.optim.final_lr",
+        "Note      the recipe's config.run.epochs",
+    ]
+    assert lines[0].endswith("nothing reads it with these flags; it acts only where optim.name is sgd, lars or rmsprop")
+    assert (config.optim.nesterov, config.optim.final_lr, config.run.epochs) == (False, 0.0, 90.0)
+    validate(config)
+
+
+def test_augmentation_goes_from_a_recipe_where_a_flag_makes_it_a_probe():
+    config = config_with({**FINETUNE, "data.crop_scale": (0.5, 1.0), "data.erasing": 0.2, "data.mixup": 0.2})
+    of_recipe = dict(flatten(config))
+    config.transfer.mode = "probe"
+    assert len(unread_keys.let_go(config, of_recipe, {"transfer.mode"})) == 3
+    validate(config)
+
+
+def test_what_a_flag_set_itself_or_nothing_read_before_is_refused():
+    config = config_with({"optim.power": 2.0})
+    of_recipe = dict(flatten(config))
+    config.optim.name, config.optim.nesterov = "adam", True
+    assert unread_keys.let_go(config, of_recipe, {"optim.name", "optim.nesterov"}) == []
+    for key in ("optim.nesterov", "optim.power"):
+        with pytest.raises(InputError, match=rf"^config\.{key}="):
+            validate(config_with({key: config.optim[key.partition(".")[2]], "optim.name": "adam"}))
