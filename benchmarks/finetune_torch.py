@@ -34,9 +34,9 @@ from resnet import command
 ROOT = Path(__file__).resolve().parent.parent
 # What torch's side knows nothing of: a recipe that sets one of these would compare two different trainings.
 NOT_TAKEN = (
-    "data.brightness", "data.contrast", "data.saturation", "data.hue", "data.erasing", "data.mixup", "data.cutmix",
-    "data.class_weights", "model.dropout", "model.stochastic_depth", "optim.accumulation", "optim.clip_norm",
-    "optim.ema", "transfer.bn", "transfer.head", "transfer.unfreeze",
+    "data.auto_augment", "data.brightness", "data.contrast", "data.saturation", "data.hue", "data.erasing",
+    "data.mixup", "data.cutmix", "data.class_weights", "model.dropout", "model.stochastic_depth",
+    "optim.accumulation", "optim.clip_norm", "optim.ema", "transfer.bn", "transfer.head", "transfer.unfreeze",
 )  # fmt: skip
 
 

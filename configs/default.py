@@ -119,6 +119,19 @@ def data() -> ConfigDict:
     # Mirror at random: horizontal, vertical, both, none. alternating: horizontally, each image by its own coin in the
     # first epoch, then every other epoch (Jordan 2024, Section 3.6).
     c.flip = "horizontal"
+    # Operations drawn for each image, after the flip and before colour jitter (docs/feeding.md): randaugment (Cubuk et
+    # al. 2020, arXiv 1909.13719), trivialaugment (Müller & Hutter 2021, arXiv 2103.10158, its wide ranges), none.
+    c.auto_augment = "none"
+    # RandAugment's operations and the scale of their magnitude: torchvision, 0 to 30; timm ('increasing'), 0 to 10.
+    c.randaugment_set = "torchvision"
+    # Operations per image, one after the other.
+    c.randaugment_ops = 2
+    # How strong they are, on that scale.
+    c.randaugment_magnitude = 9.0
+    # Standard deviation of a normal added to it for each operation; the sum stays on the scale (timm's mstd). 0: none.
+    c.randaugment_noise = 0.0
+    # Probability that each operation is applied (timm's is 0.5).
+    c.randaugment_probability = 1.0
     # Colour jitter: each factor is drawn from [1-s, 1+s]; hue shifts by up to ±s turns (0 to 0.5). 0: off.
     c.brightness = 0.0
     c.contrast = 0.0

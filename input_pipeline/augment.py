@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from input_pipeline.auto_augment import AutoAugmentation, auto_augment, numbers_drawn
 from input_pipeline.contract import Contract, normalise
 from input_pipeline.errors import InputError, printable
 
@@ -22,6 +23,7 @@ ALTERNATING = "alternating"
 # Each kind's place among a row's draws. One call for all of them: every further one costs XLA on CPU 0.5 s to compile,
 # and six numbers a row take it twice as long as one.
 _HORIZONTAL, _VERTICAL, _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = range(6)
+_OPERATIONS = 6  # and as many behind it as auto_augment needs
 _ERASING = 6  # folded into a row's key: only erasing needs as many as 50 numbers
 _MIX = 2**31  # folded into the batch's key, beside the rows, whose numbers are smaller
 _ALTERNATE = 2**31  # folded into the seed's key, beside the steps, whose numbers are smaller
@@ -34,8 +36,8 @@ _TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """Which augmentations are on, and how strongly; 0 and 'none' are off.
+class Augmentation(AutoAugmentation):
+    """Which augmentations are on, and how strongly; 0 and 'none' are off. The fields of AutoAugmentation too.
 
     flip: 'none' | 'horizontal' | 'vertical' | 'both', each axis with probability 1/2; or 'alternating', horizontal, see
     `alternately_mirrored`.
@@ -59,6 +61,7 @@ class Augmentation:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.flip not in FLIPS:
             raise InputError(f"flip {printable(str(self.flip))!r} is not known; choose one of {', '.join(FLIPS)}")
         limits = {"hue": 0.5, "erasing": 1.0}
@@ -101,6 +104,8 @@ def augment(
     if kinds := _drawn_for(augmentation):
         draws = jax.vmap(lambda row_key: jax.random.uniform(row_key, (max(kinds) + 1,)))(keys)
         images = _flip(draws, images, augmentation.flip)
+        if count := numbers_drawn(augmentation):
+            images = auto_augment(draws[:, _OPERATIONS : _OPERATIONS + count], images, augmentation, contract)
         images = _jitter(draws, images.astype(jnp.float32), augmentation) if max(kinds) >= _BRIGHTNESS else images
     images = normalise(images, contract)
     if augmentation.erasing:
@@ -121,7 +126,8 @@ def _drawn_for(augmentation: Augmentation) -> list[int]:
         _SATURATION: augmentation.saturation,
         _HUE: augmentation.hue,
     }
-    return [kind for kind, is_wanted in wanted.items() if is_wanted]
+    operations = range(_OPERATIONS, _OPERATIONS + numbers_drawn(augmentation))
+    return [*(kind for kind, is_wanted in wanted.items() if is_wanted), *operations]
 
 
 def alternately_mirrored(

@@ -123,6 +123,7 @@ def describe(config: ConfigDict, which: str, *, plain: bool) -> str:
         more = {"random_resized": f" {low:g} to {high:g} of the area", "pad": f" {data.crop_padding}"}
         parts.append(f"crop {data.crop}{more.get(data.crop, '')}")
         parts += [f"flip {data.flip}"] if data.flip != "none" else []
+        parts += [_operations(data)] if data.auto_augment != "none" else []
         for name in ("brightness", "contrast", "saturation", "hue", "erasing", "mixup", "cutmix"):
             parts += [f"{name} {data[name]:g}"] if data[name] else []
     smoothing = config.optim.label_smoothing
@@ -130,6 +131,14 @@ def describe(config: ConfigDict, which: str, *, plain: bool) -> str:
     own = " (or the weights' own)" if data.contract == "auto" and config.transfer.mode != "scratch" else ""
     parts.append(f"contract {USUAL_CONTRACT if data.contract == 'auto' else data.contract}{own}")
     return "; ".join(parts)
+
+
+def _operations(data: ConfigDict) -> str:
+    if data.auto_augment == "trivialaugment":
+        return data.auto_augment
+    strength = f"{data.randaugment_magnitude:g}" + (f" ± {data.randaugment_noise:g}" if data.randaugment_noise else "")
+    often = f", each with {data.randaugment_probability:g}" if data.randaugment_probability < 1 else ""
+    return f"randaugment {data.randaugment_ops} of {data.randaugment_set}'s at {strength}{often}"
 
 
 def save(page: np.ndarray, out: Path) -> None:

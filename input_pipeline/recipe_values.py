@@ -26,6 +26,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "data.eval_batch_size": (0, 1 << 20),
     "data.threads": (0, 1024),
     "data.resize_shorter": (-1.0, 4.0),
+    "data.randaugment_ops": (1, 16),
+    # auto_augment.SETS has where each scale ends.
+    "data.randaugment_magnitude": (0.0, 30.0),
+    "data.randaugment_noise": (0.0, 100.0),
+    "data.randaugment_probability": (0.0, 1.0),
     "optim.accumulation": (1, 1 << 16),
     "optim.label_smoothing": (0.0, 0.999),
     "run.seed": (0, (1 << 32) - 1),
@@ -35,6 +40,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.feed": ("auto", "stream", "resident"),
     "data.crop": ("random_resized", "pad", "none"),
     "data.flip": ("horizontal", "vertical", "both", "none", "alternating"),
+    # auto_augment.KINDS and SETS, written out: their file imports jax.
+    "data.auto_augment": ("none", "randaugment", "trivialaugment"),
+    "data.randaugment_set": ("torchvision", "timm"),
     "data.class_weights": ("none", "balanced"),
 }
 

@@ -25,6 +25,13 @@ def _norms_learn(config: Flat) -> bool:
     return bool(config["model.norm"] == "batch" and train)
 
 
+_OF_RANDAUGMENT = (
+    "randaugment_set",
+    "randaugment_ops",
+    "randaugment_magnitude",
+    "randaugment_noise",
+    "randaugment_probability",
+)
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
@@ -36,6 +43,10 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
+    **{
+        f"data.{key}": (lambda c: c["data.auto_augment"] == "randaugment", "data.auto_augment='randaugment'")
+        for key in _OF_RANDAUGMENT
+    },
     "optim.momentum": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
     "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
     "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw"), "optim.name is adam or adamw"),
@@ -99,6 +110,8 @@ READ_WITH_VIEWS = tuple(
         "crop_ratio",
         "crop_padding",
         "flip",
+        "auto_augment",
+        *_OF_RANDAUGMENT,
         "brightness",
         "contrast",
         "saturation",

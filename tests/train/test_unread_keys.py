@@ -23,6 +23,11 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
+    "data.randaugment_set": ("timm", {"data.auto_augment": "randaugment"}, {}),
+    "data.randaugment_ops": (3, {"data.auto_augment": "randaugment"}, {"data.auto_augment": "trivialaugment"}),
+    "data.randaugment_magnitude": (6.0, {"data.auto_augment": "randaugment"}, {}),
+    "data.randaugment_noise": (0.5, {"data.auto_augment": "randaugment"}, {"data.auto_augment": "trivialaugment"}),
+    "data.randaugment_probability": (0.5, {"data.auto_augment": "randaugment"}, {}),
     "optim.momentum": (0.5, {"optim.name": "lars"}, {"optim.name": "adam"}),
     "optim.nesterov": (True, {"optim.name": "rmsprop"}, {"optim.name": "adamw"}),
     "optim.beta1": (0.8, {"optim.name": "adam"}, {"optim.name": "rmsprop"}),
@@ -73,11 +78,21 @@ def test_a_key_set_for_nothing_is_refused(key):
 
 @pytest.mark.parametrize("key", READ_WITH_VIEWS)
 def test_what_varies_images_is_refused_where_a_probe_varies_none(key):
-    values = {"data.crop": "pad", "data.flip": "both", "data.crop_padding": 2, "data.crop_scale": (0.5, 1.0)}
+    values = {
+        "data.crop": "pad",
+        "data.flip": "both",
+        "data.crop_padding": 2,
+        "data.crop_scale": (0.5, 1.0),
+        "data.auto_augment": "trivialaugment",
+        "data.randaugment_set": "timm",
+        "data.randaugment_ops": 3,
+    }
     value = values.get(key, (0.9, 1.1) if key == "data.crop_ratio" else 0.25)
     changes = {**FINETUNE, "transfer.mode": "probe", key: value}
     if key == "data.crop_padding":
         changes["data.crop"] = "pad"
+    if "randaugment" in key:
+        changes["data.auto_augment"] = "randaugment"
     assert "a probe of one view" in refusal(changes)
     validate(config_with({**changes, "transfer.views": 2}))
 
