@@ -1,10 +1,11 @@
 """Write a checkpoint's weights for torchvision and timm, or for Keras' applications.
 
-    python -m resnet.weights.export --checkpoint=DIR --format=torchvision --out=FILE.pth
+    python -m resnet.weights.export --checkpoint=DIR --format=torchvision --out=FILE.safetensors (or FILE.pth)
     python -m resnet.weights.export --checkpoint=DIR --format=keras --out=FILE.h5 (or FILE.weights.h5)
 
 The file loads there with strict=True (torch: model.load_state_dict) or model.load_weights (Keras), and converting it
 back gives the same bits. A network that the other side would compute differently, or has no layers for, is an error.
+torch need not be installed but for .pth.
 """
 
 import importlib.util
@@ -20,7 +21,7 @@ from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import load
-from resnet.weights import keras_writing, mapping, names
+from resnet.weights import keras_writing, mapping, names, safetensors_files
 from resnet.weights.faults import fault
 from resnet.weights.names import Dialect
 from resnet.weights.recognise import KERAS_EPSILON, differing_field, recognise
@@ -70,8 +71,10 @@ KERAS_V2_FIELDS: dict[str, tuple[object, ...]] = {
     "conv_bias": (False,),
 }
 KERAS_ENDINGS = (".h5", ".hdf5")
-# Endings by which readers, ours too, expect a form that is not written here.
-FOREIGN_ENDINGS = (".keras", ".safetensors")
+# By which timm and torch's users know the form, and by which it is chosen here; all else is torch's own.
+SAFETENSORS_ENDING = ".safetensors"
+# An ending by which readers expect a form that is not written here.
+FOREIGN_ENDING = ".keras"
 
 
 def main() -> int:
@@ -80,7 +83,7 @@ def main() -> int:
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
     parser.add_argument("--format", required=True, choices=("torchvision", "keras"), help="who will read it")
-    parser.add_argument("--out", required=True, help="file to write, which must not exist: .pth; .h5 or .weights.h5")
+    parser.add_argument("--out", required=True, help="file to write, which must not exist: .safetensors or .pth; .h5")
     arguments = parser.parse_args()
     out = Path(arguments.out)
     count = export(arguments.checkpoint, arguments.format, out)
@@ -119,15 +122,7 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     for file in (out, classes_file(out)):
         if file.exists():
             raise fault(file, "exists already; name another file or remove it")
-    if form == "keras" and not out.name.endswith(KERAS_ENDINGS):
-        raise InputError(
-            f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
-        )
-    if form == "torchvision" and out.name.lower().endswith((*KERAS_ENDINGS, *FOREIGN_ENDINGS)):
-        raise InputError(
-            f"--out={printable(str(out))}: --format=torchvision writes torch's own form; name it .pth, or give "
-            "--format=keras for .h5"
-        )
+    require_ending(out, form)
     variables, meta = load(checkpoint)
     spec, has_head = meta.spec, meta.progress.get("head") != "none"
     require_known(spec, form)
@@ -142,12 +137,35 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
         numbered = out.name.endswith(".weights.h5")
         write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
     else:
-        write_whole(out, lambda path: write_torch(path, tensors))
+        write = safetensors_files.write if is_safetensors(out) else write_torch
+        write_whole(out, lambda path: write(path, with_counters(tensors)))
     # A folder's name may hold what ends a line; such names cannot come back from a file of lines.
     text = "".join(f"{name}\n" for name in meta.class_names)
     if has_head and text.splitlines() == list(meta.class_names):
         write_whole(classes_file(out), lambda path: write_text(path, text))
     return len(tensors)
+
+
+def require_ending(out: Path, form: str) -> None:
+    """Raise InputError unless the file's ending is of a form that is written here, and torch is there for its own."""
+    if form == "keras" and not out.name.endswith(KERAS_ENDINGS):
+        raise InputError(
+            f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
+        )
+    if form == "torchvision" and out.name.lower().endswith((*KERAS_ENDINGS, FOREIGN_ENDING)):
+        raise InputError(
+            f"--out={printable(str(out))}: --format=torchvision writes .safetensors and torch's own form; name it "
+            ".safetensors or .pth, or give --format=keras for .h5"
+        )
+    if form == "torchvision" and not is_safetensors(out) and importlib.util.find_spec("torch") is None:
+        raise InputError(
+            f"--out={printable(str(out))}: torch's own form needs torch, which is not installed; name it .safetensors, "
+            "which torch and timm read as well, or pip install torch"
+        )
+
+
+def is_safetensors(out: Path) -> bool:
+    return out.name.lower().endswith(SAFETENSORS_ENDING)
 
 
 def require_known(spec: ResNetSpec, form: str) -> None:
@@ -195,18 +213,21 @@ def keras_dialect(spec: ResNetSpec) -> Dialect:
     return names.KERAS_V2 if spec.preactivated else names.KERAS
 
 
+def with_counters(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors and the batch counters, int64 zeros behind each variance, that torch's strict loading asks for."""
+    state: dict[str, np.ndarray] = {}
+    for name, array in tensors.items():
+        state[name] = array
+        if name.endswith("running_var"):
+            state[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
+    return state
+
+
 def write_torch(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A state_dict by torch.save, with the batch counters that load_state_dict(strict=True) asks for."""
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("--format=torchvision needs torch, which is not installed: pip install torch")
+    """A state_dict by torch.save."""
     import torch
 
-    state: dict[str, torch.Tensor] = {}
-    for name, array in tensors.items():
-        state[name] = torch.from_numpy(array)
-        if name.endswith("running_var"):
-            state[name.replace("running_var", "num_batches_tracked")] = torch.zeros((), dtype=torch.int64)
-    torch.save(state, path)
+    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,11 +1,13 @@
-"""safetensors files -> NumPy arrays by name, without torch: the format is a JSON header and raw bytes behind it.
+"""safetensors files <-> NumPy arrays by name, without torch: the format is a JSON header and raw bytes behind it.
 
 An unsigned 64-bit little-endian length, that many bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}},
-then the data, which the offsets count from. Every number in the header is checked against the file before it is used.
+then the data, which the offsets count from. Written by the safetensors package; read here, where every number
+in the header is checked against the file before it is used, and the error names the tensor.
 """
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
     if end_of_last != len(data) - start:
         raise fault(path, f"{len(data) - start - end_of_last} bytes at its end belong to no tensor")
     return arrays
+
+
+def write(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write the tensors as torch's users and timm expect such a file: its metadata say {'format': 'pt'}.
+
+    Each keeps its type, shape and bits; C-contiguous, float16, bfloat16 (ml_dtypes), float32, float64, int32, int64.
+    Raises OSError.
+    """
+    # Here, not above: reading such a file, which a run may start from, needs no such package.
+    from safetensors.numpy import save
+
+    # In one piece: where the package writes the file itself, a full disk is an error of its own that has no errno.
+    path.write_bytes(save(dict(tensors), metadata={"format": "pt"}))
 
 
 def read_header(data: np.ndarray, path: Path) -> tuple[dict[str, tuple[np.dtype, tuple[int, ...], int, int]], int]:

@@ -14,12 +14,14 @@ from input_pipeline.errors import InputError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load, save_converted
-from resnet.weights import formats, mapping, names, shortcut_padding
+from resnet.weights import formats, mapping, names, safetensors_files, shortcut_padding
 from resnet.weights.convert import convert, summary
 from resnet.weights.export import export, way_back
 from tests.networks import random_variables
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes and reads the files here")
+
+import safetensors.torch  # noqa: E402
 
 from tests.weights.sources import (  # noqa: E402
     TINY_BASIC,
@@ -41,12 +43,13 @@ OPTION_D = ResNetSpec(stage_sizes=(1, 1), width=16, stem="deep", shortcut="D", s
         (TINY_BASIC, "torchvision", "w.pth"),
         (OPTION_A, "torchvision", "w.pth"),
         (OPTION_D, "torchvision", "w.pth"),
+        (OPTION_A, "torchvision", "w.safetensors"),
         (TINY_KERAS, "keras", "w.h5"),
         (TINY_KERAS, "keras", "w.weights.h5"),
         (TINY_KERAS_V2, "keras", "w.h5"),
         (TINY_KERAS_V2, "keras", "w.weights.h5"),
     ],
-    ids=["B", "A", "D", "h5", "weights.h5", "V2-h5", "V2-weights.h5"],
+    ids=["B", "A", "D", "safetensors", "h5", "weights.h5", "V2-h5", "V2-weights.h5"],
 )
 def test_out_and_in_again_is_bit_identical(tmp_path: Path, spec: ResNetSpec, form: str, name: str) -> None:
     checkpoint = save_checkpoint(tmp_path / "checkpoint", spec)
@@ -62,6 +65,35 @@ def test_exported_weights_load_strictly_in_torch(tmp_path: Path) -> None:
     export(checkpoint, "torchvision", tmp_path / "out.pth")
     network = twin()
     network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=True)
+
+
+def test_safetensors_hold_what_torchs_own_file_holds(tmp_path: Path) -> None:
+    """By the package's loader for torch, which timm uses too: the same names, types and bits, strictly loaded."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint", TINY_BASIC)
+    for name in ("out.pth", "OUT.SAFETENSORS"):
+        export(checkpoint, "torchvision", tmp_path / name)
+    wanted = torch.load(tmp_path / "out.pth", weights_only=True)
+    with safetensors.safe_open(tmp_path / "OUT.SAFETENSORS", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    found = safetensors.torch.load_file(tmp_path / "OUT.SAFETENSORS")
+    assert found.keys() == wanted.keys()
+    assert all(found[name].dtype == wanted[name].dtype and torch.equal(found[name], wanted[name]) for name in wanted)
+    twin().load_state_dict(found, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_half_precision_come_in_as_float32_of_the_same_values(tmp_path: Path, dtype: torch.dtype) -> None:
+    half = {name: tensor.to(dtype) for name, tensor in twin().state_dict().items() if tensor.is_floating_point()}
+    safetensors.torch.save_file(half, tmp_path / "half.safetensors")
+    converted = convert(str(tmp_path / "half.safetensors"))
+    save_converted(tmp_path / "checkpoint", converted.variables, converted.meta)
+    export(tmp_path / "checkpoint", "torchvision", tmp_path / "out.safetensors")
+    found = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    assert all(torch.equal(found[name], tensor.float()) for name, tensor in half.items())
+    # And what is written in half precision has the bits of what was read in it.
+    safetensors_files.write(tmp_path / "again", safetensors_files.read(tmp_path / "half.safetensors"))
+    again = safetensors.torch.load_file(tmp_path / "again")
+    assert all(again[name].dtype == dtype and torch.equal(again[name], tensor) for name, tensor in half.items())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +214,7 @@ def test_refuses_what_the_other_side_would_compute_differently(
         ("torchvision", "out.weights.h5"),
         ("torchvision", "OUT.HDF5"),
         ("torchvision", "out.keras"),
-        ("torchvision", "out.safetensors"),
+        ("torchvision", "out.safetensors.keras"),
         ("keras", "out.pth"),
     ],
 )
