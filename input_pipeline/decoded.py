@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Split
 from input_pipeline.threaded import in_order
@@ -53,7 +53,8 @@ def kept_rows(
         if not _is_whole(target, note, nbytes):
             folder().mkdir(parents=True, exist_ok=True)
             _remove_abandoned()
-            _check_disk(nbytes)
+            advice = "set XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
+            require_room(folder(), nbytes, "decoded images", advice)
             part = target.with_suffix(f".{os.getpid()}.part")
             try:
                 with part.open("wb") as held:
@@ -96,15 +97,6 @@ def _is_whole(target: Path, note: Path, nbytes: int) -> bool:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_disk(needed: int) -> None:
-    free = shutil.disk_usage(folder()).free
-    if free < needed:
-        raise InputError(
-            f"{printable(str(folder()))}: decoded images need {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB "
-            "free; make room, set XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
-        )
 
 
 def _decode_all(rows: np.ndarray, decode: Callable[[int, np.ndarray], None], progress: bool) -> None:

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from input_pipeline.disk import amount
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
+from resnet.model.spec import ResNetSpec
 from resnet.train import hosts, integrity, stored_meta
 from resnet.train.meta import Meta
 from resnet.train.state import TrainState, Variables
-from resnet.train.workdir import amount
 
 FOLDER = "checkpoints"
 # What a disk says when it does not take a file; in orbax' errors it stands behind paths of any length.
@@ -215,7 +216,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
-        arguments = ocp.args.StandardRestore(abstract_variables(meta))
+        arguments = ocp.args.StandardRestore(abstract_variables(meta.spec))
         variables = checkpointer.restore(folder, ocp.args.Composite(variables=arguments))["variables"]
     except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
         raise InputError(
@@ -255,9 +256,8 @@ def save_converted(folder: Path, variables: Variables, meta: Meta) -> None:
         integrity.seal(temporary / "step")
         # Onto nothing or an empty folder; the rename is atomic.
         (temporary / "step").rename(folder)
-    except OSError as error:
-        reason = printable(error.strerror or str(error))
-        raise InputError(f"{printable(str(folder))}: cannot be written ({reason})") from error
+    except (OSError, ValueError) as error:  # ValueError: tensorstore's, of a full disk.
+        raise InputError(f"{printable(str(folder))}: cannot be written ({reason(error)})") from error
     finally:
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -286,9 +286,9 @@ def find_step(folder: Path) -> Path:
     raise InputError(f"{printable(str(root))}: none of the checkpoints can be read; restore one of them")
 
 
-def abstract_variables(meta: Meta) -> Variables:
-    """Shapes and dtypes of the variables of the network that `meta` describes, on this process' first device."""
-    network = ResNet(meta.spec, backend=jax.lax.conv_general_dilated)
-    shapes = jax.eval_shape(lambda key: initialise(network, key, meta.spec.total_stride), jax.random.key(0))
+def abstract_variables(spec: ResNetSpec) -> Variables:
+    """Shapes and dtypes of the variables of the network that `spec` describes, on this process' first device."""
+    network = ResNet(spec, backend=jax.lax.conv_general_dilated)
+    shapes = jax.eval_shape(lambda key: initialise(network, key, spec.total_stride), jax.random.key(0))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.float32, sharding=device), shapes)

@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from input_pipeline.augment import augment, prepare
+from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.order import Order
 from input_pipeline.sources import Split
@@ -30,7 +30,6 @@ from resnet.train import parallel
 from resnet.train.evaluation import Interrupted
 from resnet.train.plan import Plan
 from resnet.train.state import Variables
-from resnet.train.workdir import amount
 
 # Images per batch of the pass; its own, so that another batch size of the head's training finds the same features.
 BATCH = 64
@@ -114,7 +113,8 @@ def features(
     try:
         if not is_whole(target, shape[0] * row_bytes):
             target.parent.mkdir(parents=True, exist_ok=True)
-            check_disk(target.parent, shape[0] * row_bytes)
+            advice = "lower --config.transfer.views or set XDG_CACHE_HOME to another folder"
+            require_room(target.parent, shape[0] * row_bytes, "features", advice)
             with open(target.with_suffix(".part"), "ab") as file:
                 # Held while computing: a second run that wants the same features waits and then finds them.
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -189,13 +189,3 @@ def channels(plan: Plan) -> int:
     """Of the last stage."""
     spec = plan.network.spec
     return spec.width * 2 ** (len(spec.stage_sizes) - 1) * spec.expansion
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raise InputError unless the disk has `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise InputError(
-            f"{printable(str(folder))}: features need {amount(needed)}, the disk has {amount(free)} free; "
-            "make room, lower --config.transfer.views or set XDG_CACHE_HOME to another folder"
-        )

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.disk import amount, first_standing, require_room
 from input_pipeline.errors import InputError, printable
 from resnet.train.configuration import FREE, LENGTH, PLACES, differences, told
 
@@ -85,14 +86,6 @@ def check_place(workdir: Path) -> None:
         raise InputError(f"{name}: {printable(str(standing))} may not be written in; give --workdir another folder")
 
 
-def first_standing(path: Path) -> Path:
-    """`path`, absolute, or the nearest folder or file above it that exists."""
-    standing = path.absolute()
-    while not standing.exists():
-        standing = standing.parent
-    return standing
-
-
 @contextlib.contextmanager
 def claimed(workdir: Path) -> Iterator[None]:
     """Hold the run's directory, made if missing. The lock dies with the process, however that ends.
@@ -117,13 +110,7 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 def check_room(workdir: Path, needed: int) -> None:
     """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
-    usage = shutil.disk_usage(first_standing(workdir))
-    # Some file systems (of a network, in user space) do not tell their size and say 0.
-    if usage.total and usage.free < needed:
-        raise InputError(
-            f"{printable(str(workdir))}: checkpoints need {amount(needed)}, the disk has {amount(usage.free)} free; "
-            "make room, lower --config.run.keep or give another --workdir"
-        )
+    require_room(workdir, needed, "checkpoints", "lower --config.run.keep or give another --workdir")
 
 
 @contextlib.contextmanager
@@ -142,11 +129,3 @@ def room_told(workdir: Path, needed: int) -> Iterator[None]:
             f"{printable(str(workdir))}: {error.strerror}: a checkpoint takes {amount(needed)}, the disk has "
             f"{amount(free)} free; make room, and the same command goes on from the last whole one"
         ) from error
-
-
-def amount(count: int) -> str:
-    """Bytes in words: '205 MB', '3.1 GB'."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count / 1e3:.0f} kB"

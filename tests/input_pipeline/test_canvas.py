@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_left(tmp_path):
 def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
     split = split_of(noise((5, 8)))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 7))
-    with pytest.raises(InputError, match=r"need 0\.00 GB.*XDG_CACHE_HOME.*feed=stream"):
+    with pytest.raises(InputError, match=r"need 0 kB, the disk has 0 kB free.*XDG_CACHE_HOME.*feed=stream"):
         canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear", progress=False)
 
 
