@@ -6,18 +6,20 @@ ADVICE = (
     "take smaller batches or images; a training step also needs less with --config.optim.accumulation above 1, "
     "--config.run.remat=block or --config.run.dtype=bfloat16"
 )
+# The backbone's pass has a batch size of its own, and a probe is refused the keys that save memory in a backward pass.
+ADVICE_OF_PROBE = "take smaller images, a smaller --config.data.eval_batch_size or --config.run.dtype=bfloat16"
 # absl's name of the status, with which the message begins, or which stands where an outer error quotes it.
 _STATUS = "RESOURCE_EXHAUSTED"
 
 
-def out_of_memory(error: BaseException) -> str | None:
-    """One line on what was refused and what helps; None for any other error."""
+def out_of_memory(error: BaseException, advice: str = ADVICE) -> str | None:
+    """One line on what was refused and what helps (`advice`); None for any other error."""
     text = str(error)
     if isinstance(error, MemoryError):
-        return f"out of memory ({printable(text)[:300] or 'on the host'}); {ADVICE}"
+        return f"out of memory ({printable(text)[:300] or 'on the host'}); {advice}"
     # By name: whoever asks may not have imported jax.
     if type(error).__name__ == "JaxRuntimeError" and _STATUS in text:
         # XLA's further lines are a table of allocations.
         said = text[text.index(_STATUS) :].removeprefix(f"{_STATUS}: ").strip().splitlines()[0]
-        return f"out of memory ({printable(said)[:300]}); {ADVICE}"
+        return f"out of memory ({printable(said)[:300]}); {advice}"
     return None

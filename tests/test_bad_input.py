@@ -1,5 +1,6 @@
 """Whatever a user gets wrong is told in one line that names it, with exit code 2, and nothing is left behind."""
 
+import dataclasses
 import fcntl
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from resnet.train.checkpoints import load, save_converted
 from tests import bad_input_table
 from tests.bad_input_table import refused
 from tests.bombs import huge_png
@@ -266,6 +268,22 @@ def test_predict_with_wrong_flags(place):
     refused(place.predict(place.data, "--topp=3"), "--topp=3")
 
 
+def test_predict_with_weights_that_have_no_head(place, tmp_path):
+    variables, meta = load(place.trained)
+    headless = dataclasses.replace(meta, progress={"head": "none"})
+    save_converted(tmp_path / "headless", variables, headless)
+    for flags in ([], [f"--gradcam={tmp_path / 'maps'}"]):
+        result = place.predict(place.data, *flags, checkpoint=tmp_path / "headless")
+        refused(result, f"{tmp_path / 'headless'}: a network without a head", "config.transfer.weights")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_predict_with_no_place_for_overlays(place, tmp_path):
+    for name in (tmp_path / "maps.jpg", tmp_path / "absent" / "sheet.png"):
+        refused(place.predict(place.data, f"--gradcam={name}"), f"--gradcam={name}")
+    assert names(tmp_path) == []
+
+
 def test_no_checkpoint(place, tmp_path):
     absent = tmp_path / "runs" / "absent"
     for checkpoint in (tmp_path, absent):
@@ -292,6 +310,12 @@ def test_evaluate_of_a_class_that_the_checkpoint_does_not_know(place, tmp_path):
     for split in ("train", "test"):
         shutil.copytree(place.data / split / CLASS, tmp_path / "data" / split / "orchid")
     refused(place.evaluate(place.trained, data=tmp_path / "data"), "'orchid'", CLASS)
+
+
+def test_evaluate_of_a_split_drawn_of_other_images_than_the_runs(place, tmp_path):
+    shutil.copytree(place.data, tmp_path / "data")
+    min((tmp_path / "data" / "train" / CLASS).iterdir()).unlink()
+    refused(place.evaluate(place.trained, "--split=val", data=tmp_path / "data"), "the val split drawn", "--split=all")
 
 
 def test_evaluate_names_its_own_flags(place, tmp_path):

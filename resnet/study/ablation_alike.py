@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
 from resnet.model.spec import ResNetSpec, block_stride
+from resnet.model.variants import variant
 from resnet.train.configuration import Flat, flatten, make_spec
 
 # What of a spec acts on single blocks, and on some of them not at all.
@@ -29,7 +30,23 @@ def check_alike(configs: Mapping[str, ConfigDict]) -> None:
     for index, name in enumerate(runs):
         for other in list(runs)[:index]:
             if runs[name] == runs[other]:
-                raise InputError(f"variants {other} and {name} are the same run; remove one of them")
+                raise InputError(
+                    f"variants {other} and {name} are the same run; {advice(configs[other], configs[name])}"
+                )
+
+
+def advice(one: ConfigDict, other: ConfigDict) -> str:
+    """What to do about two configurations of one run; named, where they are of two networks that a key makes one."""
+    specs = [dataclasses.asdict(variant(config.model.name).spec) for config in (one, other)]
+    # The data say how many classes there are.
+    differing = [field for field in specs[0] if specs[0][field] != specs[1][field] and field != "num_classes"]
+    if not differing or any(config.model[field] is None for config in (one, other) for field in differing):
+        return "remove one of them"
+    settings = ", ".join(f"config.model.{field}={one.model[field]!r}" for field in differing)
+    return (
+        f"{settings} overrides all in which {one.model.name} and {other.model.name} differ; leave that key away, or "
+        f"set it for one of them: --config.variants.NAME.model.{differing[0]}"
+    )
 
 
 def run_of(config: ConfigDict, classes: int) -> tuple[dict[str, Any], Flat]:

@@ -61,6 +61,8 @@ def main() -> int:
     from resnet.study.inference import load_model
 
     model = load_model(arguments.checkpoint)
+    if overlays is not None:
+        make_place(overlays)
     answers = predict(model, paths, arguments.top, overlays, skip=arguments.on_error == "skip")
     results = tell_json(arguments.checkpoint, model, answers) if arguments.json else tell_lines(model, answers)
     unread = [result for result in results if "error" in result]
@@ -114,7 +116,7 @@ def tell_lines(model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str
 
 
 def overlay_place(name: str, count: int) -> Path:
-    """What --gradcam names for `count` images: a sheet's file, or a folder, which is made. Raises InputError."""
+    """What --gradcam names for `count` images: a sheet's file, or a folder. Touches nothing. Raises InputError."""
     if not name:
         raise InputError("--gradcam= is empty; name a folder, or a file that ends in .png")
     if Path(name).suffix.lower() in NO_SHEETS and not Path(name).is_dir():
@@ -124,12 +126,15 @@ def overlay_place(name: str, count: int) -> Path:
             raise InputError(f"--gradcam={printable(name)}: name a file in a folder that exists")
         if count > SHEET:
             raise InputError(f"--gradcam={printable(name)}: a sheet holds {SHEET} images; name a folder for {count:,}")
-        return Path(name)
-    try:
-        Path(name).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--gradcam={printable(name)}: cannot be made a folder ({error.strerror})") from error
     return Path(name)
+
+
+def make_place(overlays: Path) -> None:
+    """Make the folder of an `overlay_place`, if it is one. Raises InputError."""
+    try:
+        (overlays.parent if is_sheet(overlays) else overlays).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--gradcam={printable(str(overlays))}: cannot be made a folder ({error.strerror})") from error
 
 
 def is_sheet(place: Path) -> bool:

@@ -15,6 +15,7 @@ from input_pipeline.order import evaluation_batches
 from input_pipeline.sources import Split
 from resnet.model.network import Head, ResNet
 from resnet.model.spec import HEAD
+from resnet.out_of_memory import ADVICE_OF_PROBE, out_of_memory
 from resnet.train import parallel
 from resnet.train.dispatch import Dispatch, repeat
 from resnet.train.evaluation import predict_batches
@@ -32,6 +33,16 @@ PIECE_BYTES = 1 << 26
 
 class ProbeRun(Run):
     """A run whose steps see features in place of images; several of them are one call of a compiled loop."""
+
+    def go(self, state: TrainState) -> int:
+        """As any run. Raises InputError where memory runs out, with what helps a probe."""
+        try:
+            return super().go(state)
+        except Exception as error:
+            said = out_of_memory(error, ADVICE_OF_PROBE)
+            if said is None:
+                raise
+            raise InputError(said) from error
 
     def begin(self, stage: Stage) -> None:
         self.stage = stage

@@ -173,6 +173,18 @@ def test_variants_that_are_the_same_by_a_default_are_refused(name, one, other):
         read_study(config)
 
 
+def test_a_key_that_makes_one_network_of_two_is_named():
+    config = recipe("depth_cifar")
+    config.model.stage_sizes = (1, 1, 1)
+    with pytest.raises(InputError) as error:
+        read_study(config, ["model.stage_sizes"])
+    assert str(error.value) == (
+        "variants resnet20 and resnet32 are the same run; config.model.stage_sizes=(1, 1, 1) overrides all in which "
+        "cifar_resnet20 and cifar_resnet32 differ; leave that key away, or set it for one of them: "
+        "--config.variants.NAME.model.stage_sizes"
+    )
+
+
 def test_variants_of_one_network_may_differ_in_how_they_learn():
     variants = ConfigDict({"one": {}, "other": {"model": {"shortcut": "B"}, "optim": {"lr": 0.2}}})
     assert len(read_study(small(variants=variants, baseline="one")).variants) == 2

@@ -84,6 +84,19 @@ def straight(data, weights, tmp_path_factory) -> Path:
     return workdir
 
 
+def test_memory_that_does_not_do_is_told_with_what_helps_a_probe(data, weights, tmp_path, monkeypatch):
+    def refuse(*arguments, **options):
+        raise MemoryError("Unable to allocate 9 TiB")
+
+    monkeypatch.setattr(probe, "features", refuse)
+    with pytest.raises(InputError) as error:
+        loop.train(probing(data, weights), tmp_path / "run")
+    assert str(error.value) == (
+        "out of memory (Unable to allocate 9 TiB); take smaller images, a smaller --config.data.eval_batch_size or "
+        "--config.run.dtype=bfloat16"
+    )
+
+
 def rich(data: Path, weights: Path) -> ConfigDict:
     config = probing(data, weights, views=2, head="mlp:8", bn="recalibrate")
     config.model.dropout = 0.2
