@@ -52,11 +52,13 @@ class ResidentData:
     """A decoded dataset. splits: 'train', 'val', 'test', those that there are.
 
     fingerprint: sha256 (hex) over class names, labels and pixels: the same wherever the same pixels come from.
+    origin: the fingerprint of the `Source` that was decoded; '' where there was none.
     """
 
     class_names: tuple[str, ...]
     splits: Mapping[str, Images]
     fingerprint: str
+    origin: str = ""
 
     @property
     def image_size(self) -> int:
@@ -88,7 +90,7 @@ def decode_source(source: Source, crop: Crop, *, threads: int | None = None, pro
                 images[batch["index"][real]] = batch["image"][real]
                 bar.update(int(real.sum()))
             splits[name] = Images(images, split.labels.astype(np.int32))
-    return make_resident(source.class_names, splits)
+    return dataclasses.replace(make_resident(source.class_names, splits), origin=source.fingerprint)
 
 
 def make_resident(class_names: tuple[str, ...], splits: Mapping[str, Images]) -> ResidentData:

@@ -1,9 +1,10 @@
 """An ablation: variants × seeds, all seeds of a variant trained at once; a table with means, intervals and the papers.
 
 python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
+    [--keep_weights]
 
-The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png and
-variants/NAME.json into the folder; docs/ablations.md explains them.
+The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png,
+variants/NAME.json and, with --keep_weights, weights/NAME/seed_S into the folder; docs/ablations.md explains them.
 """
 
 from __future__ import annotations
@@ -65,22 +66,26 @@ def main() -> int:
     import jax
 
     from resnet.study.ablation_runs import put_data
+    from resnet.study.ablation_weights import announce
 
     device = jax.local_devices()[0]
     manner = choose_manner(device.platform, given["together"], given["steps_per_dispatch"])
     data = open_data(study.base, recipe.keys_given(sys.argv))
     records = check_all(study, only, data, workdir)
+    keep = given["keep_weights"]
+    to_keep = announce(workdir, study, only, records, data) if keep else ""
     with Interruption(afterwards=command.leave_at_once) as interruption, claimed(workdir):
         check_folder(workdir)
         start_folder(workdir, title, study, data)
-        print(screen(title, study, data, manner, device.device_kind))
+        print(screen(title, study, data, manner, device.device_kind), *([to_keep] if keep else []), sep="\n")
         eval_batch_size = study.base.data.eval_batch_size or study.base.data.batch_size
         resident = put_data(data, eval_batch_size, device)
         stop = lambda: interruption.requested or time.monotonic() > deadline  # noqa: E731
-        stopped = run_variants(study, only, resident, workdir, manner, stop, records, title)
+        stopped = run_variants(study, only, resident, workdir, manner, stop, records, title, keep=keep)
         if interruption.requested:
             return interruption.exit_code
-    print(f"{printable(str(workdir))}: table.md, table.csv, curves.png, variants/NAME.json")
+    kept = ", weights/NAME/seed_S" if keep else ""
+    print(f"{printable(str(workdir))}: table.md, table.csv, curves.png, variants/NAME.json{kept}")
     return 1 if not stopped and any(records[name].status == FAILED for name in only) else 0
 
 
@@ -100,6 +105,10 @@ def make_flags(arguments: list[str]) -> flags.FlagValues:
     flags.DEFINE_integer(
         "max_seconds", 0, "Save and stop cleanly after so many seconds; 0: never.", 0, flag_values=values
     )
+    flags.DEFINE_boolean(
+        "keep_weights", False, "Leave each variant's and seed's final weights in weights/NAME/seed_S.",
+        flag_values=values,
+    )  # fmt: skip
     flags.DEFINE_enum(
         "together", AUTO, TOGETHER, "How one program trains all seeds; auto: the fastest here.", flag_values=values
     )
@@ -217,11 +226,19 @@ def run_variants(
     stop: Callable[[], bool],
     records: dict[str, Record],
     title: str,
+    *,
+    keep: bool,
 ) -> bool:
-    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped."""
+    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped.
+
+    keep: whether to leave the weights too.
+    """
     from resnet.study.ablation_runs import VariantRun
+    from resnet.study.ablation_weights import forget_weights, keep_done, write_weights
 
     outputs(workdir, title, study, records)
+    if keep and keep_done(study, only, data, workdir, manner, records):
+        outputs(workdir, title, study, records)
     for variant in study.variants:
         done = records.get(variant.name)
         if variant.name not in only or (done is not None and done.status != FAILED):
@@ -244,8 +261,10 @@ def run_variants(
         if record is None:
             print(f"Stopped within {variant.name}, saved. The same command goes on from there.")
             return True
+        if record.status != FAILED:
+            forget_weights(workdir, variant.name)
         write_record(workdir, record)
-        if run and record.status != FAILED:
+        if run and record.status != FAILED and not (keep and write_weights(run, workdir, record)):
             run.discard()
         records[variant.name] = record
         outputs(workdir, title, study, records)

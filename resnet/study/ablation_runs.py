@@ -120,13 +120,27 @@ class VariantRun:
         newest = self.checkpoints.latest_step()
         if newest is None:
             return 0, jax.device_put(program.first_states(self.plan, self.study.seeds, size), self.data.device)
-        like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
-        sharding = jax.sharding.SingleDeviceSharding(self.data.device)
-        state, meta = self.checkpoints.restore(newest, like, sharding)
-        check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
-        self.curves = Curves(**meta.progress)
+        state = self.restore(newest)
         print(f"{self.variant.name}: going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
+
+    def finished(self) -> TrainState | None:
+        """The states after the last step, by the checkpoint that lies there until `discard`; None without one."""
+        if not self.folder.is_dir():
+            return None
+        with Checkpoints(self.folder, keep=1) as self.checkpoints:
+            newest = self.checkpoints.latest_step()
+            return self.restore(newest) if newest == self.plan.total_steps else None
+
+    def restore(self, step: int) -> TrainState:
+        """The states of a checkpoint, and its curves. Raises InputError where it is of another configuration."""
+        size = self.variant.config.data.image_size
+        like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
+        sharding = jax.sharding.SingleDeviceSharding(self.data.device)
+        state, meta = self.checkpoints.restore(step, like, sharding)
+        check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
+        self.curves = Curves(**meta.progress)
+        return state
 
     def compile(self, state: TrainState) -> None:
         """Compile what is called again and again; before the clock runs."""
@@ -233,8 +247,12 @@ class VariantRun:
         return finite(collect(found))
 
     def save(self, step: int, state: TrainState) -> None:
+        self.checkpoints.save(state, self.meta(step))
+
+    def meta(self, step: int) -> Meta:
+        """What a checkpoint of all seeds says of itself."""
         config = self.variant.config
-        meta = Meta(
+        return Meta(
             spec=self.plan.network.spec,
             class_names=self.data.host.class_names,
             contract=self.plan.contract,
@@ -245,7 +263,6 @@ class VariantRun:
             progress=dataclasses.asdict(self.curves),
             fingerprint=self.data.host.fingerprint,
         )
-        self.checkpoints.save(state, meta)
 
     def record(self, step: int, state: TrainState) -> Record:
         """What is known of the variant now that it is done."""

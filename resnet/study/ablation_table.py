@@ -5,22 +5,27 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Diagnosis, Record
 from resnet.study.ablation_statistics import Figures, figures, present
+from resnet.study.ablation_weights import kept_seeds
 
 TABLE, CSV = "table.md", "table.csv"
 NOT_RUN = "not run yet"
 Records = Mapping[str, Record]
+# Variant -> the seeds whose weights are kept (ablation_weights).
+Kept = Mapping[str, tuple[int, ...]]
 
 
 def write_tables(workdir: Path, title: str, study: Study, records: Records) -> None:
     """Write both tables, each in one piece. `records` holds the variants that are done; the others are named too."""
-    write_text(workdir / TABLE, markdown(title, study, records))
-    write_text(workdir / CSV, comma_separated(study, records))
+    kept = {name: seeds for name, record in records.items() if (seeds := kept_seeds(workdir, study, record))}
+    write_text(workdir / TABLE, markdown(title, study, records, kept))
+    write_text(workdir / CSV, comma_separated(study, records, kept))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def markdown(title: str, study: Study, records: Records) -> str:
+def markdown(title: str, study: Study, records: Records, kept: Kept = MappingProxyType({})) -> str:
     """The whole of table.md."""
     lines = [f"# {title}", "", setting(study, records), ""]
     heads = [
@@ -47,7 +52,7 @@ def markdown(title: str, study: Study, records: Records) -> str:
     sources: list[str] = []
     for variant in study.variants:
         lines.append("| " + " | ".join(row(variant, study, records, sources)) + " |")
-    lines += ["", *footnotes(study, records, sources), ""]
+    lines += ["", *footnotes(study, records, sources), *weights_note(kept), ""]
     inside = diagnostics_table(study, records)
     return "\n".join([*lines, *inside]) + "\n"
 
@@ -72,7 +77,7 @@ def row(variant: Variant, study: Study, records: Records, sources: list[str]) ->
             sources.append(variant.published.source)
         error = variant.published.error
         shown = error if isinstance(error, str) else f"{error:.2f}"
-        paper = f"{shown} [{sources.index(variant.published.source) + 1}]"
+        paper = f"{in_a_cell(shown)} [{sources.index(variant.published.source) + 1}]"
     record = records.get(variant.name)
     if record is None:
         return [variant.name, NOT_RUN, "", "", "", "", "", "", paper]
@@ -90,6 +95,15 @@ def row(variant: Variant, study: Study, records: Records, sources: list[str]) ->
         f"{rate:,.0f}" if rate else "",
         paper,
     ]
+
+
+def in_a_cell(text: str) -> str:
+    """Words of a recipe, which may be any, as one cell of a Markdown table."""
+    return on_a_line(text).replace("|", "\\|")
+
+
+def on_a_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def with_deviation(own: Figures) -> str:
@@ -116,12 +130,20 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         *how_compared(study, records),
         "Images/s: training images of all seeds together, without compilation and evaluation.",
     ]
-    lines += [f"[{number}] {source}" for number, source in enumerate(sources, start=1)]
+    lines += [f"[{number}] {on_a_line(source)}" for number, source in enumerate(sources, start=1)]
     for variant in study.variants:
         record = records.get(variant.name)
         if record is not None and record.status in (DIVERGED, FAILED):
             lines.append(f"{variant.name}: {record.status}: {record.reason}")
     return [line + "\n" for line in lines]
+
+
+def weights_note(kept: Kept) -> list[str]:
+    """Where the weights are that were kept, and of what."""
+    if not kept:
+        return []
+    of = ", ".join(f"{name} ({', '.join(map(str, seeds))})" for name, seeds in kept.items())
+    return [f"Weights of the last step: weights/NAME/seed_S, of {of}; each a --checkpoint for other commands.\n"]
 
 
 def how_compared(study: Study, records: Records) -> list[str]:
@@ -204,13 +226,16 @@ def average(values: list[float | None]) -> str:
     return f"{np.mean(there):.3g}" if there and len(there) == len(values) else "not finite"
 
 
-def comma_separated(study: Study, records: Records) -> str:
-    """The whole of table.csv: a line a variant, numbers in full, errors of each seed in columns of their own."""
+def comma_separated(study: Study, records: Records, kept: Kept = MappingProxyType({})) -> str:
+    """The whole of table.csv: a line a variant, numbers in full, errors of each seed in columns of their own.
+
+    weights: the seeds whose weights are kept, with spaces between.
+    """
     seeds = [f"{kind}_seed_{seed}" for kind in ("last", "best") for seed in study.seeds]
     columns = [
         *("variant", "status", "reason", "changes", "last_mean", "last_std", "difference", "low", "high", "pairs"),
         *("best_mean", "diverged", "parameters", "multiply_adds", "images_per_second", "train_seconds", "device"),
-        *("paper", "paper_source"),
+        *("paper", "paper_source", "weights"),
         *seeds,
     ]
     file = io.StringIO()
@@ -222,6 +247,7 @@ def comma_separated(study: Study, records: Records) -> str:
         if paper:
             line |= {"paper": paper.error, "paper_source": paper.source}
         record = records.get(variant.name)
+        line["weights"] = " ".join(map(str, kept.get(variant.name, ())))
         if record:
             line |= measured(record, figures(record, records.get(study.baseline)), study.seeds)
         writer.writerow({key: "" if value is None else value for key, value in line.items()})

@@ -301,7 +301,7 @@ def test_without_tensorflow_and_tensorboard_arrays_suffice(file, tmp_path):
         "import importlib\n"
         "from resnet.study import ablation, ablation_runs, ablation_table, ablation_curves\n"
         "sys.argv = ['ablation', '--config=' + sys.argv[1], '--workdir=' + sys.argv[2], '--max_seconds=1']\n"
-        "ablation.run_variants = lambda *arguments: print('would train') or True\n"
+        "ablation.run_variants = lambda *arguments, **options: print('would train') or True\n"
         "sys.exit(ablation.main())"
     )
     result = run_fresh(sys.executable, "-c", code, file, tmp_path / "run")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from resnet.study import ablation_curves
-from resnet.study.ablation_config import read_study
+from resnet.study.ablation_config import Published, read_study
 from resnet.study.ablation_curves import FILE, write_curves
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, drop_outdated, read_record, write_record
 from resnet.study.ablation_statistics import errors, figures, t_interval
@@ -134,6 +134,18 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
     assert "over 3 pairs" in text
     # Means over blocks and seeds: of 0.5, 0.6, 0.7, 0.3, 0.4, 0.5, of 1, 2, 3; gradients of 0.1, 0.2, 0.3 and 2, 3, 4.
     assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
+
+
+def test_what_a_recipe_publishes_stays_in_its_cell(study):
+    """Words with the table's own bar, a line's end, a quote and a comma; the CSV reader gives them back as they are."""
+    words = Published('a | b,\n"c"', "page 1 |\nTable 2")
+    variants = (dataclasses.replace(study.variants[0], published=words), *study.variants[1:])
+    changed = dataclasses.replace(study, variants=variants)
+    text = markdown("", changed, {})
+    assert '| resnet20 | not run yet |  |  |  |  |  |  | a \\| b, "c" [1] |\n' in text
+    assert "[1] page 1 | Table 2\n" in text
+    (line, *_) = csv.DictReader(io.StringIO(comma_separated(changed, {}), newline=""))
+    assert (line["paper"], line["paper_source"]) == (words.error, words.source)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,131 @@
+"""What --keep_weights leaves of an ablation: weights/NAME/seed_S, the variables that its last evaluation used.
+
+Each is a folder as resnet.weights.convert writes one, which all commands take as --checkpoint or as
+config.transfer.weights. They are made of the variant's last checkpoint, once its record is on the disk, and that
+checkpoint goes when they are whole: a full disk or a kill in between costs nothing, the same command writes them.
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import jax
+
+from input_pipeline.disk import amount, require_room
+from input_pipeline.errors import InputError, printable
+from input_pipeline.resident import ResidentData
+from resnet.study.ablation_config import Study
+from resnet.study.ablation_records import FAILED, Record, checkpoint_folder
+from resnet.study.ablation_runs import Manner, OnDevice, VariantRun
+from resnet.train import integrity
+from resnet.train.checkpoints import abstract_variables, save_converted
+from resnet.train.configuration import flatten, make_spec
+
+FOLDER = "weights"
+
+
+def weights_folder(workdir: Path, name: str, seed: int) -> Path:
+    return workdir / FOLDER / name / f"seed_{seed}"
+
+
+def wanted_seeds(study: Study, record: Record) -> tuple[int, ...]:
+    """The seeds that have a result to keep the weights of: those that did not diverge, of a variant that is done."""
+    if record.status == FAILED:
+        return ()
+    return tuple(seed for seed, at in zip(study.seeds, record.curves.diverged, strict=True) if at is None)
+
+
+def kept_seeds(workdir: Path, study: Study, record: Record) -> tuple[int, ...]:
+    """Those of them whose weights are there, by names and sizes of the files."""
+    folders = {seed: weights_folder(workdir, record.name, seed) for seed in wanted_seeds(study, record)}
+    return tuple(seed for seed, folder in folders.items() if integrity.fault(folder, deep=False) is None)
+
+
+def announce(
+    workdir: Path, study: Study, only: Collection[str], records: Mapping[str, Record], data: ResidentData
+) -> str:
+    """One line on the weights that are still to be written. Raises InputError unless the disk has room for them."""
+    folders, needed = 0, 0
+    for variant in study.variants:
+        record = records.get(variant.name)
+        done = record is not None and record.status != FAILED
+        if variant.name not in only or (done and not checkpoint_folder(workdir, variant.name).is_dir()):
+            continue
+        seeds = len(study.seeds)
+        if record is not None and done:
+            seeds = len(wanted_seeds(study, record)) - len(kept_seeds(workdir, study, record))
+        leaves = jax.tree.leaves(abstract_variables(make_spec(variant.config, len(data.class_names))))
+        folders += seeds
+        needed += seeds * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+    advice = "leave --keep_weights away or give another --workdir"
+    require_room(workdir / FOLDER, needed, "the weights of --keep_weights", advice)
+    place = printable(str(workdir / FOLDER))
+    return f"Weights   {folders:,} folders still to be written, {amount(needed)}, to {place}/NAME/seed_S"
+
+
+def write_weights(run: VariantRun, workdir: Path, record: Record) -> bool:
+    """Write the weights that a variant which is done lacks, and remove its checkpoint; False where that is gone.
+
+    Raises InputError where the disk refuses; then the checkpoint stays.
+    """
+    state = run.finished()
+    if state is None:
+        return False
+    evaluated, meta = jax.device_get(state.evaluated()), run.meta(run.plan.total_steps)
+    kept, wanted = kept_seeds(workdir, run.study, record), wanted_seeds(run.study, record)
+    for place, seed in enumerate(run.study.seeds):
+        if seed in kept or seed not in wanted:
+            continue
+        folder = weights_folder(workdir, record.name, seed)
+        # What a kill left: of a folder that was being removed, or beside one that was being written.
+        for left in (folder, *folder.parent.glob(f".{folder.name}-*")):
+            shutil.rmtree(left, ignore_errors=True)
+        own = dataclasses.replace(
+            meta,
+            config={**dict(flatten(run.variant.config)), "run.seed": seed},
+            progress={"variant": record.name},
+            fingerprint=run.data.host.origin or run.data.host.fingerprint,
+        )
+        try:
+            save_converted(folder, jax.tree.map(lambda leaf, place=place: leaf[place], evaluated), own)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the record of {record.name} is written and its last checkpoint stays: make room, and the "
+                "same command writes its weights"
+            ) from error
+    run.discard()
+    return True
+
+
+def keep_done(
+    study: Study, only: Collection[str], data: OnDevice, workdir: Path, manner: Manner, records: Mapping[str, Record]
+) -> bool:
+    """Write the weights that variants which are done lack, as far as their checkpoints are there; whether any was.
+
+    One line tells of the others.
+    """
+    written, lacking = False, []
+    for variant in study.variants:
+        record = records.get(variant.name)
+        if record is None or variant.name not in only:
+            continue
+        if kept_seeds(workdir, study, record) == wanted_seeds(study, record):
+            continue
+        if write_weights(VariantRun(variant, study, data, workdir, manner, lambda: False), workdir, record):
+            written = True
+        else:
+            lacking.append(variant.name)
+    if lacking:
+        files = ", ".join(f"variants/{name}.json" for name in lacking)
+        print(
+            f"Weights   not of {', '.join(lacking)}: done already without --keep_weights, and only training makes "
+            f"weights; delete {files} to train anew"
+        )
+    return written
+
+
+def forget_weights(workdir: Path, name: str) -> None:
+    """Remove the weights of an earlier training of a variant, whose record was deleted to train it anew."""
+    shutil.rmtree(workdir / FOLDER / name, ignore_errors=True)
