@@ -49,3 +49,39 @@ def test_accelerators_and_the_users_own_settings_are_left_alone(settings):
     kept, faults = kept_and_faults(**settings)
     assert kept == "False"
     assert faults > 10_000
+
+
+# Steps that take and free 50 MB. Before the first and the eleventh something takes 300, and a block that outlives it
+# comes to lie behind.
+GROWING = """
+import ctypes
+from resnet.allocation import Heap, anonymous_bytes, keep_freed_memory
+keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+def use(megabytes, then=0):
+    block = libc.malloc(megabytes << 20)
+    ctypes.memset(ctypes.c_void_p(block), 1, megabytes << 20)
+    libc.malloc(then)
+    libc.free(block)
+begin, heap = anonymous_bytes(), Heap()
+for step in range(20):
+    if step in (0, 10):
+        use(300, then=100_000)
+    use(50)
+    given_back = heap.heed()
+    print((anonymous_bytes() - begin) >> 20, int(given_back))
+"""
+
+
+def test_a_heap_gives_back_what_it_holds_in_vain_and_no_more():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", GROWING], env=environment, capture_output=True, text=True, check=True)
+    held, given_back = zip(*(map(int, line.split()) for line in done.stdout.splitlines()), strict=True)
+    assert [step for step, given in enumerate(given_back) if given] == [3, 10]
+    assert min(held[:3]) > 290
+    # Steps after it find their own 50 MB again, without giving them back each time.
+    assert max(held[3], held[10]) < 20
+    assert 45 < min(held[4:10]) <= max(held[4:10]) < 70
+    assert 45 < min(held[11:]) <= max(held[11:]) < 70

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from input_pipeline.errors import InputError
 from input_pipeline.order import Order
 from input_pipeline.resident import ResidentData, evaluation_rows, step_rows
+from resnet.allocation import Heap
 from resnet.model.counting import count
 from resnet.study import ablation_program as program
 from resnet.study.ablation_config import Study, Variant
@@ -172,7 +173,7 @@ class VariantRun:
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or dispatch, until the plan is done or every seed has diverged."""
-        plan, saved = self.plan, step
+        plan, saved, heap = self.plan, step, Heap()
         if step == 0:
             self.curves.start = self.diagnose(state)
         upcoming = self.rows(self.dispatch_at(step)) if step < plan.total_steps else None
@@ -196,6 +197,7 @@ class VariantRun:
             news = jax.device_get(news)
             step = dispatch.last
             self.heed(dispatch, news, time.perf_counter() - begun)
+            heap.heed()
             if step % plan.log_every == 0 or step == plan.total_steps:
                 self.log(step, news["sums"])
                 state = self.reset(state)

@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline.configured import open_data
+from resnet.allocation import Heap
 from resnet.train import diagnosis, hosts, parallel, screen
 from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
@@ -172,7 +173,7 @@ class Run(Stepping):
 
     def steps(self, step: int, state: TrainState) -> tuple[int, TrainState]:
         """The loop: evaluate, save, stop or step, until the plan is done."""
-        saved = step
+        saved, heap = step, Heap()
         while True:
             if self.due(step, self.plan.eval_every) and self.progress.evaluated_step != step:
                 state, evaluated = self.evaluate(step, state)
@@ -187,6 +188,7 @@ class Run(Stepping):
                 self.profiler.end(state)
                 return step, state
             step, state = self.advance(step, state)
+            heap.heed()
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
