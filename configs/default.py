@@ -156,7 +156,7 @@ def data() -> ConfigDict:
 def optim() -> ConfigDict:
     """config.optim: the loss, the optimizer and its schedule. Weight decay leaves norms and biases alone, always."""
     c = ConfigDict()
-    # sgd, adam, adamw, lars, rmsprop.
+    # sgd, adam, adamw, lars, lamb (You et al. 2020), rmsprop.
     c.name = "sgd"
     # Peak learning rate.
     c.lr = 0.1
@@ -164,10 +164,10 @@ def optim() -> ConfigDict:
     c.momentum = 0.9
     # sgd, lars, rmsprop.
     c.nesterov = False
-    # adam, adamw (beta2 also rmsprop: the share of the old squared gradient kept).
+    # adam, adamw, lamb (beta2 also rmsprop: the share of the old squared gradient kept).
     c.beta1 = 0.9
     c.beta2 = 0.999
-    # Added to the denominator: adam, adamw, rmsprop.
+    # Added to the denominator: adam, adamw, lamb, rmsprop.
     c.epsilon = 1e-8
     # Trust coefficient: lars (You et al. 2017).
     c.trust_coefficient = 0.001
@@ -187,8 +187,16 @@ def optim() -> ConfigDict:
     c.clip_norm = 0.0
     # Parts that a batch is cut into, one after the other, before the one update.
     c.accumulation = 1
-    # Share of the target spread over all classes (Szegedy et al. 2016).
+    # softmax: cross-entropy of one distribution over the classes. sigmoid: a binary cross-entropy for each class, their
+    # mean over the classes (Beyer et al. 2020; Wightman et al. 2021). The loss in every figure, validation's too, is of
+    # this kind; top-1 goes by the greatest logit in both. Under sigmoid the probabilities that evaluation, predict and
+    # exports give are each class' own, and need not add up to 1.
+    c.loss = "softmax"
+    # Share of the target spread over all classes (Szegedy et al. 2016), under sigmoid too.
     c.label_smoothing = 0.0
+    # loss='sigmoid', of images that mixup or cutmix mixed: classes with more than this share of the image have target
+    # 1, the others 0. 0: each class of a mixed image is there. -1: the shares themselves are the targets.
+    c.target_threshold = -1.0
     # Decay of the exponential moving average of the weights, which evaluation then uses; 0: none.
     c.ema = 0.0
     return c

@@ -11,7 +11,7 @@ import numpy as np
 from input_pipeline.augment import prepare
 from resnet.model.network import ResNet
 from resnet.study.ablation_records import Diagnosis, by_depth, part
-from resnet.train.metrics import cross_entropy
+from resnet.train.losses import ROW_LOSSES
 from resnet.train.plan import Plan
 from resnet.train.state import Variables
 
@@ -22,8 +22,8 @@ def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], di
 
     branch_to_shortcut: block -> root mean square of its branch over that of its shortcut, as they are added
     (resnet.model.blocks.norm_ratio); empty for a plain net. gradient_norm: stem, block or head -> L2 norm of the
-    gradient of the mean cross-entropy by all its parameters. Batch statistics are the whole batch's, whatever groups it
-    is trained in; no augmentation, no smoothing.
+    gradient of the mean loss, of the kind that is trained with, by all its parameters. Batch statistics are the whole
+    batch's, whatever groups it is trained in; no augmentation, no smoothing.
     """
     network: ResNet = plan.network.clone(spec=dataclasses.replace(plan.network.spec, ghost_batch_size=0), remat="none")
 
@@ -39,7 +39,7 @@ def make_diagnosis(plan: Plan) -> Callable[[Variables, dict[str, jax.Array]], di
                 mutable=["batch_stats", "diagnostics"],
                 rngs={"dropout": jax.random.key(0)},
             )
-            return jnp.mean(cross_entropy(logits, targets)), new.get("diagnostics", {})
+            return jnp.mean(ROW_LOSSES[plan.recipe.loss.kind](logits, targets)), new.get("diagnostics", {})
 
         gradient, sown = jax.grad(loss, has_aux=True)(variables["params"])
         squares: dict[str, jax.Array] = {}

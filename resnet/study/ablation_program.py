@@ -153,7 +153,7 @@ def make_evaluation(plan: Plan, together: str) -> Callable[[tuple[()], Variables
 
         def one_seed(own: Variables) -> dict[str, jax.Array]:
             logits = logits_of(network, own, images, flip=plan.eval_flip)
-            sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
+            sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes, plan.recipe.loss.kind)
             return {name: sums[name] for name in SUMS}
 
         return TOGETHER[together](one_seed, (variables,))

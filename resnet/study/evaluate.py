@@ -75,6 +75,7 @@ def main() -> int:
         more = {
             "image_size": model.crop.image_size,
             "dtype": dtype,
+            "loss_kind": model.meta.loss,
             "classes": list(model.meta.class_names),
             "skipped": skipped,
         }
@@ -129,13 +130,15 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
     # In the run's own dtype, and the norms stay norms (predict folds them): in batches of the run's size, on its kind
     # of device, these figures are those that it logged, to the last bit.
     network = model.network.clone(dtype=np.dtype(dtype_of(model.meta)))
+    step = make_eval_step(network, model.meta.contract, flip=flip, loss=model.meta.loss)
     predictions = evaluate_split(
-        parallel.compile_eval_step(make_eval_step(network, model.meta.contract, flip=flip), mesh),
+        parallel.compile_eval_step(step, mesh),
         model.variables,
         split,
         model.crop,
         batch_size=size,
         mesh=mesh,
+        loss=model.meta.loss,
         watch=lambda batches: tqdm(batches, total=-(-len(split) // size), unit="batch", leave=False, disable=None),
     )
     return judge(source, name, model.meta.step, predictions)

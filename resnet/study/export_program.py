@@ -1,4 +1,4 @@
-"""What an export holds: the preprocessing, the network with its norms folded, the softmax, as one function."""
+"""What an export holds: the preprocessing, the network with its norms folded, the probabilities, as one function."""
 
 import dataclasses
 from typing import Any
@@ -13,6 +13,11 @@ from resnet.train.state import Variables
 
 # Names of the one input and the one output, where a format has names.
 INPUT, OUTPUT = "images", "probabilities"
+# By the loss that a network was trained with.
+MEANINGS = {
+    "softmax": "softmax: the probability of each class",
+    "sigmoid": "sigmoid: the probability of each class by itself, so that they need not add up to 1",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Program:
     network: ResNet
     variables: Variables
     contract: Contract
+    loss: str
     image_size: int
     class_names: tuple[str, ...]
     description: dict[str, Any]
@@ -29,7 +35,7 @@ class Program:
     @property
     def function(self) -> Answer:
         """(variables, images) -> probabilities."""
-        return answer(self.network, self.contract)
+        return answer(self.network, self.contract, self.loss)
 
     def with_backend(self, backend: Any) -> "Program":
         """The same with another convolution."""
@@ -52,6 +58,7 @@ def make_program(model: Model, source: dict[str, Any]) -> Program:
         network=network,
         variables=variables,
         contract=model.meta.contract,
+        loss=model.meta.loss,
         image_size=model.crop.image_size,
         class_names=model.meta.class_names,
         description=describe(model, source),
@@ -74,7 +81,7 @@ def describe(model: Model, source: dict[str, Any]) -> dict[str, Any]:
             "name": OUTPUT,
             "dtype": "float32",
             "shape": ["batch", len(meta.class_names)],
-            "meaning": "softmax: the probability of each class, in the order of class_names",
+            "meaning": f"{MEANINGS[meta.loss]}, in the order of class_names",
         },
         "class_names": list(meta.class_names),
         "contract": meta.contract.to_json(),

@@ -19,6 +19,7 @@ from resnet.model.convolution import with_kernels_ahead
 from resnet.model.folding import fold
 from resnet.model.network import ResNet, evaluate
 from resnet.train.checkpoints import Meta, load
+from resnet.train.losses import probabilities
 from resnet.train.parallel import compiler_options
 from resnet.train.state import Variables
 
@@ -37,10 +38,10 @@ class Model:
     crop: Crop
 
     def probabilities(self, images: np.ndarray, batch_size: int = 0) -> np.ndarray:
-        """uint8[N, S, S, 3], cropped as `crop` says -> softmax float32[N, C]; compiled once for one batch size.
+        """uint8[N, S, S, 3], cropped as `crop` says -> float32[N, C]; compiled once for one batch size.
 
-        batch_size: images in one call, 0 for `best_batch`. Norms are folded: equal to evaluation's
-        probabilities up to rounding.
+        They are softmax, or sigmoid as `meta.loss` says (losses.probabilities). batch_size: images in one call, 0 for
+        `best_batch`. Norms are folded: equal to evaluation's probabilities up to rounding.
         """
         size = max(1, min(batch_size or best_batch(self.crop.image_size), len(images)))
         rows = [jax.device_get(self._answer(batch))[:count] for batch, count in padded(images, size)]
@@ -55,7 +56,7 @@ class Model:
     def _answer(self) -> Callable[[np.ndarray], jax.Array]:
         network, variables = self.folded
         network = network.clone(backend=with_kernels_ahead) if onednn_prepared.pays() else network
-        return ready(answer(network, self.meta.contract), variables)
+        return ready(answer(network, self.meta.contract, self.meta.loss), variables)
 
 
 def best_batch(image_size: int) -> int:
@@ -70,13 +71,16 @@ def best_batch(image_size: int) -> int:
 Answer = Callable[[Variables, jax.Array | np.ndarray], jax.Array]
 
 
-def answer(network: ResNet, contract: Contract) -> Answer:
-    """The function (variables, uint8[B, S, S, 3]) -> softmax float32[B, C]: what is compiled, and what is exported."""
+def answer(network: ResNet, contract: Contract, loss: str = "softmax") -> Answer:
+    """The function (variables, uint8[B, S, S, 3]) -> probabilities float32[B, C]: what is compiled, and exported.
 
-    def probabilities(variables: Variables, images: jax.Array | np.ndarray) -> jax.Array:
-        return jax.nn.softmax(evaluate(network, variables, prepare(images, contract)))
+    loss: the kind that the network was trained with, one of losses.LOSSES.
+    """
 
-    return probabilities
+    def answered(variables: Variables, images: jax.Array | np.ndarray) -> jax.Array:
+        return probabilities(evaluate(network, variables, prepare(images, contract)), loss)
+
+    return answered
 
 
 def ready(function: Answer, variables: Variables) -> Callable[[np.ndarray], jax.Array]:

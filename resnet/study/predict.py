@@ -87,6 +87,7 @@ def tell_json(checkpoint: str, model: Model, answers: Iterator[dict[str, Any]]) 
     about = {
         "checkpoint": checkpoint,
         "contract": model.meta.contract.to_json(),
+        "probabilities": model.meta.loss,
         "image_size": model.crop.image_size,
         "crop": crop_values(model.crop),
         "images": results,
@@ -106,7 +107,8 @@ def tell_lines(model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str
     results: list[dict[str, Any]] = []
     for result in answers:
         if not results:
-            tqdm.write(f"Contract {model.meta.contract.name}, {describe_crop(model)}")
+            own = "; sigmoids: each class by itself" if model.meta.loss == "sigmoid" else ""
+            tqdm.write(f"Contract {model.meta.contract.name}, {describe_crop(model)}{own}")
         results.append(result)
         ranked = (f"{printable(item['class'])} {item['probability']:.1%}" for item in result.get("top", ()))
         said = f"not read: {printable(result['error'])}" if "error" in result else ", ".join(ranked)

@@ -23,6 +23,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **recipe_values.RANGES,
     "transfer.views": (1, 1000),
     "optim.ema": (0.0, 0.999999),
+    # Above a half an image could be of no class at all.
+    "optim.target_threshold": (-1.0, 0.5),
     # The state counts steps in an int32.
     "run.steps": (0, MOST_STEPS),
     "run.log_every": (1, 1 << 40),
@@ -55,9 +57,10 @@ POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     **recipe_values.CHOICES,
-    # optimizer.OPTIMIZERS, schedules.SCHEDULES and network.REMAT, written out: their files import jax, and a slip is
-    # told before that.
-    "optim.name": ("sgd", "adam", "adamw", "lars", "rmsprop"),
+    # optimizer.OPTIMIZERS, losses.LOSSES, schedules.SCHEDULES and network.REMAT, written out: their files import jax,
+    # and a slip is told before that.
+    "optim.name": ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop"),
+    "optim.loss": ("softmax", "sigmoid"),
     "optim.schedule": ("constant", "step", "cosine", "polynomial"),
     "transfer.mode": MODES,
     "transfer.bn": NORM_MODES,

@@ -12,6 +12,7 @@ from input_pipeline.crops import Crop
 from input_pipeline.sources import Split
 from input_pipeline.stream import eval_batches
 from resnet.train import parallel
+from resnet.train.losses import losses_of_probabilities
 from resnet.train.metrics import summarise
 from resnet.train.state import Variables
 
@@ -24,11 +25,15 @@ class Interrupted(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a model said of a split, in the split's order: probabilities float32[N, C], labels int32[N], loss sum."""
+    """What a model said of a split, in the split's order: probabilities float32[N, C], labels int32[N], the summary.
+
+    loss: the kind that the model was trained with, one of losses.LOSSES.
+    """
 
     probabilities: np.ndarray
     labels: np.ndarray
     summary: dict[str, Any]
+    loss: str = "softmax"
 
 
 def evaluate_split(
@@ -39,18 +44,20 @@ def evaluate_split(
     *,
     batch_size: int,
     mesh: Mesh,
+    loss: str = "softmax",
     threads: int = 0,
     stop: Callable[[], bool] = lambda: False,
     watch: Callable[[Iterable], Iterable] = lambda batches: batches,
 ) -> Predictions:
     """Feed `split` once through `eval_step` and summarise. `batch_size` is the global one; the last batch is padded.
 
-    `stop` is asked between batches; when it says yes Interrupted is raised. `watch` wraps the batches (a progress bar).
+    loss: the kind that `eval_step` was made for. `stop` is asked between batches; when it says yes Interrupted is
+    raised. `watch` wraps the batches (a progress bar).
     """
     shard = (jax.process_index(), jax.process_count())
     host_batches = eval_batches(split, parallel.round_up(batch_size, mesh), crop, shard=shard, threads=threads or None)
     batches = watch(parallel.put_batches(host_batches, mesh))
-    return predict_batches(eval_step, variables, batches, len(split), stop=stop)
+    return predict_batches(eval_step, variables, batches, len(split), loss=loss, stop=stop)
 
 
 def predict_batches(
@@ -59,6 +66,7 @@ def predict_batches(
     batches: Iterable[dict[str, jax.Array]],
     count: int,
     *,
+    loss: str = "softmax",
     stop: Callable[[], bool] = lambda: False,
 ) -> Predictions:
     """Feed padded batches that hold each of `count` examples once through `eval_step` and summarise."""
@@ -73,7 +81,7 @@ def predict_batches(
             sums[name] = sums.get(name, 0) + value.astype(np.int64 if name == "confusion" else np.float64)
         rows.append(batch_rows)
     probabilities, labels = in_order(rows, count)
-    return Predictions(probabilities, labels, summarise(sums, probabilities, labels))
+    return Predictions(probabilities, labels, summarise(sums, probabilities, labels), loss)
 
 
 def in_order(rows: list[dict[str, np.ndarray]], count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +99,6 @@ def summarise_subset(predictions: Predictions, keep: np.ndarray) -> dict[str, An
     """The summary over the examples where bool[N] `keep` is true, from predictions made already."""
     probabilities, labels = predictions.probabilities[keep], predictions.labels[keep]
     num_classes = probabilities.shape[1]
-    own = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     valid = np.isfinite(probabilities).all(axis=1)
     ranks = np.argsort(-probabilities, axis=1, kind="stable")
     right = (ranks == labels[:, None]) & valid[:, None]
@@ -99,7 +106,7 @@ def summarise_subset(predictions: Predictions, keep: np.ndarray) -> dict[str, An
     np.add.at(confusion, (labels[valid], ranks[valid, 0]), 1)
     sums: dict[str, Any] = {
         "count": float(len(labels)),
-        "loss": float(-np.log(np.maximum(own, np.finfo(np.float32).tiny)).sum()),
+        "loss": float(losses_of_probabilities(probabilities, labels, predictions.loss).sum()),
         "top1": float(right[:, 0].sum()),
         "confusion": confusion,
     }

@@ -240,6 +240,7 @@ class Run(Stepping):
             self.plan.eval_crop,
             batch_size=self.plan.eval_batch_size,
             mesh=self.mesh,
+            loss=self.plan.recipe.loss.kind,
             threads=self.threads or 0,
             stop=lambda: self.stopping,
             watch=self.guarded,

@@ -31,6 +31,14 @@ class Meta:
     progress: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprint: str = ""
 
+    @property
+    def loss(self) -> str:
+        """The loss that it was trained with, one of losses.LOSSES; converted weights count as trained with softmax.
+
+        So timm has it, whose weights of "ResNet strikes back" were trained with sigmoids: it gives their softmax.
+        """
+        return "sigmoid" if self.config.get("optim.loss") == "sigmoid" else "softmax"
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from resnet.train.losses import ROW_LOSSES
+
 CALIBRATION_BINS = 15
 _Z_95 = 1.959963984540054  # 97.5th percentile of the standard normal
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Cross-entropy in nats of each row: logits [B, C], target distributions [B, C] -> float32[B]."""
-    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
 def train_sums(
@@ -35,18 +32,21 @@ def train_sums(
     return _common_sums(logits, heaviest, mask, loss)
 
 
-def eval_sums(logits: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int) -> dict[str, jax.Array]:
+def eval_sums(
+    logits: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int, loss: str = "softmax"
+) -> dict[str, jax.Array]:
     """Masked sums over one evaluation batch: those of `train_sums` and 'confusion', int32[C, C] (true, predicted).
 
-    logits [B, C] with C = num_classes, labels int32[B], mask float32[B] of 0 (padding) and 1. The loss is the plain
-    cross-entropy, without smoothing. Rows without a softmax are counted in 'count' but in no cell of 'confusion'.
+    logits [B, C] with C = num_classes, labels int32[B], mask float32[B] of 0 (padding) and 1. The loss is of the kind
+    that was trained with (losses.LOSSES), against the bare labels: no smoothing, no class weights. Rows without a
+    softmax are counted in 'count' but in no cell of 'confusion'.
     """
-    loss = cross_entropy(logits, jax.nn.one_hot(labels, num_classes))
+    losses = ROW_LOSSES[loss](logits, jax.nn.one_hot(labels, num_classes))
     # A product of 0/1 matrices, not a scatter: exact below 2**24 rows a batch, and it splits over a mesh by itself.
     weight = jnp.where(_has_softmax(logits), mask, 0.0)
     true = jax.nn.one_hot(labels, num_classes) * weight[:, None]
     predicted = jax.nn.one_hot(logits.argmax(axis=-1), num_classes)
-    return {**_common_sums(logits, labels, mask, loss), "confusion": (true.T @ predicted).astype(jnp.int32)}
+    return {**_common_sums(logits, labels, mask, losses), "confusion": (true.T @ predicted).astype(jnp.int32)}
 
 
 def summarise(sums: Mapping[str, Any], probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
@@ -131,8 +131,9 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float | 
 
     probabilities float32[N, C], labels int32[N]. The confidence of a row is its greatest probability; bin m of M holds
     the confidences in ((m - 1) / M, m / M], and the error is the mean over the examples of |accuracy - confidence| of
-    their bin. Each bin: 'lower', 'upper', 'count', and its 'accuracy' and mean 'confidence' (None when empty). Rows
-    with NaN state no confidence and are left out; the error is None if that leaves none.
+    their bin; so it is of sigmoids too, whose rows do not add up to 1. Each bin: 'lower', 'upper', 'count', and its
+    'accuracy' and mean 'confidence' (None when empty). Rows with NaN state no confidence and are left out; the error is
+    None if that leaves none.
     """
     valid = np.isfinite(probabilities).all(axis=1)
     rows = probabilities[valid]

@@ -1,4 +1,4 @@
-"""The rule that turns gradients into updates: SGD, Adam, AdamW, LARS, RMSprop; weight decay, clipping, weight averages.
+"""The rule that turns gradients into updates: SGD, Adam, AdamW, LARS, LAMB, RMSprop; decay, clipping, weight averages.
 
 Gradient accumulation and the guard against non-finite gradients belong to the step, not to this file.
 """
@@ -13,7 +13,7 @@ import optax
 
 from input_pipeline.errors import InputError
 
-OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "rmsprop")
+OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop")
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,9 @@ class OptimizerSettings:
 
     name: one of OPTIMIZERS.
     momentum, nesterov: of sgd, lars and rmsprop; 0 <= momentum < 1, and nesterov needs momentum above 0.
-    beta1, beta2: decay of the first and second moment of adam and adamw, in [0, 1); rmsprop's decay (torch: alpha) is
-        beta2.
-    epsilon: added to the root of the second moment by adam, adamw, rmsprop; > 0.
+    beta1, beta2: decay of the first and second moment of adam, adamw and lamb, in [0, 1); rmsprop's decay (torch:
+        alpha) is beta2.
+    epsilon: added to the root of the second moment by adam, adamw, lamb, rmsprop; > 0.
     weight_decay: >= 0; never applied to leaves of one dimension or none (BN scale and bias, all biases).
     clip_norm: greatest global L2 norm of the gradient, before weight decay; 0 = off.
     trust_coefficient: eta of LARS; > 0.
@@ -46,8 +46,11 @@ def make_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> opt
 
     Weight decay is coupled for sgd, adam and rmsprop: L2, added to the gradient before momentum and moments, as in
     He et al. 2015 and torch.optim. adamw decays by its own rule (Loshchilov and Hutter 2019, times the learning rate),
-    lars by its own (see `scale_by_lars`). The rules match torch.optim's number for number, rmsprop included: epsilon
-    outside the root, and the learning rate applied after the momentum (optax.rmsprop has it before).
+    lars by its own (see `scale_by_lars`). lamb is You et al. 2020 (arXiv 1904.00962), Algorithm 2 with φ(z) = z: of
+    Adam's step r, moments corrected, each kernel takes w <- w - rate |w| / |r + λ w| (r + λ w), the ratio being 1 where
+    a norm is 0; norms and biases take Adam's step, without decay or ratio, as timm has it. The rules of torch.optim are
+    matched number for number, rmsprop's included: epsilon outside the root, and the learning rate applied after the
+    momentum (optax.rmsprop has it before).
     Raises InputError naming the key of `config.optim` at fault.
     """
     _check(settings)
@@ -61,7 +64,7 @@ def make_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> opt
 
 
 def decayed(params: Any) -> Any:
-    """Which leaves weight decay (and LARS' trust ratio) touches: bool per leaf, True from two dimensions up.
+    """Which leaves weight decay and the trust ratios touch: bool per leaf, True from two dimensions up.
 
     Kernels are 4-D (convolution) or 2-D (dense); BN scale and bias and every other bias are 1-D and left alone
     (Goyal et al. 2017, section 5.3; Jia et al. 2018).
@@ -120,8 +123,11 @@ def _rule(settings: OptimizerSettings, schedule: optax.Schedule) -> list[optax.G
         lars = scale_by_lars(settings.trust_coefficient, settings.weight_decay)
         return [optax.masked(lars, decayed), rate, *trace]
     adam = optax.scale_by_adam(settings.beta1, settings.beta2, settings.epsilon)
-    if settings.name == "adamw" and settings.weight_decay > 0:
-        return [adam, optax.add_decayed_weights(settings.weight_decay, mask=decayed), rate]
+    decay = [optax.add_decayed_weights(settings.weight_decay, mask=decayed)] if settings.weight_decay > 0 else []
+    if settings.name == "adamw":
+        return [adam, *decay, rate]
+    if settings.name == "lamb":
+        return [adam, *decay, optax.masked(optax.scale_by_trust_ratio(), decayed), rate]
     return [adam, rate]
 
 

@@ -19,11 +19,12 @@ from resnet.model.network import ResNet
 from resnet.train.configuration import MOST_STEPS, make_spec
 from resnet.train.feeding import Resident, choose_feed
 from resnet.train.freezing import Stage, make_stages
+from resnet.train.losses import Loss, balanced_weights
 from resnet.train.optimizer import OptimizerSettings
 from resnet.train.pretrained import Pretrained, load_pretrained
 from resnet.train.profiling import check_span
 from resnet.train.schedules import ScheduleSettings, make_schedule
-from resnet.train.steps import Recipe, balanced_weights
+from resnet.train.steps import Recipe
 from resnet.train.transfer import Transfer, read_transfer
 from resnet.train.unread_keys import check_blocks, check_validation
 
@@ -165,10 +166,15 @@ def make_recipe(config: ConfigDict, source: Source, contract: Contract) -> Recip
     weights: tuple[float, ...] = ()
     if data.class_weights == "balanced":
         weights = balanced_weights(source.splits["train"].labels, len(source.class_names))
+    augmentation, smoothing = make_augmentation(config), 0.0
+    if optim.loss == "sigmoid":
+        # Its smoothing comes behind its threshold, which looks at the shares themselves.
+        augmentation, smoothing = dataclasses.replace(augmentation, label_smoothing=0.0), optim.label_smoothing
     return Recipe(
         seed=config.run.seed,
         contract=contract,
-        augmentation=make_augmentation(config),
+        augmentation=augmentation,
+        loss=Loss(optim.loss, smoothing, optim.target_threshold),
         class_weights=weights,
         accumulation=optim.accumulation,
         ema=optim.ema,

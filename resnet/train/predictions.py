@@ -16,9 +16,9 @@ PREDICTIONS_FILE = "predictions.npz"
 class KeptPredictions:
     """One row an image of the test split, in the split's order.
 
-    probabilities: float32[N, C], softmax. labels: int32[N], the true classes. ids: the images' names (Split.ids).
-    leaked: bool[N], whether the image, or a copy of it that is known, stands in
-    an earlier split too. step: of the checkpoint that was asked.
+    probabilities: float32[N, C], see losses.probabilities. labels: int32[N], the true classes. ids: the images' names
+    (Split.ids). leaked: bool[N], whether the image, or a copy of it that is known, stands in an earlier split too.
+    step: of the checkpoint that was asked.
     """
 
     probabilities: np.ndarray

@@ -22,10 +22,9 @@ from resnet.train.evaluation import predict_batches
 from resnet.train.features import FeatureStep, Pass, compile_step, features
 from resnet.train.freezing import Stage
 from resnet.train.loop import Run
-from resnet.train.metrics import eval_sums
 from resnet.train.pretrained import digest_of
 from resnet.train.state import TrainState, Variables
-from resnet.train.steps import DROPOUT, Batch, Recipe, cross_entropy, make_train_step
+from resnet.train.steps import DROPOUT, Batch, Recipe, batch_loss, eval_results, make_train_step
 
 # Bytes of features that go to the device at a time: many steps in one call, however large the set.
 PIECE_BYTES = 1 << 26
@@ -50,7 +49,9 @@ class ProbeRun(Run):
             stage.network, stage.optimizer, self.plan.recipe, learning=stage.learning, loss=head_loss_sum
         )
         self.train_steps = parallel.compile_train_step(step, self.mesh, repeat)
-        self.head_step = parallel.compile_eval_step(make_head_eval_step(stage.network), self.mesh)
+        self.head_step = parallel.compile_eval_step(
+            make_head_eval_step(stage.network, self.plan.recipe.loss.kind), self.mesh
+        )
 
     def prepare(self, step: int, state: TrainState) -> TrainState:
         """The statistics, and the features of training and validation images."""
@@ -122,7 +123,8 @@ class ProbeRun(Run):
             return super().predict(name, state)
         split, rows = self.source.splits[name], self.features[name, 0]
         host = feature_batches(rows, split.labels, parallel.round_up(self.plan.eval_batch_size, self.mesh))
-        return predict_batches(self.head_step, state.evaluated(), parallel.put_batches(host, self.mesh), len(split))
+        batches = parallel.put_batches(host, self.mesh)
+        return predict_batches(self.head_step, state.evaluated(), batches, len(split), loss=self.plan.recipe.loss.kind)
 
 
 def head_loss_sum(
@@ -133,18 +135,16 @@ def head_loss_sum(
     logits = classify(
         network, params, batch["features"], train=True, rngs={"dropout": jax.random.fold_in(key, DROPOUT)}
     )
-    loss, weight, sums = cross_entropy(recipe, logits, targets, batch)
+    loss, weight, sums = batch_loss(recipe, logits, targets, batch)
     return loss, (weight, batch_stats, sums)
 
 
-def make_head_eval_step(network: ResNet) -> Any:
+def make_head_eval_step(network: ResNet, loss: str = "softmax") -> Any:
     """steps.make_eval_step's for a batch of features."""
 
     def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
         logits = classify(network, variables["params"], batch["features"])
-        sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
-        rows = {name: batch[name] for name in ("label", "mask", "index")}
-        return sums, {"probabilities": jax.nn.softmax(logits), **rows}
+        return eval_results(logits, batch, loss)
 
     return eval_step
 

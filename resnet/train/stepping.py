@@ -52,7 +52,7 @@ class Stepping:
         self.wait = DataWait()
         self.begin(plan.stages[0])
         self.eval_step = parallel.compile_eval_step(
-            make_eval_step(plan.network, plan.contract, flip=plan.eval_flip), mesh
+            make_eval_step(plan.network, plan.contract, flip=plan.eval_flip, loss=plan.recipe.loss.kind), mesh
         )
         self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
         # Of several processes one traces; they do the same.

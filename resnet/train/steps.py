@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from input_pipeline.augment import ALTERNATING, AUGMENT, Augmentation, alternately_mirrored, augment, prepare
@@ -17,6 +16,7 @@ from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import ResNetSpec
 from resnet.train.advancing import advanced_if, all_finite, averaged, norm_of
 from resnet.train.freezing import Names, merge, moving_statistics, partition
+from resnet.train.losses import Loss, probabilities
 from resnet.train.metrics import eval_sums, train_sums
 from resnet.train.state import TrainState, Variables
 
@@ -34,6 +34,7 @@ class Recipe:
 
     class_weights: one positive weight per class, or () for none. accumulation: parts a batch is cut into. ema: decay of
     the weight averages, 0 for none. num_examples: of the training split, by which flip='alternating' knows the epoch.
+    loss: what is minimised.
     """
 
     seed: int
@@ -43,6 +44,7 @@ class Recipe:
     accumulation: int = 1
     ema: float = 0.0
     num_examples: int = 0
+    loss: Loss = dataclasses.field(default_factory=Loss)
 
 
 def sum_names(num_classes: int) -> tuple[str, ...]:
@@ -220,8 +222,8 @@ def loss_sum(
 ) -> tuple[jax.Array, tuple[jax.Array, Variables, dict[str, jax.Array]]]:
     """Sum of the losses of a batch's rows and (their total weight, new batch statistics, metric sums).
 
-    The loss of a row is the cross-entropy against its (smoothed, mixed) target t: -Σ_c w_c t_c log p_c, of weight
-    Σ_c w_c t_c; without class weights that is 1, and loss over weight is the mean. Masked rows count nothing.
+    The loss of a row against its (smoothed, mixed) target, and its weight, are losses.Loss.rows'; loss over weight is
+    the mean. Masked rows count nothing.
     """
     num_classes = network.spec.num_classes
     images, targets = augment(
@@ -240,39 +242,43 @@ def loss_sum(
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.fold_in(key, DROPOUT)},
     )
-    loss, weight, sums = cross_entropy(recipe, logits, targets, batch)
+    loss, weight, sums = batch_loss(recipe, logits, targets, batch)
     return loss, (weight, new.get("batch_stats", {}), sums)
 
 
-def cross_entropy(
+def batch_loss(
     recipe: Recipe, logits: jax.Array, targets: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """(sum of the losses of a batch's rows, their total weight, metric sums); see `loss_sum`."""
-    weighted = targets
-    if recipe.class_weights:
-        weighted = targets * jnp.asarray(np.asarray(recipe.class_weights, np.float32))
-    losses = -jnp.sum(weighted * jax.nn.log_softmax(logits), axis=-1)
-    weight = jnp.sum(batch["mask"] * jnp.sum(weighted, axis=-1))
+    losses, weights = recipe.loss.rows(logits, targets, recipe.class_weights)
+    weight = jnp.sum(batch["mask"] * weights)
     sums = train_sums(logits, targets, batch["label"], batch["mask"], losses)
     return jnp.sum(losses * batch["mask"]), weight, sums
 
 
 def make_eval_step(
-    network: ResNet, contract: Contract, *, flip: bool = False
+    network: ResNet, contract: Contract, *, flip: bool = False, loss: str = "softmax"
 ) -> Callable[[Variables, Batch], tuple[Batch, Batch]]:
-    """The evaluation step: (variables, batch) -> (masked sums of metrics.eval_sums, rows). flip: see `logits_of`.
+    """The evaluation step: (variables, batch) -> `eval_results`. flip: see `logits_of`. loss: one of losses.LOSSES.
 
-    Rows are the batch's, padding included: 'probabilities' float32[B, C], 'label', 'mask', 'index'. Running statistics,
-    no augmentation, no dropout; rows with mask 0 (padding) count nothing in the sums.
+    Running statistics, no augmentation, no dropout; rows with mask 0 (padding) count nothing in the sums.
     """
 
     def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
         logits = logits_of(network, variables, prepare(batch["image"], contract), flip=flip)
-        sums = eval_sums(logits, batch["label"], batch["mask"], network.spec.num_classes)
-        rows = {name: batch[name] for name in ("label", "mask", "index")}
-        return sums, {"probabilities": jax.nn.softmax(logits), **rows}
+        return eval_results(logits, batch, loss)
 
     return eval_step
+
+
+def eval_results(logits: jax.Array, batch: Batch, loss: str) -> tuple[Batch, Batch]:
+    """(masked sums of metrics.eval_sums, the batch's rows, padding included) by logits float32[B, C].
+
+    Rows are 'probabilities' float32[B, C] (losses.probabilities), 'label', 'mask', 'index'.
+    """
+    sums = eval_sums(logits, batch["label"], batch["mask"], logits.shape[-1], loss)
+    rows = {name: batch[name] for name in ("label", "mask", "index")}
+    return sums, {"probabilities": probabilities(logits, loss), **rows}
 
 
 def logits_of(network: ResNet, variables: Variables, images: jax.Array, *, flip: bool) -> jax.Array:
@@ -284,12 +290,3 @@ def logits_of(network: ResNet, variables: Variables, images: jax.Array, *, flip:
 def reset_sums(state: TrainState) -> TrainState:
     """The state with its metric sums at zero, for after they were logged."""
     return dataclasses.replace(state, sums=jax.tree.map(jnp.zeros_like, state.sums))
-
-
-def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
-    """One weight per class, N / (C · n_c): the inverse of its frequency, 1 on average over the examples.
-
-    Every class must occur in `labels`.
-    """
-    counts = np.bincount(labels, minlength=num_classes)
-    return tuple(float(weight) for weight in len(labels) / (num_classes * counts))

@@ -49,13 +49,21 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     },
     "optim.momentum": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
     "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
-    "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw"), "optim.name is adam or adamw"),
-    "optim.beta2": (lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"), "optim.name is adam, adamw or rmsprop"),
+    "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw", "lamb"), "optim.name is adam, adamw or lamb"),
+    "optim.beta2": (
+        lambda c: c["optim.name"] in ("adam", "adamw", "lamb", "rmsprop"),
+        "optim.name is adam, adamw, lamb or rmsprop",
+    ),
     "optim.epsilon": (
-        lambda c: c["optim.name"] in ("adam", "adamw", "rmsprop"),
-        "optim.name is adam, adamw or rmsprop",
+        lambda c: c["optim.name"] in ("adam", "adamw", "lamb", "rmsprop"),
+        "optim.name is adam, adamw, lamb or rmsprop",
     ),
     "optim.trust_coefficient": (lambda c: c["optim.name"] == "lars", "optim.name='lars'"),
+    # Where nothing is mixed an image is of one class whole.
+    "optim.target_threshold": (
+        lambda c: c["optim.loss"] == "sigmoid" and bool(c["data.mixup"] or c["data.cutmix"]),
+        "optim.loss='sigmoid' and data.mixup or data.cutmix is above 0",
+    ),
     "optim.step_epochs": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.step_factor": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.power": (lambda c: c["optim.schedule"] == "polynomial", "optim.schedule='polynomial'"),

@@ -25,6 +25,7 @@ from resnet.train.configuration import (
     told,
     validate,
 )
+from resnet.train.losses import LOSSES
 from resnet.train.optimizer import OPTIMIZERS
 from resnet.train.schedules import SCHEDULES
 
@@ -54,6 +55,7 @@ FINETUNE: dict[str, object] = {"transfer.mode": "finetune", "transfer.weights": 
 # What else it takes for a key, or for a word of a choice, to be allowed.
 WITH: dict[object, dict[str, object]] = {
     "transfer.views": {**FINETUNE, "transfer.mode": "probe"},
+    "optim.target_threshold": {"optim.loss": "sigmoid", "data.mixup": 0.2},
     ("transfer.mode", "finetune"): {"transfer.weights": "file"},
     ("transfer.mode", "probe"): {"transfer.weights": "file"},
     **{("transfer.bn", word): FINETUNE for word in ("train", "frozen", "recalibrate")},
@@ -294,6 +296,7 @@ def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_def
 
 def test_the_choices_written_out_are_those_of_their_files():
     assert CHOICES["optim.name"] == OPTIMIZERS
+    assert CHOICES["optim.loss"] == LOSSES
     assert CHOICES["optim.schedule"] == SCHEDULES
     assert CHOICES["run.remat"] == REMAT
 

@@ -15,7 +15,7 @@ from resnet.train import loop
 from tests.commands import run, with_eight_devices
 from tests.tiny import tiny_data
 from tests.train.test_resume import final_arrays, lines
-from tests.train.virtual_devices import config_for, first_gradient, gradient_config
+from tests.train.virtual_devices import config_for, first_gradient, gradient_config, lamb_updates
 
 # Sums in another order: float32 rounding, which 20 steps carry on.
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
@@ -102,6 +102,10 @@ def test_gradients_and_statistics_of_a_step_are_those_of_one_device(name, data, 
     expected = first_gradient(config)
     assert ("['statistics']['bn1']['mean']" in expected) == (name != "whole")
     close(dict(np.load(eight[0] / f"{name}.npz")), expected)
+
+
+def test_lamb_takes_the_norms_of_whole_parameters_where_these_are_divided(eight):
+    close(dict(np.load(eight[0] / "lamb.npz")), lamb_updates("data=-1"))
 
 
 def test_accumulation_gives_the_gradient_of_the_larger_batch(eight):

@@ -144,7 +144,7 @@ def test_stages_begin_where_their_epochs_do():
     assert stages[2].network.frozen == frozenset()
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "lamb"])
 def test_a_multiplier_is_the_learning_rate_of_its_parameters(name):
     """Bit for bit: a quarter is exact in floating point."""
     settings = OptimizerSettings(name=name, weight_decay=0.1, nesterov=name == "sgd")

@@ -15,7 +15,6 @@ from sklearn import metrics as reference
 from resnet.train.metrics import (
     auroc,
     calibration,
-    cross_entropy,
     eval_sums,
     summarise,
     train_sums,
@@ -154,15 +153,6 @@ def test_training_counts_the_heaviest_class_of_a_mixed_image() -> None:
     # Row 0: class 1 weighs most. Rows 1 and 2: a draw, which the label decides: wrong, right. Row 3 is padding.
     assert {key: float(value) for key, value in sums.items()} == {"count": 3.0, "loss": 7.0, "top1": 2.0}
     assert all(value.dtype == jnp.float32 for value in sums.values())
-
-
-def test_cross_entropy_of_bfloat16_logits_is_taken_in_float32() -> None:
-    logits = jnp.asarray([[1.0, 2.0, 0.5]], jnp.bfloat16)
-    targets = jnp.asarray([[0.1, 0.8, 0.1]])
-    expected = -np.sum(np.asarray(targets) * np.log(softmax(np.asarray([[1.0, 2.0, 0.5]]))))
-    found = cross_entropy(logits, targets)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
 
 
 def test_calibration_error_by_hand() -> None:

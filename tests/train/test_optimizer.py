@@ -139,6 +139,42 @@ def test_lars_moves_a_layer_of_zeros() -> None:
     np.testing.assert_array_equal(still["kernel"], 0.0)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_lamb_is_the_papers_algorithm(weight_decay: float) -> None:
+    """You et al. 2020, algorithm 2, on a gradient clipped to norm 1 as timm's Lamb has it; one-dimensional leaves by
+    Adam's step. float64, written out."""
+    beta1, beta2, epsilon, clip = 0.8, 0.95, 1e-4, 1.0
+    ours = run(
+        OptimizerSettings("lamb", beta1=beta1, beta2=beta2, epsilon=epsilon, weight_decay=weight_decay, clip_norm=clip)
+    )
+    weights, tree = jax.tree.flatten(parameters())
+    weights = [leaf.astype(np.float64) for leaf in weights]
+    m, v = [np.zeros_like(leaf) for leaf in weights], [np.zeros_like(leaf) for leaf in weights]
+    for step in range(STEPS):
+        found = [leaf.astype(np.float64) for leaf in jax.tree.leaves(gradients(step))]
+        norm = np.sqrt(sum((g**2).sum() for g in found))
+        for i, g in enumerate(found):
+            w, g = weights[i], g / max(1.0, norm / clip)
+            m[i], v[i] = beta1 * m[i] + (1 - beta1) * g, beta2 * v[i] + (1 - beta2) * g**2
+            r = m[i] / (1 - beta1 ** (step + 1)) / (np.sqrt(v[i] / (1 - beta2 ** (step + 1))) + epsilon)
+            if w.ndim > 1:
+                r = r + weight_decay * w
+                r = r * np.linalg.norm(w) / np.linalg.norm(r)
+            weights[i] = w - rate(step) * r
+    assert_same(ours, jax.tree.unflatten(tree, weights))
+
+
+def test_lamb_moves_a_layer_of_zeros() -> None:
+    optimizer = make_optimizer(OptimizerSettings("lamb", weight_decay=0.1), lambda step: 0.5)
+    params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    # Adam's first step.
+    np.testing.assert_allclose(updates["kernel"], -0.5, rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], -0.5, rtol=1e-5)
+    still, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_array_equal(still["kernel"], 0.0)
+
+
 def test_only_kernels_decay() -> None:
     assert decayed(parameters()) == {
         "conv1": {"kernel": True},

@@ -18,12 +18,12 @@ from resnet.model import onednn_library
 from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import CHOICES, ResNetSpec
 from resnet.train import parallel
+from resnet.train.losses import balanced_weights
 from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import (
     Recipe,
     accumulate,
-    balanced_weights,
     loss_sum,
     make_eval_step,
     make_train_step,

@@ -1,7 +1,7 @@
 """Trains on the 8 virtual devices that XLA_FLAGS asks for: `python -m tests.train.virtual_devices DATA FOLDER`.
 
-Leaves in FOLDER a run's directory per mesh and NAME.npz with the first step's gradient of each of GRADIENTS; prints one
-JSON object: what the compiled train steps send.
+Leaves in FOLDER a run's directory per mesh, NAME.npz with the first step's gradient of each of GRADIENTS and lamb.npz
+with `lamb_updates`; prints one JSON object: what the compiled train steps send.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import numpy as np
 from benchmarks.scaling import collectives
 from input_pipeline.stream import train_batches
 from resnet.train import loop, parallel
+from resnet.train.optimizer import OptimizerSettings, make_optimizer
 from resnet.train.steps import accumulate, make_train_step
 from tests.bare import leave_out
 from tests.tiny import tiny_config
@@ -76,6 +77,23 @@ def first_gradient(config) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
+def lamb_updates(mesh_text: str) -> dict[str, np.ndarray]:
+    """The updates of two LAMB steps on kernels and biases that are divided as a state is, by path."""
+    mesh = parallel.make_mesh(mesh_text)
+    draw = np.random.default_rng(0)
+    shapes = {"kernel": (3, 3, 64, 128), "bias": (128,), "dense": (512, 24)}
+    params, *gradients = (
+        {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()} for _ in range(3)
+    )
+    optimizer = make_optimizer(OptimizerSettings("lamb", weight_decay=0.1, clip_norm=1.0), lambda step: 0.1)
+    params = jax.device_put(params, parallel.state_shardings(mesh, params))
+    assert mesh_text == "data=-1" or not params["kernel"].sharding.is_fully_replicated
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    for gradient in gradients:
+        updates, state = update(jax.device_put(gradient, parallel.state_shardings(mesh, gradient)), state, params)
+    return jax.device_get(updates)
+
+
 def sent(config) -> dict:
     """What the compiled train step sends, and the shapes of the parameters: all of them, and those that are divided."""
     source = loop.open_data(config)
@@ -118,6 +136,7 @@ def main() -> None:
         assert loop.train(config, folder / name) == 0
     for name, mesh in MESHES.items():
         assert loop.train(probe_config(data, mesh, folder / "data"), folder / f"probe_{name}") == 0
+    np.savez(folder / "lamb.npz", **lamb_updates("data=2,fsdp=4"))
     for name in GRADIENTS:
         np.savez(folder / f"{name}.npz", **first_gradient(gradient_config(data, name)))
     print(json.dumps(found))

@@ -1,0 +1,115 @@
+"""What a run minimises, and the probabilities that its logits then mean: softmax or sigmoid cross-entropy."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+LOSSES = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The part of `config.optim` that decides the loss; static under jit.
+
+    kind: one of LOSSES. 'softmax': cross-entropy in nats against the target as a distribution. 'sigmoid': one binary
+    cross-entropy a class (Beyer et al. 2020, Section 5; Wightman et al. 2021, "ResNet strikes back", Section 3), their
+    mean over the classes, as in timm's BinaryCrossEntropy, with which the latter's rates and decays go; big_vision's
+    sigmoid_xent is their sum, C times as much.
+    label_smoothing, target_threshold: of 'sigmoid' alone, see `binary_targets`. The targets that 'softmax' gets are
+    smoothed already (input_pipeline.augment).
+    """
+
+    kind: str = "softmax"
+    label_smoothing: float = 0.0
+    target_threshold: float = -1.0
+
+    def binary_targets(self, shares: jax.Array) -> jax.Array:
+        """What each class' binary cross-entropy is taken against, float32[B, C] of the shares of a mixed image.
+
+        Below a target_threshold of 0 the shares themselves; from 0 on 1 for each class whose share is above it and 0
+        for the others (timm's bce_target_thresh; 0 is the paper's: each class of a mixed image is there). Then
+        t (1 - ε) + ε / C: as timm smooths, whose threshold, applied behind that, would undo it.
+        """
+        targets = (shares > self.target_threshold).astype(jnp.float32) if self.target_threshold >= 0 else shares
+        if self.label_smoothing:
+            targets = targets * (1 - self.label_smoothing) + self.label_smoothing / targets.shape[-1]
+        return targets
+
+    def rows(
+        self, logits: jax.Array, targets: jax.Array, class_weights: tuple[float, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """(loss, weight) of each row, both float32[B]: the sum of the former over that of the latter is the mean loss.
+
+        logits [B, C]; targets float32[B, C] as augmentation makes them; class_weights w, or () for all 1. Of 'softmax'
+        -Σ_c w_c t_c log p_c and Σ_c w_c t_c. Of 'sigmoid' a row's weight is Σ_c w_c t_c too, of its unsmoothed shares,
+        and its loss the mean over the classes times that: a class counts by its images, as if they were drawn as often
+        as w says. (Weights on the columns, as torch's BCEWithLogitsLoss(weight=…) has them, would leave each class'
+        images as rare among the others' as they are.)
+        """
+        weighted = targets
+        if class_weights:
+            weighted = targets * jnp.asarray(np.asarray(class_weights, np.float32))
+        if self.kind == "softmax":
+            return softmax_cross_entropy(logits, weighted), jnp.sum(weighted, axis=-1)
+        losses = sigmoid_cross_entropy(logits, self.binary_targets(targets))
+        # Shares add up to 1 but for rounding, and without weights every row has exactly 1.
+        weight = jnp.sum(weighted, axis=-1) if class_weights else jnp.ones_like(losses)
+        return losses * weight, weight
+
+
+def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """-Σ_c t_c log softmax(z)_c in nats of each row: logits z [B, C], targets t [B, C] -> float32[B]."""
+    return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """The mean over c of -t_c log σ(z_c) - (1 - t_c) log σ(-z_c), in nats: logits z, targets t [B, C] -> float32[B]."""
+    return jnp.mean(optax.sigmoid_binary_cross_entropy(logits.astype(jnp.float32), targets), axis=-1)
+
+
+# By kind: evaluation's loss of each row, of logits [B, C] and one-hot labels.
+ROW_LOSSES: Mapping[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "softmax": softmax_cross_entropy,
+    "sigmoid": sigmoid_cross_entropy,
+}
+
+
+def probabilities(logits: jax.Array, kind: str) -> jax.Array:
+    """float32[B, C] of logits by the loss that they were trained with.
+
+    'softmax': of the classes, one of which it is; a row adds up to 1. 'sigmoid': of each class by itself; a row adds up
+    to anything. The order of the classes is the logits' in both. A row with NaN, or whose greatest logit is not finite,
+    is NaN in both.
+    """
+    if kind == "softmax":
+        return jax.nn.softmax(logits)
+    # A sigmoid makes 0 or 1 of an infinite logit; 0 times the greatest adds nothing, or NaN.
+    return jax.nn.sigmoid(logits) + 0.0 * jnp.max(logits, axis=-1, keepdims=True)
+
+
+def losses_of_probabilities(rows: np.ndarray, labels: np.ndarray, kind: str) -> np.ndarray:
+    """Evaluation's loss of each row, float64[N], by probabilities float32[N, C] and labels int32[N] alone.
+
+    As good as these are rounded: a probability of 0 counts as the least float32, and under 'sigmoid' one of 1 as the
+    greatest float32 below.
+    """
+    own = rows[np.arange(len(labels)), labels].astype(np.float64)
+    right = -np.log(np.maximum(own, np.finfo(np.float32).tiny))
+    if kind == "softmax":
+        return right
+    others = np.minimum(rows.astype(np.float64), 1 - 2.0**-24)
+    others[np.arange(len(labels)), labels] = 0.0
+    return (right - np.log1p(-others).sum(axis=1)) / rows.shape[1]
+
+
+def balanced_weights(labels: np.ndarray, num_classes: int) -> tuple[float, ...]:
+    """One weight per class, N / (C · n_c): the inverse of its frequency, 1 on average over the examples.
+
+    Every class must occur in `labels`.
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    return tuple(float(weight) for weight in len(labels) / (num_classes * counts))
