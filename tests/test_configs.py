@@ -71,6 +71,18 @@ def test_large_batches_have_the_published_rates():
         assert recipe(name).data.batch_size % (256 * recipe(name).model.ghost_batch_size) == 0
 
 
+def test_a3_is_the_published_procedure():
+    """Wightman et al. 2021, Table 2, column A3; LAMB's epsilon and clipping as timm, which the paper used, has them."""
+    config = recipe("imagenet_a3")
+    data, optim = config.data, config.optim
+    assert (data.image_size, data.eval_image_size, round(224 * data.resize_shorter)) == (160, 224, 236)
+    assert (data.batch_size, config.run.epochs, optim.warmup_epochs, optim.schedule) == (2048, 100.0, 5.0, "cosine")
+    assert (optim.name, optim.lr, optim.weight_decay, optim.epsilon, optim.clip_norm) == ("lamb", 8e-3, 0.02, 1e-6, 1.0)
+    assert (optim.loss, optim.target_threshold, optim.label_smoothing) == ("sigmoid", 0.0, 0.0)
+    assert (data.mixup, data.cutmix, data.flip, data.crop) == (0.1, 1.0, "horizontal", "random_resized")
+    assert (data.erasing, data.brightness, data.hue, config.model.stochastic_depth) == (0.0, 0.0, 0.0, None)
+
+
 @pytest.mark.parametrize("name", WORDS)
 def test_a_recipe_without_a_word_fine_tunes_and_each_word_is_its_mode(name):
     assert recipe(name).to_dict() == recipe(f"{name}:finetune").to_dict()
@@ -111,6 +123,7 @@ def shrink(config: ConfigDict, data: Path, folder: Path) -> ConfigDict:
     config.data.exclude = ()
     config.data.val_fraction = 0.25
     config.data.image_size = 16
+    config.data.eval_image_size = 16 if config.data.eval_image_size else 0
     config.data.batch_size = 4
     if config.model.ghost_batch_size:
         config.model.ghost_batch_size = 2
