@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from configs.default import get_config
 from input_pipeline.resident import Images, cut, make_resident, step_rows
 from resnet.study import ablation_program as program
+from resnet.study.ablation_diagnostics import make_diagnosis
 from resnet.train import plan
 from resnet.train.dispatch import next_dispatch
 from resnet.train.steps import make_train_step
@@ -28,7 +29,7 @@ def shared_data():
     return make_resident(("a", "b", "c"), {"train": images, "test": images})
 
 
-def planned(seed: int = 0) -> plan.Plan:
+def planned(seed: int = 0, loss: str = "softmax") -> plan.Plan:
     """A plan with everything that draws: flips, crops, dropout, momentum, averages."""
     config = get_config()
     config.data.flip = "alternating"
@@ -36,6 +37,7 @@ def planned(seed: int = 0) -> plan.Plan:
     config.model.dropout = 0.3
     config.data.image_size, config.data.batch_size, config.data.crop, config.data.crop_padding = SIDE, ROWS, "pad", 2
     config.optim.ema = 0.9
+    config.optim.loss = loss
     config.run.seed, config.run.steps = seed, STEPS
     return plan.make_plan(config, shared_data().as_source("arrays"))
 
@@ -140,3 +142,21 @@ def test_sums_over_batches_are_means_over_examples():
     means = program.add_up(parts)
     np.testing.assert_allclose(means["top1"], [3 / 6, 4 / 6])
     np.testing.assert_allclose(means["loss"], [3 / 6, 9 / 6])
+
+
+def test_figures_and_diagnoses_are_of_the_loss_that_is_trained_with():
+    """Of logits that are all 0, as of a head of zeros: log 2 for each class by itself, log 3 for one of three."""
+    split = shared_data().splits["test"]
+    batch = {"image": jnp.asarray(split.images), "label": jnp.asarray(split.labels), "mask": jnp.ones(10)}
+    variables = program.first_states(planned(), SEEDS[:1], SIDE).evaluated()
+    flat = {**variables["params"], "fc": jax.tree.map(jnp.zeros_like, variables["params"]["fc"])}
+    norms = {}
+    for loss, expected in (("softmax", np.log(3)), ("sigmoid", np.log(2))):
+        one = planned(loss=loss)
+        sums = jax.jit(program.make_evaluation(one, "map"))((), {**variables, "params": flat}, batch)
+        assert float(sums["loss"][0]) == pytest.approx(10 * expected, rel=1e-5)
+        own = jax.tree.map(lambda leaf: leaf[0], {**variables, "params": flat})
+        found = jax.jit(make_diagnosis(one))(own, {name: batch[name] for name in ("image", "label")})
+        norms[loss] = float(found["gradient_norm"]["head"])
+    # By the head's logits the gradients are (1/3 - t) and (1/2 - t) / 3.
+    assert norms["sigmoid"] != pytest.approx(norms["softmax"], rel=0.05)

@@ -25,6 +25,7 @@ from resnet.train.losses import (
 )
 from resnet.train.metrics import eval_sums
 from resnet.train.plan import make_recipe
+from resnet.train.probe import head_loss_sum, make_head_eval_step
 from resnet.train.steps import Recipe, batch_loss, eval_results, loss_sum
 from tests.networks import random_variables
 from tests.train.test_plan import source_with
@@ -130,10 +131,9 @@ def test_a_configuration_smooths_once():
     assert (own.augmentation.label_smoothing, own.loss) == (0.0, Loss("sigmoid", 0.2, 0.1))
 
 
-@pytest.mark.parametrize("threshold", [-1.0, 0.0])
-def test_a_step_takes_the_loss_of_the_images_as_they_were_mixed(threshold):
+def test_a_step_takes_the_loss_of_the_images_as_they_were_mixed():
     """loss_sum against the formula on the very images and shares that augmentation gives for its key."""
-    config = config_with(loss="sigmoid", target_threshold=threshold)
+    config = config_with(loss="sigmoid", target_threshold=0.0)
     recipe = dataclasses.replace(
         make_recipe(config, source_with("train"), CONTRACTS["torch"]), class_weights=(0.5, 1.0, 2.0, 3.0)
     )
@@ -156,11 +156,26 @@ def test_a_step_takes_the_loss_of_the_images_as_they_were_mixed(threshold):
 
     total, weight, sums, shares, logits = jax.device_get(run(params, batch))
     assert np.all((shares > 0).sum(axis=1) == 2)
-    targets = (shares > 0 if threshold == 0 else shares) * 0.8 + 0.05
+    targets = (shares > 0) * 0.8 + 0.05
     rows = shares @ np.array([0.5, 1.0, 2.0, 3.0])
     assert weight == pytest.approx((rows * batch["mask"]).sum(), rel=1e-5)
     assert total == pytest.approx((binary(logits, targets).mean(axis=1) * rows * batch["mask"]).sum(), rel=1e-5)
     assert sums["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_a_probe_takes_the_sigmoid_loss_of_its_heads_logits():
+    recipe = make_recipe(config_with(loss="sigmoid"), source_with("train"), CONTRACTS["torch"])
+    network, params = ResNet(SPEC), random_variables(SPEC)["params"]
+    features = np.random.default_rng(2).normal(size=(ROWS, 8)).astype(np.float32)
+    labels = (np.arange(ROWS) % CLASSES).astype(np.int32)
+    batch = {"features": features, "label": labels, "mask": np.ones(ROWS, np.float32), "index": np.arange(ROWS)}
+    total, (weight, _, _) = head_loss_sum(network, recipe, params, {}, batch, jax.random.key(0))
+    logits = features @ params["fc"]["kernel"] + params["fc"]["bias"]
+    targets = np.eye(CLASSES)[labels] * 0.8 + 0.05
+    assert float(total) == pytest.approx(binary(logits, targets).mean(axis=1).sum(), rel=1e-5)
+    assert float(weight) == ROWS
+    _, rows = make_head_eval_step(network, "sigmoid")({"params": params}, batch)
+    np.testing.assert_allclose(rows["probabilities"], 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -169,14 +184,15 @@ def test_a_class_of_weight_two_counts_as_if_its_images_were_there_twice(kind):
     labels, weights = np.array([0, 1, 2, 3, 0, 0]), (1.0, 2.0, 1.0, 3.0)
     repeated = np.repeat(np.arange(ROWS), np.asarray(weights, int)[labels])
 
-    def mean(rows: np.ndarray, weights: tuple[float, ...]) -> jax.Array:
+    def mean(rows: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
         targets = jnp.eye(CLASSES)[labels[rows]]
 
         def of(logits: jax.Array) -> jax.Array:
             losses, weight = Loss(kind).rows(logits[rows], targets, weights)
             return losses.sum() / weight.sum()
 
-        return jnp.append(jax.grad(of)(jnp.asarray(logits)).ravel(), of(jnp.asarray(logits)))
+        value, gradient = jax.jit(jax.value_and_grad(of))(jnp.asarray(logits))
+        return np.append(gradient, value)
 
     np.testing.assert_allclose(mean(np.arange(ROWS), weights), mean(repeated, ()), rtol=1e-5, atol=1e-7)
 
