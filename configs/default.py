@@ -105,6 +105,23 @@ def data() -> ConfigDict:
     # Same examples, order and crops; pixels differ by a level in places. auto: resident up to 2 GiB, but stream for
     # random_resized crops on a CPU, which decodes faster than it cuts.
     c.feed = "auto"
+    # In evaluation the shorter side becomes image_size × this, then the centre is cropped; -1: as the contract says;
+    # 0: the whole image is squashed to the square.
+    c.resize_shorter = -1.0
+    # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py). auto: as the weights of
+    # config.transfer say, torch without any. One that disagrees with the weights' is an error.
+    c.contract = "auto"
+    # balanced weighs each class by the inverse of its frequency; none does not.
+    c.class_weights = "none"
+    # Host threads that decode; 0: one per core.
+    c.threads = 0
+    c.update(augmentation())
+    return c
+
+
+def augmentation() -> ConfigDict:
+    """config.data, too: how training images are varied."""
+    c = ConfigDict()
     # Training crop: random_resized (Szegedy et al. 2015), pad (zero-padded, then cropped: CIFAR), none (as evaluation).
     c.crop = "random_resized"
     # Share of the image's area that a random_resized crop covers: lowest, highest.
@@ -113,9 +130,6 @@ def data() -> ConfigDict:
     c.crop_ratio = (0.75, 1.3333333333333333)
     # Pixels added on each side by crop='pad'.
     c.crop_padding = 4
-    # In evaluation the shorter side becomes image_size × this, then the centre is cropped; -1: as the contract says;
-    # 0: the whole image is squashed to the square.
-    c.resize_shorter = -1.0
     # Mirror at random: horizontal, vertical, both, none. alternating: horizontally, each image by its own coin in the
     # first epoch, then every other epoch (Jordan 2024, Section 3.6).
     c.flip = "horizontal"
@@ -143,13 +157,6 @@ def data() -> ConfigDict:
     # Each image is mixed with the one before it in its part of the batch (optim.accumulation), which must hold two.
     c.mixup = 0.0
     c.cutmix = 0.0
-    # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py). auto: as the weights of
-    # config.transfer say, torch without any. One that disagrees with the weights' is an error.
-    c.contract = "auto"
-    # balanced weighs each class by the inverse of its frequency; none does not.
-    c.class_weights = "none"
-    # Host threads that decode; 0: one per core.
-    c.threads = 0
     return c
 
 

@@ -54,6 +54,11 @@ def test_the_defaults_are_valid():
 FINETUNE: dict[str, object] = {"transfer.mode": "finetune", "transfer.weights": "file"}
 # What else it takes for a key, or for a word of a choice, to be allowed.
 WITH: dict[object, dict[str, object]] = {
+    **{
+        f"data.randaugment_{name}": {"data.auto_augment": "randaugment"}
+        for name in ("ops", "magnitude", "noise", "probability")
+    },
+    ("data.randaugment_set", "timm"): {"data.auto_augment": "randaugment"},
     "transfer.views": {**FINETUNE, "transfer.mode": "probe"},
     "optim.target_threshold": {"optim.loss": "sigmoid", "data.mixup": 0.2},
     ("transfer.mode", "finetune"): {"transfer.weights": "file"},
