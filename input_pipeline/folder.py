@@ -143,13 +143,24 @@ def _images(folder: str) -> Iterator[_File]:
                     yield _File(entry.path, about.st_size, about.st_mtime_ns)
 
 
-def _any_image(folder: str) -> bool:
+def supported_images(folder: str) -> list[str]:
+    """Paths, sorted, of the images below `folder` that `find_images` would list, but for the formats that are refused.
+
+    Raises InputError for a folder in it that may not be read.
+    """
+    found = (file.path for file in _images(folder))
+    supported = (path for path in found if os.path.splitext(path)[1].lower() in SUPPORTED_EXTENSIONS)
+    return sorted(supported, key=lambda path: path.split(os.sep))
+
+
+def any_image(folder: str) -> bool:
+    """Whether `find_images` would list anything below `folder`. Raises InputError for one that may not be read."""
     return next(_images(folder), None) is not None
 
 
 def _image_folders(folder: str) -> list[str]:
     """The sub-folders of `folder` below which there is an image."""
-    return [path for path in _folders(folder) if _any_image(path)]
+    return [path for path in _folders(folder) if any_image(path)]
 
 
 def _split_of(folder: str) -> str | None:
@@ -176,7 +187,7 @@ def _split_folders(root: str) -> Mapping[str, str] | None:
     named = [path for path in _folders(root) if _split_of(path)]
     others = [path for path in _image_folders(root) if path not in named]
     if not any(_image_folders(path) for path in named):
-        if others or not any(_any_image(path) for path in named):
+        if others or not any(any_image(path) for path in named):
             return None
         shown = printable(named[0])
         raise InputError(f"{shown}: images, but no class folders; expected {shown}/{{CLASS}}/*.jpg")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
-from input_pipeline.folder import IMAGE_EXTENSIONS, SUPPORTED_EXTENSIONS
+from input_pipeline.folder import IMAGE_EXTENSIONS, SUPPORTED_EXTENSIONS, supported_images
 from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
 from resnet import command
@@ -37,7 +37,9 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched through)")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched, not what is hidden)"
+    )
     parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument(
@@ -145,17 +147,18 @@ def is_sheet(place: Path) -> bool:
 
 
 def image_files(names: list[str]) -> Iterator[Path]:
-    """The files themselves and, for a folder, every image below it in sorted order.
+    """The files themselves and, for a folder, every image below it in sorted order, by the rules of training.
 
-    Raises InputError for what is not there.
+    So hidden files and folders in it are passed over; one that is named itself is not. Raises InputError for what is
+    not there.
     """
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUPPORTED_EXTENSIONS and p.is_file())
+            found = supported_images(str(path))
             if not found:
                 raise InputError(f"{printable(name)}: no images in this folder ({', '.join(SUPPORTED_EXTENSIONS)})")
-            yield from found
+            yield from map(Path, found)
         elif path.is_file():
             yield path
         else:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import InputError
+from input_pipeline.folder import find_images
 from input_pipeline.stream import eval_batches
 from resnet.study import predict
 from resnet.study.evaluate import open_like
@@ -64,6 +65,30 @@ def test_a_folder_is_searched_through_for_images_alone(run, ask, tmp_path):
     answer = json.loads(ask("--json", tmp_path))
     found = [str(tmp_path / "a" / "b" / "UPPER.JPG"), str(tmp_path / "a" / "c.jfif")]
     assert [item["image"] for item in answer["images"]] == found
+
+
+def test_what_is_hidden_in_a_folder_is_passed_over_as_in_training_and_seen_when_named(run, ask, tmp_path):
+    image = images_of(run[0])[0]
+    junk = (".ipynb_checkpoints/0-checkpoint.jpg", ".hidden/1.jpg", "__MACOSX/a/2.jpg", ".git/3.jpg", "a/.4.jpg")
+    for name in ("a/0.jpg", "b/0.jpg", *junk):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / name)
+    # What macOS leaves beside a picture on a foreign disk.
+    (tmp_path / "a" / "._0.jpg").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
+    seen = [item["image"] for item in json.loads(ask("--json", tmp_path))["images"]]
+    assert seen == [str(tmp_path / name) for name in ("a/0.jpg", "b/0.jpg")]
+    assert seen == [str(tmp_path / name) for name in find_images(tmp_path).ids]
+    named = [tmp_path / "a" / ".4.jpg", tmp_path / ".hidden"]
+    seen = [item["image"] for item in json.loads(ask("--json", *named))["images"]]
+    assert seen == [str(named[0]), str(named[1] / "1.jpg")]
+
+
+def test_a_link_in_a_folder_that_leads_nowhere_is_told(run, ask, tmp_path):
+    shutil.copy(images_of(run[0])[0], tmp_path / "0.jpg")
+    (tmp_path / "1.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    _, whole, dead = ask("--on_error=skip", tmp_path).splitlines()
+    assert whole.startswith(f"{tmp_path / '0.jpg'}: ")
+    assert dead == f"{tmp_path / '1.jpg'}: not read: cannot be read (No such file or directory)"
 
 
 def test_the_most_probable_classes_first(run, ask):
