@@ -65,6 +65,12 @@ def _misnamed(name: str, look: Look) -> str | None:
     return f"is {look.format}" if _EXTENSIONS.get(extension) != look.format else None
 
 
+def _transparent(name: str, look: Look) -> str | None:
+    if not look.transparent:
+        return None
+    return look.mode if look.mode.endswith("A") else f"{look.format}, {look.mode} with a transparent colour"
+
+
 def _pixels(look: Look) -> str:
     return f"{look.width} x {look.height} pixels"
 
@@ -80,8 +86,8 @@ _ODDITIES: Mapping[str, tuple[str, str, Callable[[str, Look], str | None]]] = {
                     lambda name, look: look.mode if look.bits == 16 else None),
     "turned": ("note", "turned by EXIF: read upright here, not by every tool",
                lambda name, look: f"orientation {look.orientation}" if look.orientation != 1 else None),
-    "alpha": ("note", "with an alpha channel: it is dropped, and what it hid is seen",
-              lambda name, look: look.mode if look.mode in ("RGBA", "LA", "PA") else None),
+    "alpha": ("note", "with an alpha channel or a transparent colour: dropped, what it hid is seen, in a GIF as black",
+              _transparent),
     "stretched": ("note", f"with one side more than {_STRETCHED:g} times the other: a square crop leaves most out",
                   lambda name, look: _pixels(look)
                   if max(look.height, look.width) > _STRETCHED * min(look.height, look.width) else None),

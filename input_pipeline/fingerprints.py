@@ -49,7 +49,8 @@ class Look:
     reason: why it cannot be read, '' where it can. format: 'JPEG', 'PNG', 'BMP', 'GIF' or 'WebP', by content. mode:
     Pillow's, as stored ('RGB', 'L', 'P', 'CMYK', 'RGBA', 'I;16' ...). bits: per channel, 8 or 16. height, width:
     pixels, upright. orientation: EXIF, 1..8. animated: more than one frame. byte_size: encoded. digest: sha256 of the
-    encoded bytes where another file has the same size, else b''.
+    encoded bytes where another file has the same size, else b''. transparent: an alpha channel, or a colour or colours
+    of a palette that are to be seen through (PNG's tRNS, GIF's transparent index), used or not.
     """
 
     reason: str
@@ -62,6 +63,7 @@ class Look:
     animated: bool = False
     byte_size: int = 0
     digest: bytes = b""
+    transparent: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def look(data: bytes, grey: np.ndarray, chroma: np.ndarray, *, hashed: bool = Tr
     try:
         with Image.open(io.BytesIO(data), formats=(header.format.upper(),)) as picture:
             mode, animated = picture.mode, bool(getattr(picture, "is_animated", False))
+            transparent = picture.has_transparency_data
             _shrink(picture, header.orientation, grey, chroma)
     except Exception as error:  # Any: one strange file must not end the looking over of all the others.
         grey[:], chroma[:] = 0, 0
@@ -161,8 +164,9 @@ def look(data: bytes, grey: np.ndarray, chroma: np.ndarray, *, hashed: bool = Tr
         return Look(reason, byte_size=len(data), digest=digest)
     # The bit depth in a PNG's first chunk; Pillow tells of it only where the picture is grey.
     bits = 16 if header.format == "PNG" and data[24] == 16 else 8
+    sides = header.height, header.width
     return Look(
-        "", header.format, mode, bits, header.height, header.width, header.orientation, animated, len(data), digest
+        "", header.format, mode, bits, *sides, header.orientation, animated, len(data), digest, transparent=transparent
     )
 
 

@@ -76,6 +76,18 @@ def test_alpha_is_dropped_and_the_colour_under_it_counts():
         np.testing.assert_array_equal(decode(FILES[name]), np.asarray(BASE))
 
 
+def test_a_colour_to_be_seen_through_is_seen_and_black_in_a_gif():
+    palette = BASE.convert("P")
+    colours = np.asarray(palette.convert("RGB"))
+    hidden = int(np.asarray(palette)[0, 0])
+    for transparency in (hidden, bytes([0] * 256)):
+        np.testing.assert_array_equal(decode(encoded(palette, "PNG", transparency=transparency)), colours)
+    seen = decode(encoded(palette, "GIF", transparency=hidden))
+    black = (np.asarray(palette) == hidden)[..., None]
+    np.testing.assert_array_equal(seen, np.where(black, 0, colours))
+    assert colours[0, 0].any()
+
+
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"no image", b"BM", FILES["jpeg"][:500], FILES["png"][:500]])
 def test_bytes_that_are_no_whole_image_are_named_in_one_line(data):
     with pytest.raises(InputError, match=r"a\.jpg: cannot be decoded") as raised:

@@ -44,6 +44,10 @@ def test_every_fault_is_named_and_none_ends_the_looking(tmp_path):
         "b/moving.gif": encoded(noise(8), "GIF", save_all=True, append_images=[noise(9)]),
         "b/moving.webp": encoded(noise(10), "WEBP", save_all=True, append_images=[noise(11)]),
         "b/clear.png": encoded(noise(12).convert("RGBA")),
+        "b/palette.png": encoded(noise(15).convert("P"), transparency=bytes([0, 128])),
+        "b/colour.png": encoded(noise(16).convert("RGB"), transparency=(9, 9, 9)),
+        "b/see_through.gif": encoded(noise(17).convert("P"), "GIF", transparency=0),
+        "b/opaque.png": encoded(noise(18).convert("P")),
         "b/long.png": encoded(noise(13, (200, 48))),
         "b/small.png": encoded(noise(14, (16, 16))),
     }
@@ -60,11 +64,13 @@ def test_every_fault_is_named_and_none_ends_the_looking(tmp_path):
     assert named["sixteen_bit"] == {"deep.png"}
     assert named["turned"] == {"turned.jpg"}
     assert named["animated"] == {"moving.gif", "moving.webp"}
-    assert named["alpha"] == {"clear.png"}
+    assert named["alpha"] == {"clear.png", "palette.png", "colour.png", "see_through.gif"}
+    remarks = {item.files[0]: item.remark for item in found(report, "alpha").items}
+    assert (remarks["b/clear.png"], remarks["b/palette.png"]) == ("RGBA", "PNG, P with a transparent colour")
     assert named["stretched"] == {"long.png"}
     assert named["small"] == {"small.png"}
     assert report.exit_code == 1
-    assert (report.files, sum(map(sum, report.counts.values()))) == (15, 9)
+    assert (report.files, sum(map(sum, report.counts.values()))) == (19, 13)
 
 
 def test_a_sound_folder_has_no_findings(tmp_path):
