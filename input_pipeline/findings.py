@@ -22,6 +22,7 @@ ADVICE: Mapping[str, str] = {
     "alike_leak": "look at them: of one patient or film? Then split by patient or film, not by file",
     "exact_copies": _TOGETHER,
     "near_copies": _TOGETHER,
+    "hidden_folders": "take the dot off the name of one that is a class",
 }
 
 

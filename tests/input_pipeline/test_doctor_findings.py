@@ -87,6 +87,23 @@ def test_a_sound_folder_has_no_findings(tmp_path):
     assert report.sizes["height"] == (48, 48, 48)
 
 
+def test_a_hidden_folder_of_images_is_named_and_those_of_tools_are_not(tmp_path):
+    whole = encoded(noise(1))
+    shown = {"a/1.png": encoded(noise(2)), "b/2.png": encoded(noise(3)), "a/._1.png": whole, ".empty/notes.txt": b"x"}
+    tools = {f"{name}/1.png": whole for name in (".git/x", ".ipynb_checkpoints", "a/.thumbnails", ".Trash-1000/files")}
+    root = put(tmp_path / "data", shown | tools)
+    report = look_over(root, cache_dir=str(tmp_path / "cache"))
+    assert "hidden_folders" not in codes(report)
+    put(root, {".hid\nden/deep/1.png": whole, "a/.old/1.png": whole, ".hid\nden/.deeper/1.png": whole})
+    report = look_over(root, cache_dir=str(tmp_path / "cache"))
+    hidden = found(report, "hidden_folders")
+    assert hidden.summary == r"2 hidden folders with images (.hid\nden, a/.old), not used"
+    assert hidden.items == (Item((".hid\nden",)), Item(("a/.old",)))
+    # So a run's first screen tells it as well.
+    assert hidden.level == "warning"
+    assert report.class_names == ("a", "b")
+
+
 def test_classes_that_are_missing_rare_or_misspelt_are_named():
     names = ("Cat", "cat_", "dog", "owl")
     found = {item.code: item for item in about_classes(names, {"train": (200, 3, 40, 0), "test": (5, 0, 5, 5)})}
