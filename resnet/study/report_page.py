@@ -38,9 +38,9 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
     test = run.test
     if test and test.get("calibration"):
         figures["reliability"] = report_figures.reliability(test["calibration"])
-    speed_figure = report_figures.speed(run)
-    if speed_figure:
-        figures["speed"] = speed_figure
+    speed = speed_of(run)
+    if speed and speed.images_per_second is not None:
+        figures["speed"] = report_figures.speed(run)
     script, places = report_figures.embedded(figures)
     changed, everything = report_tables.configuration(run)
     missing: list[str] = []
@@ -53,7 +53,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "result": result(run),
         "classes": class_section(run),
         "pictures": pictures,
-        "speed": speed_of(run),
+        "speed": speed,
         "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
         "run": run,
         "doctor": findings,

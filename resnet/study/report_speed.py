@@ -29,23 +29,25 @@ PEAKS = {
     "TPU v4": 2.75e14,
     "TPU v3": 6.15e13,
 }
+ONE_LINE = "No images a second: the run has one training line only, which includes compilation."
 
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Figures of the training lines, the first left out (it holds the compilation) where there are more.
+    """Figures of the training lines, the first left out (it holds the compilation).
 
     images_per_second: the median; slowest, fastest: the 5th and 95th percentile. data_wait: mean share of the time in
-    which the device waited for images. training_flops: of one image; None where the network cannot be counted or a step
-    does less than what is counted. activation_bytes: what a step keeps from forward to backward at a time, counted, not
-    measured; None likewise. mfu: model FLOPs over the devices' peak, None where the peak is not known, the run was not
-    in bfloat16 or the FLOPs are not known. device_memory: most bytes in use on a device, measured; None where it does
-    not tell. notes: why what is None for the run's own sake is.
+    which the device waited for images. None of the four where there is but one line. training_flops: of one image; None
+    where the network cannot be counted or a step does less than what is counted. activation_bytes: what a step keeps
+    from forward to backward at a time, counted, not measured; None likewise. mfu: model FLOPs over the devices' peak,
+    None where the peak is not known, the run was not in bfloat16, or the FLOPs or the rate are not known.
+    device_memory: most bytes in use on a device, measured; None where it does not tell. notes: why what is None for the
+    run's own sake is.
     """
 
-    images_per_second: float
-    slowest: float
-    fastest: float
+    images_per_second: float | None
+    slowest: float | None
+    fastest: float | None
     data_wait: float | None
     training_flops: int | None
     multiply_adds: int | None
@@ -61,10 +63,12 @@ def speed_of(run: RunRecord) -> Speed | None:
     lines = [line for line in run.of_kind("train") if line.get("images_per_second")]
     if not lines:
         return None
-    steady = lines[1:] or lines
+    steady = lines[1:]
     rates = np.array([line["images_per_second"] for line in steady], np.float64)
     waits = [line["data_wait"] for line in steady if line.get("data_wait") is not None]
-    median = float(np.median(rates))
+    slowest = median = fastest = None
+    if steady:
+        slowest, median, fastest = (float(rate) for rate in np.percentile(rates, (5, 50, 95)))
     partial, again = learns_in_part(run), computes_again(run)
     flops = parameters = multiply_adds = memory = None
     try:
@@ -79,16 +83,16 @@ def speed_of(run: RunRecord) -> Speed | None:
     peak = peak_flops(run)
     return Speed(
         images_per_second=median,
-        slowest=float(np.percentile(rates, 5)),
-        fastest=float(np.percentile(rates, 95)),
+        slowest=slowest,
+        fastest=fastest,
         data_wait=float(np.mean(waits)) if waits else None,
         training_flops=flops,
         multiply_adds=multiply_adds,
         parameters=parameters,
         activation_bytes=memory,
-        mfu=median * flops / peak if flops and peak else None,
+        mfu=median * flops / peak if median and flops and peak else None,
         device_memory=max((int(line["device_memory"]) for line in lines if line.get("device_memory")), default=None),
-        notes=tuple(filter(None, (partial, again))),
+        notes=tuple(filter(None, ("" if steady else ONE_LINE, partial, again))),
     )
 
 
