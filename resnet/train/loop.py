@@ -133,7 +133,7 @@ class Run(Stepping):
             if hosts.primary():
                 write_curves(self.workdir, self.config.run.best_metric)
         validated = outcome is not None and outcome.step == self.progress.best_step
-        hosts.say(screen.end(self.workdir, outcome, self.config.data.source, validated=validated))
+        hosts.say(screen.end(self.workdir, outcome, self.config.data, validated=validated))
         return 0
 
     @property

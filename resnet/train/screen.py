@@ -1,5 +1,6 @@
 """What a run prints besides its progress bar: one screen at the start, a line per evaluation, the result at the end."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
-from input_pipeline.sources import Source
+from input_pipeline.sources import DEMO_DIR, Source
 from resnet.model.counting import count
 from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
@@ -166,10 +167,11 @@ def describe(name: str, summary: dict[str, Any]) -> str:
     return f"{name} {summary['top1']:.2%} of {summary['count']:,} ({interval}){more}, {balanced}"
 
 
-def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool) -> str:
+def end(workdir: Path, outcome: Outcome | None, data: ConfigDict, *, validated: bool) -> str:
     """Where the run lies, how good its best checkpoint is, and what to do with it next.
 
-    validated: whether a validation split chose the checkpoint, which else is the newest.
+    data: the section of the configuration. validated: whether a validation split chose the checkpoint, which else is
+    the newest.
     """
     where = printable(str(workdir))
     confusion = "confusion.png, " if outcome else ""
@@ -178,12 +180,24 @@ def end(workdir: Path, outcome: Outcome | None, source: str, *, validated: bool)
         lines.append(figures(outcome))
         chosen = "chosen on the validation split" if validated else "the newest"
         lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
-    data = ".data/demo" if source == "demo" else "DATA_DIR"
+    run, place = word(str(workdir)), word(data_place(data))
     lines += [
         "Next:",
-        f"  ./run.sh python -m resnet.study.predict --checkpoint={where} IMAGE...",
-        f"  ./run.sh python -m resnet.study.evaluate --checkpoint={where} --data={data}",
-        f"  ./run.sh python -m resnet.study.report {where}",
+        f"  ./run.sh python -m resnet.study.predict --checkpoint={run} IMAGE...",
+        f"  ./run.sh python -m resnet.study.evaluate --checkpoint={run} --data={place}",
+        f"  ./run.sh python -m resnet.study.report {run}",
         "A run that stops before its end goes on with the same command.",
     ]
     return "\n".join(lines)
+
+
+def data_place(data: ConfigDict) -> str:
+    """What evaluation's --data takes for the data of the configuration's section `data`."""
+    if data.source.startswith("tfds:"):
+        return str(data.source)  # Evaluation looks for it where the run had it.
+    return data.dir or DEMO_DIR
+
+
+def word(name: str) -> str:
+    """`name` as one word of a shell's command line, safe in a line of the screen."""
+    return printable(shlex.quote(name))

@@ -1,5 +1,7 @@
-"""What the first screen says of settings that so short a run does not come to."""
+"""What a run's screen says: of settings that so short a run does not come to, and of what to do next."""
 
+import shlex
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -59,3 +61,24 @@ def test_the_notes_stand_on_the_screen_of_a_run(tmp_path, capsys):
     assert "none of config.optim.step_epochs=(30.0, 60.0, 90.0) lies within" in lines[0]
     assert "config.run.early_stopping=3 cannot end this run: it takes 4 evaluations" in lines[1]
     assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "folder", "place"),
+    [
+        ("folder", "my data", "my data"),
+        ("folder", "/data/it's $HOME", "/data/it's $HOME"),
+        ("folder", "new\nline", r"new\nline"),
+        ("demo", "", ".data/demo"),
+        ("demo", "elsewhere", "elsewhere"),
+        ("tfds:mnist", "", "tfds:mnist"),
+        ("tfds:mnist:3.*.*", "/data/prepared", "tfds:mnist:3.*.*"),
+    ],
+)
+def test_the_next_commands_name_the_run_and_its_data_as_a_shell_takes_them(source, folder, place):
+    data = config_with({"data.source": source, "data.dir": folder}).data
+    printed = screen.end(Path("runs/a b"), None, data, validated=False)
+    predict, evaluate, report = (shlex.split(line) for line in printed.splitlines() if line.startswith("  ./run.sh"))
+    assert predict[3:] == ["resnet.study.predict", "--checkpoint=runs/a b", "IMAGE..."]
+    assert evaluate[3:] == ["resnet.study.evaluate", "--checkpoint=runs/a b", f"--data={place}"]
+    assert report[3:] == ["resnet.study.report", "runs/a b"]
