@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from resnet.model.broadcasting import shifted
 from resnet.model.errors import SpecError
 from resnet.model.pooling import WINDOW, kept_first_of_largest
 
@@ -90,7 +91,7 @@ def stem(images: Array, kernel: Array, bias: Array | None = None) -> Array:
     told apart, where a compiler knows it for a convolution's.
     """
     y = _over_blocks(into_blocks(images, STEM_BLOCK), blocked_kernel(kernel, STEM_BLOCK, 2))
-    y = y if bias is None else y + jnp.tile(bias, STEM_OUTPUTS**2)
+    y = y if bias is None else shifted(y, jnp.tile(bias, STEM_OUTPUTS**2))
     return y.reshape(*y.shape[:3], STEM_OUTPUTS**2, kernel.shape[-1])
 
 

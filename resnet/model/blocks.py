@@ -59,7 +59,7 @@ class Block(nn.Module):
         activated = self._activate_input(x, train)
         branch = cast(jax.Array, self._branch(activated, train))
         if spec.squeeze_excitation:
-            branch = SqueezeExcitation(spec.squeeze_excitation, spec.activation, self.dtype, name="se")(branch)
+            branch = SqueezeExcitation(spec.squeeze_excitation, spec.activation, name="se")(branch)
         if spec.order == "relu_before_addition":
             branch = activation(branch)
         if spec.norm == "none":

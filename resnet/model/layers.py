@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet.model import blocked
+from resnet.model.broadcasting import scaled, shifted
 from resnet.model.convolution import window_for_onednn
 from resnet.model.convolution_forms import Window
 from resnet.model.normalisation import BatchNorm
@@ -58,7 +59,7 @@ class Conv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
-        return y if bias is None else y + bias
+        return y if bias is None else shifted(y, bias)
 
     def by_blocks(self, x: jax.Array) -> jax.Array:
         """A stem's 7×7 convolution of stride 2, in blocks (`blocked.stem`): float[B, H/4, W/4, 4, features]."""
@@ -67,7 +68,8 @@ class Conv(nn.Module):
 
     def _promoted(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         kernel, bias = self.variables_for(x.shape[-1])
-        return cast(Any, nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype))
+        # The bias stays as it is: `shifted` casts it.
+        return *cast(Any, nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)), bias
 
     @property
     def _padding(self) -> tuple[tuple[int, int], ...]:
@@ -162,19 +164,21 @@ def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel-wise gating of float[B, H, W, C] by its pooled self through two dense layers (Hu et al. 2018, eq. 3)."""
+    """Channel-wise gating of float[B, H, W, C] by its pooled self through two dense layers (Hu et al. 2018, eq. 3).
+
+    From the pooling to the gate in float32, as the network's head is.
+    """
 
     reduction: int
     activation: str
-    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         channels = x.shape[-1]
-        pooled = x.mean(axis=(1, 2))
-        squeezed = nn.Dense(max(channels // self.reduction, 1), dtype=self.dtype, name="fc1")(pooled)
-        gate = nn.Dense(channels, dtype=self.dtype, name="fc2")(ACTIVATIONS[self.activation](squeezed))
-        return x * nn.sigmoid(gate)[:, None, None, :]
+        pooled = x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        squeezed = nn.Dense(max(channels // self.reduction, 1), dtype=pooled.dtype, name="fc1")(pooled)
+        gate = nn.Dense(channels, dtype=pooled.dtype, name="fc2")(ACTIVATIONS[self.activation](squeezed))
+        return scaled(x, nn.sigmoid(gate)[:, None, None, :])
 
 
 class BranchScale(nn.Module):
@@ -183,4 +187,4 @@ class BranchScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.zeros, (), jnp.float32)
-        return x * scale.astype(x.dtype)
+        return scaled(x, scale)
