@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from input_pipeline.contract import CONTRACTS, Contract, contract_by_name
+from input_pipeline.crops import INTERPOLATIONS
 from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.model.spec import ResNetSpec
@@ -58,6 +59,12 @@ def main() -> int:
         "is squashed (default: as the source's authors do, 0 for CIFAR stems)",
     )
     parser.add_argument(
+        "--interpolation",
+        default="",
+        choices=("", *INTERPOLATIONS),
+        help="of the resize (default: as the source's authors do)",
+    )
+    parser.add_argument(
         "--classes", default="", metavar="FILE", help="text file of class names, one a line in the order of the outputs"
     )
     parser.add_argument(
@@ -75,6 +82,7 @@ def main() -> int:
         contract=arguments.contract,
         image_size=arguments.image_size,
         resize_shorter=arguments.resize_shorter,
+        interpolation=arguments.interpolation,
         class_file=arguments.classes,
         in_channels=arguments.in_channels,
     )
@@ -90,6 +98,7 @@ def convert(
     contract: str = "",
     image_size: int = 0,
     resize_shorter: float = -1.0,
+    interpolation: str = "",
     class_file: str = "",
     in_channels: int = 0,
 ) -> Converted:
@@ -110,6 +119,8 @@ def convert(
     if in_channels:
         spec = adapt_input(variables, spec, in_channels)
     kept = contract_by_name(contract) if contract else (known.contract if known else implied_contract(recognised))
+    if interpolation:
+        kept = dataclasses.replace(kept, interpolation=interpolation)
     side = image_size or (known.image_size if known else 0) or (32 if spec.stem == "cifar" else 224)
     spec.check_image_size(side)
     progress: dict[str, Any] = {"source": source, "source_sha256": file.sha256, "source_format": file.format}

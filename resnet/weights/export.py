@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from input_pipeline.contract import CONTRACTS, Contract
 from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.model.spec import ResNetSpec
@@ -73,6 +74,8 @@ KERAS_V2_FIELDS: dict[str, tuple[object, ...]] = {
 KERAS_ENDINGS = (".h5", ".hdf5")
 # By which timm and torch's users know the form, and by which it is chosen here; all else is torch's own.
 SAFETENSORS_ENDING = ".safetensors"
+# What convert takes from a contract's name alone.
+CONTRACT_NUMBERS = ("name", "mean", "std", "scale", "channel_order")
 # An ending by which readers expect a form that is not written here.
 FOREIGN_ENDING = ".keras"
 
@@ -98,19 +101,42 @@ def classes_file(out: Path) -> Path:
 
 
 def way_back(checkpoint: str | Path, out: Path) -> str:
-    """What a file of weights cannot hold of this checkpoint, and the command that gives it back."""
+    """What a file of weights cannot hold of this checkpoint, and, in the last line, the command that gives it back."""
     _, meta = load(checkpoint)
+    told, lost = contract_words(meta.contract)
     words = [
         f"--source={out}",
-        f"--contract={meta.contract.name}",
+        *told,
         f"--image_size={meta.image_size}",
-        f"--resize_shorter={meta.resize_shorter:.6g}",
+        f"--resize_shorter={meta.resize_shorter!r}",
         *([f"--classes={classes_file(out)}"] if classes_file(out).exists() else []),
     ]
-    return (
-        "The file holds tensors alone; whoever reads it has to prepare images as this network's were. Back again:\n"
-        f"  ./run.sh python -m resnet.weights.convert {printable(shlex.join(words))} --out=DIR"
+    if not classes_file(out).exists() and meta.progress.get("head") != "none":
+        lost.append("the names of the classes, which one with a line break keeps from a file of lines")
+    return "\n".join(
+        [
+            "The file holds tensors alone; whoever reads it has to prepare images as this network's were. Back again:",
+            *(f"(but for {printable(each)})" for each in lost),
+            f"  ./run.sh python -m resnet.weights.convert {printable(shlex.join(words))} --out=DIR",
+        ]
     )
+
+
+def contract_words(contract: Contract) -> tuple[list[str], list[str]]:
+    """The flags by which convert makes a contract, and in words what of it no flag does: numbers of no known contract.
+
+    The crop, which has a flag of its own, is not looked at.
+    """
+    known = CONTRACTS.get(contract.name, CONTRACTS["torch"])
+    flags = [f"--contract={known.name}"]
+    if contract.interpolation != known.interpolation:
+        flags.append(f"--interpolation={contract.interpolation}")
+    pairs = [(name, getattr(contract, name), getattr(known, name)) for name in CONTRACT_NUMBERS]
+    return flags, [
+        f"its preprocessing's {name}: {own}, where --contract={known.name} has {other}"
+        for name, own, other in pairs
+        if own != other
+    ]
 
 
 def export(checkpoint: str | Path, form: str, out: Path) -> int:

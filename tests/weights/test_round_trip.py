@@ -1,5 +1,6 @@
 """In, out and in again: the same bits, under names that the other side loads strictly."""
 
+import dataclasses
 import shlex
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load, save_converted
 from resnet.weights import formats, mapping, names, safetensors_files, shortcut_padding
-from resnet.weights.convert import convert, summary
+from resnet.weights.convert import Converted, convert, summary
 from resnet.weights.export import export, way_back
 from tests.networks import random_variables
 
@@ -263,22 +264,46 @@ def test_no_two_tensors_share_a_name(dialect: names.Dialect) -> None:
         assert len(set(found)) == len(found)
 
 
+def taken_back(checkpoint: Path, out: Path) -> tuple[Converted, dict[str, str]]:
+    """What the command that an export prints makes of the file, and the command's flags."""
+    *_, line = way_back(checkpoint, out).splitlines()
+    given = dict(word.removeprefix("--").split("=") for word in shlex.split(line)[4:-1])
+    kinds = {"image_size": int, "resize_shorter": float}
+    values = {name: kinds.get(name, str)(value) for name, value in given.items() if name not in ("source", "classes")}
+    return convert(given["source"], class_file=given.get("classes", ""), **values), given
+
+
+def test_a_contract_of_ones_own_comes_back_or_is_told(tmp_path: Path) -> None:
+    """Bicubic by a flag, as timm's weights have it; numbers that no contract of convert has, in words."""
+    variables = random_variables(TINY_BASIC)
+    names_of_classes = tuple(f"class {number}" for number in range(TINY_BASIC.num_classes))
+    own = dataclasses.replace(CONTRACTS["torch"], interpolation="bicubic", resize_shorter=235 / 224)
+    save_converted(tmp_path / "in", variables, Meta(TINY_BASIC, names_of_classes, own, 224, own.resize_shorter))
+    export(tmp_path / "in", "torchvision", tmp_path / "w.safetensors")
+    back, given = taken_back(tmp_path / "in", tmp_path / "w.safetensors")
+    assert given["interpolation"] == back.meta.contract.interpolation == "bicubic"
+    assert (back.meta.contract.name, back.meta.resize_shorter) == ("torch", 235 / 224)
+    assert "but for" not in way_back(tmp_path / "in", tmp_path / "w.safetensors")
+    mine = dataclasses.replace(own, mean=(0.5, 0.5, 0.5))
+    save_converted(tmp_path / "other", variables, Meta(TINY_BASIC, names_of_classes, mine, 224, 1.0))
+    told = way_back(tmp_path / "other", tmp_path / "w.safetensors")
+    assert "but for its preprocessing's mean: (0.5, 0.5, 0.5), where --contract=torch has (0.485, 0.456, 0.406)" in told
+    assert told.count("but for") == 1
+    named = dataclasses.replace(CONTRACTS["torch"], name="mine")
+    broken = ("a\nb", *names_of_classes[1:])
+    save_converted(tmp_path / "named", variables, Meta(TINY_BASIC, broken, named, 224, 1.0))
+    told = way_back(tmp_path / "named", tmp_path / "elsewhere.pth")
+    assert "but for its preprocessing's name: mine, where --contract=torch has torch" in told
+    assert "but for the names of the classes" in told
+
+
 def test_what_a_file_cannot_hold_is_told_at_its_export_and_given_back(tmp_path: Path) -> None:
     """Preprocessing, crop and classes of one's own: the printed command makes the same checkpoint of the file."""
     spec = with_fields(TINY_BASIC, stem="cifar", shortcut="A", stage_sizes=(1, 1, 1), num_classes=10)
     mine = tuple("abcdefghij")
     save_converted(tmp_path / "in", random_variables(spec), Meta(spec, mine, CONTRACTS["raw"], 48, 1.25))
     export(tmp_path / "in", "torchvision", tmp_path / "w.pth")
-    *_, line = way_back(tmp_path / "in", tmp_path / "w.pth").splitlines()
-    words = shlex.split(line)[4:-1]
-    given = dict(word.removeprefix("--").split("=") for word in words)
-    back = convert(
-        given["source"],
-        contract=given["contract"],
-        image_size=int(given["image_size"]),
-        resize_shorter=float(given["resize_shorter"]),
-        class_file=given["classes"],
-    )
+    back, given = taken_back(tmp_path / "in", tmp_path / "w.pth")
     assert (back.meta.class_names, back.meta.contract, back.meta.image_size) == (mine, CONTRACTS["raw"], 48)
     assert back.meta.resize_shorter == 1.25
     assumed = convert(given["source"])
