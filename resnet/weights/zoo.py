@@ -64,8 +64,9 @@ def torchvision(depth: int, version: int, digest: str, top1: float) -> Entry:
 
 
 def timm(depth: int, recipe: str, digest: str, top1: float) -> Entry:
-    # timm's settings for these weights: bicubic, and a crop of 95 % of the shorter side.
-    contract = dataclasses.replace(CONTRACTS["torch"], resize_shorter=1 / 0.95, interpolation="bicubic")
+    # timm's settings for these weights: bicubic, and a crop of 95 % of the shorter side, which its transforms_factory
+    # (transforms_imagenet_eval) makes floor(224 / 0.95) = 235 px.
+    contract = dataclasses.replace(CONTRACTS["torch"], resize_shorter=235 / 224, interpolation="bicubic")
     release = "https://github.com/huggingface/pytorch-image-models/releases/download/v0.1-rsb-weights"
     address = f"{release}/resnet{depth}_{recipe}_0-{digest}.pth"
     name = f"timm:resnet{depth}.{recipe}_in1k"

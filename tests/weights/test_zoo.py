@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
 from resnet.model.variants import VARIANTS
 from resnet.weights import classes, zoo
@@ -128,23 +129,24 @@ def test_table_is_sound() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "contract", "resize", "interpolation"),
+    ("name", "model", "contract", "shorter", "interpolation"),
     [
-        ("torchvision:resnet50_v1", "resnet50", "torch", 256 / 224, "bilinear"),
-        # A resize or interpolation other than the authors' costs up to a point.
-        ("torchvision:resnet50_v2", "resnet50", "torch", 232 / 224, "bilinear"),
-        ("timm:resnet50.a1_in1k", "resnet50", "torch", 1 / 0.95, "bicubic"),
-        ("keras:resnet50", "resnet50_keras", "caffe", 256 / 224, "bilinear"),
-        ("keras:resnet50v2", "resnet50_v2_keras", "tf", 256 / 224, "bilinear"),
+        ("torchvision:resnet50_v1", "resnet50", "torch", 256, "bilinear"),
+        # A resize or interpolation other than the authors' costs up to a point. timm's is rounded down: 224 / 0.95.
+        ("torchvision:resnet50_v2", "resnet50", "torch", 232, "bilinear"),
+        ("timm:resnet50.a1_in1k", "resnet50", "torch", 235, "bicubic"),
+        ("keras:resnet50", "resnet50_keras", "caffe", 256, "bilinear"),
+        ("keras:resnet50v2", "resnet50_v2_keras", "tf", 256, "bilinear"),
     ],
 )
 def test_preprocessing_is_part_of_the_name(
-    name: str, model: str, contract: str, resize: float, interpolation: str
+    name: str, model: str, contract: str, shorter: int, interpolation: str
 ) -> None:
     known = zoo.find(name)
     assert known is not None
     assert (known.model, known.contract.name, known.image_size) == (model, contract, 224)
-    assert (known.contract.resize_shorter, known.contract.interpolation) == (resize, interpolation)
+    crop = Crop(kind="none", image_size=known.image_size, resize_shorter=known.contract.resize_shorter)
+    assert (crop.shorter_side, known.contract.interpolation) == (shorter, interpolation)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
