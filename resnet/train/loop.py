@@ -5,6 +5,7 @@ import dataclasses
 import io
 import math
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,9 @@ class Run(Stepping):
                 print(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
             settings = {**dict(flatten(self.config)), "run.writers": tuple(self.config.run.writers)}
-            opened = MetricsWriter(self.workdir, step, settings) if hosts.primary() else SilentWriter()
-            with opened as self.writer, self.watchdog:
+            evaluated = self.progress.evaluated_step == step
+            writer = partial(MetricsWriter, self.workdir, step, settings, evaluated=evaluated)
+            with writer() if hosts.primary() else SilentWriter() as self.writer, self.watchdog:
                 quiet = None if hosts.primary() else io.StringIO()
                 bar = EpochBar(self.plan.total_steps, self.plan.steps_per_epoch, start_step=step, stream=quiet)
                 with bar as self.bar, jax.transfer_guard("disallow"):

@@ -30,20 +30,26 @@ class MetricsWriter:
     """Appends to WORKDIR/metrics.jsonl and WORKDIR/tensorboard; one process per run holds one. A context manager."""
 
     def __init__(
-        self, workdir: str | os.PathLike[str], resume_step: int = 0, config: Mapping[str, Any] | None = None
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int = 0,
+        config: Mapping[str, Any] | None = None,
+        *,
+        evaluated: bool = True,
     ) -> None:
         """Open the files of a run that goes on after `resume_step` (steps done; 0 for a new run).
 
         What an earlier process logged beyond `resume_step`, and a last line it left half-written, is dropped: those
-        steps will be done again. config: the run's, flat, for TensorBoard's table of hparams and for the trackers that
-        'run.writers' in it names. Raises InputError for a metrics.jsonl that is damaged elsewhere, and for a tracker
-        that cannot be opened.
+        steps will be done again. evaluated: whether the checkpoint knows of the validation at `resume_step`; where not,
+        that line is dropped as well, for it will come again (TensorBoard then has the same figures twice). config: the
+        run's, flat, for TensorBoard's table of hparams and for the trackers that 'run.writers' in it names. Raises
+        InputError for a metrics.jsonl that is damaged elsewhere, and for a tracker that cannot be opened.
         """
         folder = Path(workdir)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / METRICS_FILE
         if path.exists():
-            _drop_after(path, resume_step)
+            _drop_after(path, resume_step, evaluated)
         self._trackers = Trackers((config or {}).get("run.writers", ()), folder, config or {})
         self._file = path.open("a", encoding="utf-8")
         self._trackers.catch_up(record for record, _ in _records(path))
@@ -157,12 +163,16 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
             yield record, line.rstrip(b"\r\n") + b"\n"
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrite the file without the records beyond `step`, by way of a second file, so that a kill leaves one whole."""
+def _drop_after(path: Path, step: int, evaluated: bool) -> None:
+    """Rewrite the file without the records beyond `step`, nor the validation at it unless `evaluated`.
+
+    By way of a second file, so that a kill leaves one whole.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("wb") as file:
         for record, line in _records(path):
-            if record["step"] <= step:
+            again = record["step"] == step and record.get("kind") == "val" and not evaluated
+            if record["step"] <= step and not again:
                 file.write(line)
         file.flush()
         os.fsync(file.fileno())

@@ -87,6 +87,27 @@ def test_stopped_at_any_step_and_gone_on_is_bit_identical(k, data, straight, tmp
         np.testing.assert_array_equal(got, expected)
 
 
+def test_a_validation_written_before_its_checkpoint_is_not_written_twice(data, straight, tmp_path, monkeypatch):
+    """Stopped in an evaluation, so saved without figures; then killed between the figures' line and their save."""
+    config = resumable(data)
+    first = next(line["step"] for line in straight[0] if line["kind"] == "val")
+    with monkeypatch.context() as patch:
+        stop_after(patch, first)
+        assert loop.train(config, tmp_path / "run") == 128 + signal.SIGTERM
+    assert not [line for line in lines(tmp_path / "run") if line["kind"] == "val"]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "save", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            loop.train(config, tmp_path / "run")
+    assert (lines(tmp_path / "run")[-1]["step"], lines(tmp_path / "run")[-1]["kind"]) == (first, "val")
+    assert loop.train(config, tmp_path / "run") == 0
+    assert lines(tmp_path / "run") == straight[0]
+
+
+def killed(self, step: int, state) -> None:
+    raise RuntimeError("killed")
+
+
 def test_sums_of_a_training_line_survive_a_stop(data, tmp_path, monkeypatch):
     config = tiny_config(data)
     config.run.log_every = 4

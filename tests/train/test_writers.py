@@ -56,6 +56,17 @@ def test_resuming_drops_later_steps_and_a_torn_line(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.tmp"))
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_validation_that_comes_again_is_dropped_and_no_other_line(tmp_path: Path, evaluated: bool) -> None:
+    lines = [(2, "val"), (4, "train"), (4, "val"), (4, "test")]
+    with MetricsWriter(tmp_path) as writer:
+        for step, kind in lines:
+            writer.write(step, step / 2, kind, {"top1": 0.5})
+    with MetricsWriter(tmp_path, resume_step=4, evaluated=evaluated):
+        left = [(record["step"], record["kind"]) for record in read_metrics(tmp_path)]
+    assert left == [line for line in lines if evaluated or line != (4, "val")]
+
+
 @pytest.mark.parametrize("cut", range(1, 40))
 def test_a_kill_at_any_byte_of_the_last_line_loses_no_other(tmp_path: Path, cut: int) -> None:
     line = b'{"step": 12, "epoch": 1.5, "kind": "train"}'
