@@ -239,7 +239,7 @@ def transfer() -> ConfigDict:
 def run() -> ConfigDict:
     """config.run: how long, how often, how exact."""
     c = ConfigDict()
-    # Passes over the training images; a fraction is fine.
+    # Passes over the training images, rounded up to whole steps; a fraction is fine.
     c.epochs = 90.0
     # Steps, instead of epochs, where above 0.
     c.steps = 0

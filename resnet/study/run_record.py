@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
-from resnet.train.configuration import flatten, make_spec
+from resnet.train.configuration import flatten, make_spec, steps_of
 from resnet.train.predictions import KeptPredictions, read_predictions
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE
 from resnet.train.writers import read_metrics
@@ -55,7 +54,7 @@ class RunRecord:
             return int(self.config["run.steps"])
         if not images:
             return None
-        return math.ceil(self.config["run.epochs"] * images / self.config["data.batch_size"])
+        return steps_of(self.config["run.epochs"], images, self.config["data.batch_size"])
 
     @property
     def best_validation(self) -> Line | None:

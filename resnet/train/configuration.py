@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -68,6 +69,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "run.remat": ("none", "block", "stage"),
     "run.best_metric": ("top1", "balanced_accuracy", "loss"),
 }
+
+
+def steps_of(epochs: float, images: int, batch_size: int) -> int:
+    """Steps of so many passes over `images`: no epoch is cut short. Raises InputError for more than can be counted."""
+    steps = epochs * images / batch_size
+    # The allowance keeps what is whole but for rounding: (0.1 + 0.2) epochs of 10 steps are 3. It is relative for long
+    # runs, and less than an image's share of a step in all that are run.
+    total = max(1, math.ceil(steps - max(1e-9, 1e-12 * steps)))
+    if total > MOST_STEPS:
+        raise InputError(f"config.run.epochs={epochs} is {total} steps; at most {MOST_STEPS} can be counted")
+    return total
 
 
 def validate(config: ConfigDict) -> None:

@@ -10,8 +10,8 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet.train import integrity
 from resnet.train.checkpoints import FOLDER
-from resnet.train.configuration import LENGTH, PLACES, differences, flatten
-from resnet.train.plan import Plan, schedule_settings, total_steps
+from resnet.train.configuration import LENGTH, PLACES, differences, flatten, steps_of
+from resnet.train.plan import Plan, schedule_settings
 from resnet.train.pretrained import Pretrained
 from resnet.train.schedules import ENDS, make_schedule
 from resnet.train.workdir import CONFIG, PROVENANCE, read_config, write_json
@@ -84,7 +84,7 @@ def check_done(config: ConfigDict, workdir: Path, done: int, plan: Plan) -> None
 def described(config: ConfigDict, before: dict[str, Any], done: int, plan: Plan) -> list[str]:
     """What another number of steps means for the learning rate; no line where the number is the same."""
     steps, epochs = (before.get(f"run.{key}", config.run[key]) for key in ("steps", "epochs"))
-    was = total_steps(steps, epochs, plan.steps_per_epoch)
+    was = steps or steps_of(epochs, plan.order.num_examples, plan.batch_size)
     if was == plan.total_steps:
         return []
     line = f"Note      the run was of {was:,} steps and is of {plan.total_steps:,} now"

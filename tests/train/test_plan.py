@@ -1,6 +1,7 @@
 """What a configuration means for a dataset: steps, weights of classes, and what the data cannot give."""
 
 import dataclasses
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 
 from input_pipeline.errors import InputError
 from input_pipeline.sources import Source, Split
+from resnet.study.run_record import RunRecord
 from resnet.train import screen
-from resnet.train.configuration import MOST_STEPS, validate
+from resnet.train.configuration import MOST_STEPS, steps_of, validate
 from resnet.train.plan import make_plan
 from resnet.train.unread_keys import READ_WITH_VALIDATION
 from tests.train.test_configuration import config_with
@@ -55,6 +57,28 @@ def test_a_plan_counts_in_steps_of_whole_batches_over_fractional_epochs():
     assert (
         make_plan(config_with({**changes, "run.steps": 2, "run.epochs": 90.0}), source_with("train")).total_steps == 2
     )
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs", "steps"),
+    [
+        # 30 · (100 / 24) is 125.00000000000001 in floating point.
+        (100, 24, 30.0, 125),
+        (100, 24, 30.1, 126),
+        (100, 10, 0.1 + 0.2, 3),
+        (100, 64, 1e-12, 1),
+        # One image more than whole batches, in a run of a million steps.
+        (1_000_001, 100, 100.0, 1_000_001),
+        (1_281_167, 256, 90.0, 450_411),
+    ],
+)
+def test_a_rounding_error_is_no_step_of_its_own(images, batch_size, epochs, steps):
+    assert steps_of(epochs, images, batch_size) == steps
+    config = {"run.epochs": epochs, "run.steps": 0, "data.batch_size": batch_size}
+    record = RunRecord(Path(), config, {"dataset": {"images": {"train": images}}}, (), [], None)
+    assert record.total_steps == steps
+    if images == 100:
+        assert make_plan(config_with(config), source_with("train", "val")).total_steps == steps
 
 
 def test_a_plan_refuses_what_the_data_cannot_give():

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train import loop
+from resnet.train import loop, plan
 from resnet.train.checkpoints import FOLDER, Checkpoints
+from resnet.train.configuration import steps_of
 from resnet.train.writers import MetricsWriter, read_metrics
 from tests.tiny import tiny_config, tiny_data
 
@@ -28,9 +29,8 @@ def lines(workdir: Path) -> list[dict]:
 def final_arrays(config, workdir: Path) -> list[np.ndarray]:
     """Every array of the newest checkpoint: parameters, statistics, optimizer, averages, counters, sums."""
     source = loop.open_data(config)
-    plan = loop.make_plan(config, source)
     mesh = loop.parallel.make_mesh()
-    like = loop.initial_state(config, plan, mesh)
+    like = loop.initial_state(config, loop.make_plan(config, source), mesh)
     with Checkpoints(workdir, keep=2) as checkpoints:
         state, meta = checkpoints.restore(checkpoints.latest_step(), like, loop.parallel.replicated(mesh))
     assert meta.step == config.run.steps
@@ -138,6 +138,24 @@ def test_a_finished_run_started_again_changes_nothing(data, tmp_path, capsys):
     assert loop.train(config, tmp_path / "run") == 0
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert "test top-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_did_a_step_more_by_an_older_count_is_done(stopped, data, tmp_path, monkeypatch):
+    """With its test line, or stopped behind its last step and before all that comes at the end."""
+    config = tiny_config(data)
+    config.run.steps, config.run.epochs, config.data.val_fraction = 0, 0.25, 0.0
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "steps_of", lambda *arguments: steps_of(*arguments) + 1)
+        if stopped:
+            stop_after(patch, 3)
+        assert loop.train(config, tmp_path / "run") == (128 + signal.SIGTERM if stopped else 0)
+    before = lines(tmp_path / "run")
+    assert before[2]["step"] == 3
+    assert loop.train(config, tmp_path / "run") == 0
+    after = lines(tmp_path / "run")
+    assert after[:3] == before[:3]
+    assert [(line["step"], line["kind"]) for line in after[3:]] == [(3, "test")]
 
 
 def test_another_configuration_is_refused_with_the_difference(data, tmp_path):
