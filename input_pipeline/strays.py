@@ -15,13 +15,14 @@ from input_pipeline.findings import Finding, Item, plural
 from input_pipeline.folder import IMAGE_EXTENSIONS, any_image
 from input_pipeline.images import Listing
 
-# Tools keep these, and copies of images in some; nobody means one for a class. Also .Trash-1000, .Trashes ...
+# Tools keep these, and copies of images in some; nobody means one for a class.
 _TOOLS = frozenset((
     ".git", ".hg", ".svn", ".dvc", ".datalad", ".ipynb_checkpoints", ".cache", ".venv", ".idea", ".vscode",
     ".thumbnails", ".thumbs", ".@__thumb", ".picasaoriginals", ".AppleDouble", ".Spotlight-V100", ".fseventsd",
     ".DocumentRevisions-V100", ".TemporaryItems", ".snapshot", ".snapshots", ".zfs", ".stversions", ".dropbox.cache",
 ))  # fmt: skip
-_BIN = ".Trash"
+# .Trash-1000, .Trashes; Kubernetes' ..data, to which visible links lead.
+_BEGINNINGS = (".Trash", "..")
 _NAMED = 3
 
 
@@ -98,7 +99,7 @@ def _walk(top: str) -> Iterator[tuple[str, str]]:
 
 def _hides_images(folder: os.DirEntry[str]) -> bool:
     """Whether there are images below a hidden folder that is no tool's."""
-    if folder.name in _TOOLS or folder.name.startswith(_BIN):
+    if folder.name in _TOOLS or folder.name.startswith(_BEGINNINGS):
         return False
     try:
         return any_image(folder.path)

@@ -15,7 +15,7 @@ from jax import Array
 def shifted(x: Array, by: Array) -> Array:
     """x + by, in x's dtype; `by` float32, of a shape that broadcasts to x's.
 
-    Reverse mode alone where x is narrower than float32, as `scaled` (`jax.custom_vjp`); else the plain sum.
+    Where x is narrower than float32 it has no forward mode of its own, as `scaled` has none (`jax.custom_vjp`).
     """
     return _shifted(x, by) if _narrow(x, by) else x + by.astype(x.dtype)
 
@@ -45,7 +45,8 @@ def _shifted_backward(by: Array, g: Array) -> tuple[Array, Array]:
     return g, _summed(g.astype(by.dtype), by)
 
 
-_shifted.defvjp(lambda x, by: (_shifted(x, by), by), _shifted_backward)
+# The plain sum, and product, so that the gradient can be differentiated forwards.
+_shifted.defvjp(lambda x, by: (x + by.astype(x.dtype), by), _shifted_backward)
 
 
 @jax.custom_vjp
@@ -58,4 +59,4 @@ def _scaled_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]
     return g * by.astype(x.dtype), _summed(g.astype(by.dtype) * x.astype(by.dtype), by)
 
 
-_scaled.defvjp(lambda x, by: (_scaled(x, by), (x, by)), _scaled_backward)
+_scaled.defvjp(lambda x, by: (x * by.astype(x.dtype), (x, by)), _scaled_backward)
