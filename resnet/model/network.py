@@ -28,6 +28,10 @@ class ResNet(nn.Module):
 
     Variables are {'params', 'batch_stats'}, all float32; activations and convolutions run in `dtype`. Training with
     dropout or stochastic depth needs an rng named 'dropout'.
+
+    Gradients of gradients (penalties, MAML) and forward over reverse mode (Hessian-vector products) work. Forward mode
+    alone (`jax.jvp`) works in evaluation where lax or oneDNN computes all convolutions; in training batch norm, whose
+    gradient is its own, raises TypeError.
     """
 
     spec: ResNetSpec

@@ -78,7 +78,8 @@ class BatchNorm(nn.Module):
             groups = x.reshape(-1, self.group, *x.shape[1:])
             normalise = jax.vmap(_normalise, in_axes=(None, 0, None, None))
         y, mean, var = normalise(self.epsilon, groups, self.scale, self.bias)
-        self.follow(mean, var)
+        # To a gradient of a gradient they would be what they are made of.
+        self.follow(lax.stop_gradient(mean), lax.stop_gradient(var))
         return y.reshape(x.shape).astype(self.dtype)
 
 

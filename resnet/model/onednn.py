@@ -18,7 +18,7 @@ laid out anew in each call: ResNet-50 285 ms with all of its convolutions by one
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -188,6 +188,12 @@ def numbers(window: Window, *more: int) -> list[int]:
     return [*window.strides, top, bottom, left, right, window.groups, *more]
 
 
+def computed(primitive: Primitive, form: Callable[..., Any], *static: str) -> None:
+    """What the primitive does outside of any jit: its call compiled or, under `jax.disable_jit`, its definition."""
+    compiled, config = jax.jit(primitive.bind, static_argnames=static), cast(Any, jax.config)
+    primitive.def_impl(lambda *operands, **how: (form if config.jax_disable_jit else compiled)(*operands, **how))
+
+
 def _lower(primitive: Primitive, name: str, form: Callable[..., Array]) -> None:
     by_lax = mlir.lower_fun(form, multiple_results=False)
     mlir.register_lowering(primitive, by_lax)
@@ -195,7 +201,7 @@ def _lower(primitive: Primitive, name: str, form: Callable[..., Array]) -> None:
 
 
 def _define(primitive: Primitive, name: str, form: Callable[..., Array], *transposes: Callable[..., Array]) -> None:
-    primitive.def_impl(jax.jit(primitive.bind, static_argnames=("window", "shape")))
+    computed(primitive, form, "window", "shape")
     primitive.def_abstract_eval(lambda first, second, window, shape: first.update(shape=shape))
     ad.defbilinear(primitive, *transposes)
     batching.primitive_batchers[primitive] = partial(_map_over, primitive)
@@ -211,7 +217,7 @@ def _shape_evaluated(x: Any, *operands: Any, steps: tuple[Step, ...]) -> Any:
 _define(_OUTPUT, TARGETS[0], _output_by_lax, _output_by_x, _output_by_w)
 _define(_INPUT_GRADIENT, TARGETS[1], _input_gradient_by_lax, _input_gradient_by_g, _input_gradient_by_w)
 _define(_WEIGHT_GRADIENT, TARGETS[2], _weight_gradient_by_lax, _weight_gradient_by_x, _weight_gradient_by_g)
-EVALUATED.def_impl(jax.jit(EVALUATED.bind, static_argnames="steps"))
+computed(EVALUATED, _in_parts, "steps")
 EVALUATED.def_abstract_eval(_shape_evaluated)
 ad.primitive_jvps[EVALUATED] = partial(differentiate_parts, _in_parts)
 batching.primitive_batchers[EVALUATED] = _map_parts

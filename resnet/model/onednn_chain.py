@@ -6,7 +6,7 @@ images at a time, and on the way back begins the end's gradient while it writes 
 maps, the largest of a network, for its own sake. What both are worth is told in docs/speed.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -42,7 +42,8 @@ class End:
 
     Between this file's functions, which alone read it, the gradient by `y` is that by what the norm gives, and the one
     by `statistics` the norm's sums, [Σ g, Σ g·y], with `relu`: what the next convolution finds of the end's gradient.
-    The rest of it belongs to the call that y comes from, which adds those by scale and bias, too.
+    The rest of it belongs to the call that y comes from, which adds those by scale and bias, too. So a function of an
+    End is a custom_vjp whose rules call none of its kind with what they are given (see `_of_one_level`).
     """
 
     y: Array
@@ -62,12 +63,9 @@ class End:
         return self.y.dtype
 
 
-@jax.custom_vjp
 def close(end: End) -> Array:
     """What the end gives."""
-    y = normalised(end.y, (end.statistics, end.scale, end.bias), end.epsilon)
-    y = y if end.addend is None else y + closed(end.addend)
-    return jax.nn.relu(y) if end.relu else y
+    return _summed(end, norm_of)
 
 
 def closed(x: Array | End) -> Array:
@@ -75,17 +73,51 @@ def closed(x: Array | End) -> Array:
     return close(x) if isinstance(x, End) else x
 
 
-def _close(end: End) -> tuple[Array, tuple[Array, End]]:
-    z = close(end)
-    return z, (z, end)
+def _summed(end: End, *ways: Callable[[End], Array]) -> Array:
+    """What the end gives, its norm, and that of an addend that has one, by the first and by the last of `ways`."""
+    y, added = ways[0](end), end.addend
+    added = ways[-1](added) if isinstance(added, End) else added
+    y = y if added is None else y + added
+    return _rectified(y) if end.relu else y
 
 
-def _open(kept: tuple[Array, End], g: Array) -> tuple[End]:
-    z, end = kept
-    if not end.relu:
-        return (end_gradient(end, g, None),)
-    g = jnp.where(z > 0, g, 0)
-    return (end_gradient(end, g, sums_of(g, end.y)),)
+# What it gives is kept anyway: no mask beside that.
+_rectified = jax.custom_vjp(jax.nn.relu)
+_rectified.defvjp(lambda x: (jax.nn.relu(x),) * 2, lambda z, g: (jnp.where(z > 0, g, 0),))
+
+
+def norm_of(end: End) -> Array:
+    """What the end's norm gives. Its gradient is given to the end in the way that `End` tells."""
+    return _norm_of(end.replace(addend=None))  # type: ignore[attr-defined]
+
+
+def _norm_in_parts(end: End) -> Array:
+    return normalised(end.y, (end.statistics, end.scale, end.bias), end.epsilon)
+
+
+def _keep(end: End) -> tuple[Array, End]:
+    return _norm_in_parts(end), end
+
+
+def _give_back(end: End, g: Array) -> tuple[End]:
+    return (_with_sums(end, g),)
+
+
+_norm_of = jax.custom_vjp(_norm_in_parts)
+_norm_of.defvjp(_keep, _give_back)
+
+
+def _of_one_level(primals: Any) -> Array | End:
+    """An End, given as the primals of a custom_vjp; what it gives, where one of its norms is not differentiated there.
+
+    Of nested differentiations each goes, as definitions, through the gradients of those inside it, in which `y` is no
+    more than y. What is not differentiated in this one, but maybe in one around it, still wants its gradient as `End`
+    tells; so it gets it from `norm_of`, and the sum of both is an array as any.
+    """
+    end: End = jax.tree.map(lambda primal: primal.value, primals)
+    parts: list[Any] = [part for part in (primals, primals.addend) if isinstance(part, End)]
+    ways = [_norm_in_parts if part.y.perturbed else norm_of for part in parts]
+    return _summed(end, *ways) if norm_of in ways else end
 
 
 def end_gradient(end: End, g: Array, sums: Array | None) -> End:
@@ -95,7 +127,9 @@ def end_gradient(end: End, g: Array, sums: Array | None) -> End:
     return end.replace(y=g, statistics=sums, **rest)  # type: ignore[attr-defined]
 
 
-close.defvjp(_close, _open)
+def _with_sums(end: End, g: Array) -> End:
+    """`end_gradient`, with the sums where they are asked for."""
+    return end_gradient(end, g, sums_of(g, end.y) if end.relu else None)
 
 
 def before(x: Array | End) -> int:
@@ -142,9 +176,8 @@ def trained(
     given = [lax.stop_gradient(found) for found in statistics]
     if not chain.left_open:
         return y, taken, given
-    scale, bias = (lax.stop_gradient(of[-1]) for of in (scales, biases))
     added = taken if chain.residual else addend
-    return End(y, statistics[-1], scale, bias, added, chain.relu, chain.forms[-1].epsilon), taken, given
+    return End(y, statistics[-1], scales[-1], biases[-1], added, chain.relu, chain.forms[-1].epsilon), taken, given
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -186,16 +219,23 @@ def _forward(
 
 
 def _forward_of_primals(chain: Chain, *operands: Any) -> tuple[Any, tuple[Any, ...]]:
-    """`_forward`, and of what it keeps whether a gradient by x is asked for: () or, where x is given, None."""
-    values = jax.tree.map(lambda primal: primal.value, operands)
-    result, kept = _forward(chain, *values)
+    """`_forward`; kept are also x as it was given, and whether a gradient by it is asked for: () or, if not, None."""
+    given, *rest = jax.tree.map(lambda primal: primal.value, operands)
     asked = any(primal.perturbed for primal in jax.tree.leaves(operands[0]))
-    return result, (*kept, () if asked else None)
+    x = _of_one_level(operands[0]) if isinstance(given, End) else given
+    (y, taken, statistics), kept = _forward(_taking(chain, x), x, *rest)
+    taken = None if chain.forms[0].before == RELU else taken
+    return (y, taken, statistics), (*kept, given, () if asked else None)
+
+
+def _taking(chain: Chain, x: Array | End) -> Chain:
+    """The chain for an x that may have been closed."""
+    return chain._replace(forms=(chain.forms[0]._replace(before=before(x)), *chain.forms[1:]))
 
 
 def _begin_backward(chain: Chain, kept: tuple[Any, ...], given: Any) -> tuple[Array, int, list[Array], Array | None]:
     """The gradient by what is behind the last convolution, what that is, what is known of it; the one by the end."""
-    _, _, maps, *_, rectified, _ = kept
+    _, _, maps, *_, rectified, _, _ = kept
     g, _, statistics = given
     g = jnp.zeros_like(maps[-1]) if isinstance(g, SymbolicZero) else g
     if chain.left_open and chain.relu:
@@ -209,8 +249,8 @@ def _begin_backward(chain: Chain, kept: tuple[Any, ...], given: Any) -> tuple[Ar
 
 
 def _backward(chain: Chain, kept: tuple[Any, ...], given: Any) -> Any:
-    x, taken, maps, statistics, kernels, scales, biases, has_addend, _, asked = kept
-    forms, last = chain.forms, len(chain.forms) - 1
+    x, taken, maps, statistics, kernels, scales, biases, has_addend, _, given_x, asked = kept
+    forms, last = _taking(chain, x).forms, len(chain.forms) - 1
     g, behind, known, by_end = _begin_backward(chain, kept, given)
     by_taken = None if given[1] is None or isinstance(given[1], SymbolicZero) else given[1]
     by_kernels, by_scales, by_biases, sums_before = [], [], [], []
@@ -240,6 +280,9 @@ def _backward(chain: Chain, kept: tuple[Any, ...], given: Any) -> Any:
     by_x: Any = g
     if isinstance(x, End) and g is not None:
         by_x = end_gradient(x, g, sums_before[0])
+    elif isinstance(given_x, End) and g is not None:
+        g = jnp.where(x > 0, g, 0) if given_x.relu else g
+        by_x = _with_sums(given_x, g)
     return by_x, by_kernels[::-1], by_scales[::-1], by_biases[::-1], None if has_addend is None else by_end
 
 

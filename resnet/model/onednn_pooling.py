@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from resnet.model import pooling
-from resnet.model.onednn import differentiate_parts
+from resnet.model.onednn import computed, differentiate_parts
 from resnet.model.onednn_chain import End, end_gradient
 from resnet.model.onednn_library import POOLED, POOLED_GRADIENT, target
 from resnet.model.onednn_training import map_over, normalised, sums_of
@@ -95,7 +95,7 @@ for _primitive, _name, _form, _abstract in (
     (_GRADIENT, POOLED_GRADIENT, _gradient_in_parts, _gradient_shapes),
 ):
     _by_lax = mlir.lower_fun(_form, multiple_results=True)
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("epsilon",)))
+    computed(_primitive, _form, "epsilon")
     _primitive.def_abstract_eval(_abstract)
     ad.primitive_jvps[_primitive] = partial(_differentiate, _form)
     batching.primitive_batchers[_primitive] = partial(map_over, _primitive)

@@ -16,7 +16,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from resnet.model.convolution_forms import Window, extent
-from resnet.model.onednn import differentiate_parts, input_gradient, numbers, output, weight_gradient
+from resnet.model.onednn import computed, differentiate_parts, input_gradient, numbers, output, weight_gradient
 from resnet.model.onednn_library import TARGETS, target
 
 # Of a Trained: what comes before it, nothing, a norm and a ReLU, or the end of a block: a norm, an addition and a ReLU,
@@ -182,12 +182,12 @@ def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, form: Train
     )
 
 
-for _primitive, _name, _form, _abstract in (
-    (_TRAINED, TARGETS[4], _in_parts, _shapes),
-    (_GRADIENT, TARGETS[5], _gradient_in_parts, _gradient_shapes),
+for _primitive, _name, _form, _abstract, *_static in (
+    (_TRAINED, TARGETS[4], _in_parts, _shapes, "form"),
+    (_GRADIENT, TARGETS[5], _gradient_in_parts, _gradient_shapes, "form", "ending"),
 ):
     _by_lax = mlir.lower_fun(_form, multiple_results=True)
-    _primitive.def_impl(jax.jit(_primitive.bind, static_argnames=("form", "ending")))
+    computed(_primitive, _form, *_static)
     _primitive.def_abstract_eval(_abstract)
     ad.primitive_jvps[_primitive] = partial(differentiate_parts, _form)
     batching.primitive_batchers[_primitive] = partial(map_over, _primitive)
