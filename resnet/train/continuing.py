@@ -76,8 +76,8 @@ def check_done(config: ConfigDict, workdir: Path, done: int, plan: Plan) -> None
     if done > plan.total_steps:
         key = "steps" if config.run.steps else "epochs"
         raise InputError(
-            f"{printable(str(workdir))} has done {done} steps; config.run.{key}={config.run[key]:g} is "
-            f"{plan.total_steps}: a run cannot end before where it is"
+            f"{printable(str(workdir))} has done {done} steps, more than the {plan.total_steps} of "
+            f"config.run.{key}={config.run[key]:g}: a run cannot end before where it is"
         )
 
 
