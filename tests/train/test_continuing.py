@@ -113,7 +113,7 @@ def test_nothing_else_may_differ_with_the_flag(data, ended):
 
 def test_a_run_cannot_end_before_where_it_is(data, ended):
     before = files(ended)
-    with pytest.raises(InputError, match=r"has done 4 steps, more than the 3 of config\.run\.steps=3: a run cannot end"):
+    with pytest.raises(InputError, match=r"has done 4 steps, more than the 3 of config\.run\.steps=3: "):
         loop.train(of_length(data, 3), ended, new_length=True)
     assert files(ended) == before
 
