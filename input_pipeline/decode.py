@@ -13,6 +13,7 @@ import numpy as np
 
 from input_pipeline import resampling
 from input_pipeline.crops import Crop
+from input_pipeline.cuts import Cut
 from input_pipeline.encoded_files import first_frame
 
 # libjpeg's accurate transform gives Pillow's pixels to the last bit, also for grey and CMYK; TensorFlow's default is
@@ -21,25 +22,25 @@ _ACCURATE = "INTEGER_ACCURATE"
 _KERNELS = {"bilinear": "triangle", "bicubic": "keyscubic"}
 
 
-def training_image(tf: Any, data: Any, orientation: Any, box: Any, crop: Crop) -> Any:
-    """uint8[S, S, 3] of the encoded image `data` (string scalar), cut by `box` int32[4].
+def training_image(tf: Any, data: Any, orientation: Any, cut: Cut, crop: Crop) -> Any:
+    """uint8[S, S, 3] of the encoded image `data` (string scalar), cut by `cut`; 'none' does not look at it.
 
-    box: for 'random_resized' in stored pixels (`crops.stored_boxes`), for 'pad' as `crops.boxes` gives it; 'none' does
-    not look at it. orientation: EXIF, int32 scalar 1..8.
+    orientation: EXIF, int32 scalar 1..8.
     """
     if crop.kind != "random_resized":
         image = evaluation_image(tf, stored_pixels(tf, data), orientation, crop)
         if crop.kind == "none":
             return image
         padded = tf.pad(image, [[crop.padding, crop.padding], [crop.padding, crop.padding], [0, 0]])
-        return tf.slice(padded, [box[0], box[1], 0], [crop.image_size, crop.image_size, 3])
-    piece = tf.cond(
+        return tf.slice(padded, [cut.box[0], cut.box[1], 0], [crop.image_size, crop.image_size, 3])
+    piece, place = tf.cond(
         tf.io.is_jpeg(data),
-        lambda: _jpeg_piece(tf, data, box, crop.image_size),
-        lambda: tf.slice(stored_pixels(tf, data), [box[0], box[1], 0], [box[2], box[3], 3]),
+        lambda: (_jpeg_window(tf, data, cut), cut.place),
+        lambda: (stored_pixels(tf, data), tf.cast(cut.box, tf.float32)),
     )
     # Resized before it is turned: the filter is symmetric, and the square is the smaller picture to turn.
-    return upright(tf, resize(tf, piece, crop.image_size, crop.image_size, crop.interpolation), orientation)
+    square = resize(tf, piece, crop.image_size, crop.image_size, crop.interpolation, place)
+    return upright(tf, square, orientation)
 
 
 def evaluation_image(tf: Any, stored: Any, orientation: Any, crop: Crop) -> Any:
@@ -102,56 +103,75 @@ def _decode_by_pillow(data: bytes | np.ndarray) -> np.ndarray:
         raise ValueError(f"broken BMP or WebP image: {error}") from error
 
 
-def _jpeg_piece(tf: Any, data: Any, box: Any, size: int) -> Any:
-    """The pixels of `box`, decoded at 1/2, 1/4 or 1/8 where both sides stay at least `size`: uint8[h, w, 3].
-
-    libjpeg leaves out the high frequencies instead of computing and then averaging them away; the box moves by less
-    than one of the smaller pixels.
-    """
+def _jpeg_window(tf: Any, data: Any, cut: Cut) -> Any:
+    """uint8[h, w, 3]. libjpeg leaves out the high frequencies instead of computing and then averaging them away."""
 
     def at(ratio: int) -> Any:
-        return lambda: tf.image.decode_and_crop_jpeg(data, box // ratio, channels=3, ratio=ratio, dct_method=_ACCURATE)
+        return lambda: tf.image.decode_and_crop_jpeg(data, cut.window, channels=3, ratio=ratio, dct_method=_ACCURATE)
 
-    reductions = tf.reduce_min(box[2:]) // size
-    index = tf.reduce_sum(tf.cast(reductions >= tf.constant([2, 4, 8]), tf.int32))
-    return tf.switch_case(index, [at(1), at(2), at(4), at(8)])
+    return tf.switch_case(cut.halvings, [at(1), at(2), at(4), at(8)])
 
 
-def resize(tf: Any, image: Any, height: Any, width: Any, interpolation: str) -> Any:
-    """uint8[height, width, 3] of uint8[H, W, 3], antialiased, rounded; the same size comes out bit for bit."""
+def resize(tf: Any, image: Any, height: Any, width: Any, interpolation: str, box: Any = None) -> Any:
+    """uint8[height, width, 3] of uint8[H, W, 3], antialiased, rounded; the same size comes out bit for bit.
+
+    box: what of the image is resized, (top, left, height, width) in pixels, float32[4]; None: all of it. It is as if
+    cut out first: no filter looks over its edge, and of a pixel that the edge divides as much counts as lies inside.
+    """
     if not resampling.missing(tf):
-        return resampling.resized(tf, image, height, width, interpolation)
-    return resize_by_tensorflow(tf, image, height, width, interpolation)
+        return resampling.resized(tf, image, height, width, interpolation, box)
+    return resize_by_tensorflow(tf, image, height, width, interpolation, box)
 
 
-def resize_by_tensorflow(tf: Any, image: Any, height: Any, width: Any, interpolation: str) -> Any:
-    """The same bits by TensorFlow's own operations.
+def resize_by_tensorflow(tf: Any, image: Any, height: Any, width: Any, interpolation: str, box: Any = None) -> Any:
+    """The same by TensorFlow's own operations: the same bits, where pixels are divided but for ties.
 
     The same numbers as tf.image.resize(antialias=True) in a third of its time: of the operation's two passes only the
     one down the rows runs along memory, so each axis takes its turn as rows, all else flattened into channels.
     """
+    down, across = None, None
+    if box is not None:
+        first, end = tf.floor(box[:2]), tf.math.ceil(box[:2] + box[2:])
+        corner, extent = tf.cast(first, tf.int32), tf.cast(end - first, tf.int32)
+        image = tf.slice(image, tf.concat([corner, [0]], 0), tf.concat([extent, [3]], 0))
+        down, across = (box[0] - first[0], box[2]), (box[1] - first[1], box[3])
     rows, columns = tf.shape(image)[0], tf.shape(image)[1]
-    tall = _resize_rows(tf, tf.reshape(image, [rows, columns * 3]), rows, height, interpolation)
+    tall = _resize_rows(tf, tf.reshape(image, [rows, columns * 3]), height, interpolation, down)
     turned = tf.transpose(tf.reshape(tall, [height, columns, 3]), [1, 0, 2])
-    wide = _resize_rows(tf, tf.reshape(turned, [columns, height * 3]), columns, width, interpolation)
+    wide = _resize_rows(tf, tf.reshape(turned, [columns, height * 3]), width, interpolation, across)
     pixels = tf.transpose(tf.reshape(wide, [width, height, 3]), [1, 0, 2])
     if interpolation == "bicubic":  # the only one that overshoots
         pixels = tf.clip_by_value(pixels, 0.0, 255.0)
     return tf.cast(pixels + 0.5, tf.uint8)
 
 
-def _resize_rows(tf: Any, image: Any, rows: Any, new_rows: Any, interpolation: str) -> Any:
-    """float32[new_rows, n] of [rows, n]."""
-    scale = tf.cast(new_rows, tf.float32) / tf.cast(rows, tf.float32)
-    resized = tf.raw_ops.ScaleAndTranslate(
-        images=image[None, :, None, :],
-        size=tf.stack([new_rows, 1]),
-        scale=tf.stack([scale, 1.0]),
-        translation=tf.zeros(2),
-        kernel_type=_KERNELS[interpolation],
-        antialias=True,
+def _resize_rows(tf: Any, image: Any, new_rows: Any, interpolation: str, part: tuple[Any, Any] | None) -> Any:
+    """float32[new_rows, n] of [rows, n]. part: where in the first row it begins, and how many rows long it is."""
+    rows = tf.cast(tf.shape(image)[0], tf.float32)
+    start, length = part or (tf.constant(0.0), rows)
+    scale = tf.cast(new_rows, tf.float32) / length
+
+    def filtered(pixels: Any) -> Any:
+        return tf.raw_ops.ScaleAndTranslate(
+            images=pixels[None, :, None, :],
+            size=tf.stack([new_rows, 1]),
+            scale=tf.stack([scale, 1.0]),
+            translation=tf.stack([-start * scale, 0.0]),
+            kernel_type=_KERNELS[interpolation],
+            antialias=True,
+        )[0, :, 0, :]
+
+    if part is None:
+        return filtered(image)
+    number = tf.range(rows)
+    shares = (tf.minimum(number + 1, start + length) - tf.maximum(number, start))[:, None]
+    # The operation scales the weights of all rows to the sum of 1, here it is to be that of weights times shares.
+    weighed = tf.cond(
+        tf.reduce_all(shares == 1),
+        lambda: filtered(image),
+        lambda: filtered(tf.cast(image, tf.float32) * shares) / filtered(shares),
     )
-    return resized[0, :, 0, :]
+    return tf.ensure_shape(weighed, (None, None))
 
 
 def upright(tf: Any, image: Any, orientation: Any) -> Any:

@@ -53,14 +53,15 @@ def filter_matrix(start: jax.Array, length: jax.Array, size: int, new_size: int,
     """What resizes [start, start + length) of an axis of `size` pixels to `new_size`: float32[B, new_size, size].
 
     start, length: float32[B], in pixels. A row holds the filter around the centre of an output pixel, widened by the
-    factor of a reduction (antialiasing), over the input pixels whose centres lie inside, scaled to the sum of 1.
+    factor of a reduction (antialiasing), times the share of each input pixel that lies inside, scaled to the sum of 1.
     """
     scale = length / new_size
     centres = start[:, None] + (jnp.arange(new_size) + 0.5) * scale[:, None]
+    first, end = start[:, None], (start + length)[:, None]
     inputs = jnp.arange(size) + 0.5
     distance = jnp.abs(inputs - centres[..., None]) / jnp.maximum(scale, 1.0)[:, None, None]
-    inside = (inputs > start[:, None]) & (inputs < (start + length)[:, None])
-    weights = jnp.where(inside[:, None, :], FILTERS[interpolation](distance), 0.0)
+    share = jnp.clip(jnp.minimum(inputs + 0.5, end) - jnp.maximum(inputs - 0.5, first), 0, 1)
+    weights = FILTERS[interpolation](distance) * share[:, None, :]
     total = weights.sum(axis=-1, keepdims=True)
     return weights / jnp.where(total == 0, 1.0, total)
 

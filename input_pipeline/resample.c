@@ -1,11 +1,16 @@
 /* Antialiased resizing of RGB images as a TensorFlow operation; resampling.py builds and loads it.
  *
- *   ResnetResize(image: uint8 [H,W,3], size: int32 [2]; bicubic: bool) -> uint8 [size[0],size[1],3]
+ *   ResnetResize(image: uint8 [H,W,3], box: float [0] or [4], size: int32 [2]; bicubic: bool)
+ *     -> uint8 [size[0],size[1],3]
+ *
+ * box: what is resized, as (top, left, height, width) in pixels, fractions too; of no values, all of the image. No filter
+ * looks over its edge, and of a pixel that the edge divides as much counts as lies inside.
  *
  * The filter is the triangle (bilinear) or Keys' cubic with a = -1/2, widened by the factor of a reduction, its weights
  * scaled to the sum of 1 (Pillow's and torchvision's rule). Rows are weighed first, then columns, in float32 and in the
- * order of TensorFlow's ScaleAndTranslate: the bits are those of decode.py's graph, of which this takes a tenth of the
- * time. It must be compiled without contracting products and sums (-ffp-contract=off), which would change them.
+ * order of TensorFlow's ScaleAndTranslate: the bits are those of decode.py's graph (where pixels are divided, to a level
+ * where a sum is a tie), of which this takes a tenth of the time. It must be compiled without contracting products and
+ * sums (-ffp-contract=off), which would change them.
  *
  * Two output rows after the other two: the weighed input rows lie in lines of floats, which stay in the first cache, and
  * both go through the same weights of columns.
@@ -54,23 +59,37 @@ static void free_filter(Filter *filter) {
   free(filter->weights);
 }
 
-/* The filter from `size` inputs to `new_size` outputs; whether there was memory for it. */
-static int make_filter(Filter *filter, int64_t size, int64_t new_size, int bicubic) {
-  const float step = 1.0 / ((float)new_size / (float)size), wide = step > 1 ? step : 1, narrow = 1.0f / wide;
-  const float radius = bicubic ? 2 : 1;
+/* What is resized of an axis: `length` pixels from `start`, within the whole pixels from `first` to before `end`. */
+typedef struct {
+  float start, length;
+  int64_t first, end;
+} Part;
+
+static Part part(float start, float length) {
+  return (Part){start, length, (int64_t)floorf(start), (int64_t)ceilf(start + length)};
+}
+
+/* The filter from the whole pixels of `of` to `new_size` outputs; whether there was memory for it. */
+static int make_filter(Filter *filter, Part of, int64_t new_size, int bicubic) {
+  const float step = 1.0 / ((float)new_size / of.length), wide = step > 1 ? step : 1, narrow = 1.0f / wide;
+  const float radius = bicubic ? 2 : 1, start = of.start - (float)of.first;
+  const int64_t size = of.end - of.first;
+  const float share_of_first = 1 - start, share_of_last = start + of.length - (float)(size - 1);
   filter->most = 2 * (int64_t)ceilf(radius * wide) + 1;
   filter->first = malloc(new_size * sizeof(int64_t));
   filter->count = malloc(new_size * sizeof(int64_t));
   filter->weights = calloc(new_size * filter->most, sizeof(float));
   if (!filter->first || !filter->count || !filter->weights) return 0;
   for (int64_t output = 0; output < new_size; output++) {
-    const float centre = (output + 0.5f) * step;
+    const float centre = (output + 0.5f) * step + start;
     const int64_t first = within(ceilf(centre - radius * wide - 0.5f), size);
     const int64_t count = within(floorf(centre + radius * wide - 0.5f), size) + 1 - first;
     float *weights = filter->weights + output * filter->most, total = 0;
     for (int64_t i = 0; i < count; i++) {
       const float distance = ((float)(first + i) + 0.5f - centre) * narrow;
       weights[i] = bicubic ? keys_cubic(distance) : triangle(distance);
+      if (first + i == 0) weights[i] *= share_of_first;
+      if (first + i == size - 1) weights[i] *= share_of_last;
       total += weights[i];
     }
     const float scale = 1.0f / total;
@@ -82,30 +101,31 @@ static int make_filter(Filter *filter, int64_t size, int64_t new_size, int bicub
   return 1;
 }
 
-/* line[j] = (begun ? line[j] : 0) + weights[0] rows[j] + weights[1] rows[length + j] + ..., of `count` rows. */
-static inline __attribute__((always_inline)) void add_rows(const uint8_t *restrict rows, int64_t length,
+/* line[j] = (begun ? line[j] : 0) + weights[0] rows[j] + weights[1] rows[stride + j] + ..., of `count` rows. */
+static inline __attribute__((always_inline)) void add_rows(const uint8_t *restrict rows, int64_t stride, int64_t length,
                                                            const float *restrict weights, int count, int begun,
                                                            float *restrict line) {
   for (int64_t j = 0; j < length; j++) {
     float sum = begun ? line[j] : 0;
-    for (int i = 0; i < count; i++) sum += weights[i] * rows[i * length + j];
+    for (int i = 0; i < count; i++) sum += weights[i] * rows[i * stride + j];
     line[j] = sum;
   }
 }
 
 /* The weighed sum of `count` rows. Up to four at a time: the compiler makes a loop without branches of each number. */
 FOR_EACH_PROCESSOR
-static void weigh_rows(const uint8_t *rows, int64_t length, const float *weights, int64_t count, float *line) {
+static void weigh_rows(const uint8_t *rows, int64_t stride, int64_t length, const float *weights, int64_t count,
+                       float *line) {
   switch (count) {
-    case 1: add_rows(rows, length, weights, 1, 0, line); return;
-    case 2: add_rows(rows, length, weights, 2, 0, line); return;
-    case 3: add_rows(rows, length, weights, 3, 0, line); return;
-    default: add_rows(rows, length, weights, GROUP, 0, line);
+    case 1: add_rows(rows, stride, length, weights, 1, 0, line); return;
+    case 2: add_rows(rows, stride, length, weights, 2, 0, line); return;
+    case 3: add_rows(rows, stride, length, weights, 3, 0, line); return;
+    default: add_rows(rows, stride, length, weights, GROUP, 0, line);
   }
   int64_t done = GROUP;
   for (; done + GROUP <= count; done += GROUP)
-    add_rows(rows + done * length, length, weights + done, GROUP, 1, line);
-  for (; done < count; done++) add_rows(rows + done * length, length, weights + done, 1, 1, line);
+    add_rows(rows + done * stride, stride, length, weights + done, GROUP, 1, line);
+  for (; done < count; done++) add_rows(rows + done * stride, stride, length, weights + done, 1, 1, line);
 }
 
 /* The pixels of both lines, each the weighed sum of `alike` or, where that is 0, of as many as it has. Lines are `length`
@@ -153,18 +173,20 @@ static void round_line(const float *restrict line, int64_t length, int bicubic, 
   }
 }
 
-/* Whether there was memory for it. */
-static int resize(const uint8_t *image, const int64_t *size, const int64_t *new_size, int bicubic, uint8_t *resized) {
-  const int64_t length = CHANNELS * size[1], new_length = CHANNELS * new_size[1];
+/* Rows of `image` are `stride` values apart. Whether there was memory for it. */
+static int resize(const uint8_t *image, int64_t stride, const Part *parts, const int64_t *new_size, int bicubic,
+                  uint8_t *resized) {
+  const int64_t length = CHANNELS * (parts[1].end - parts[1].first), new_length = CHANNELS * new_size[1];
+  const uint8_t *corner = image + parts[0].first * stride + CHANNELS * parts[1].first;
   Filter down = {0}, across = {0};
   float *lines = calloc(LINES * (length + SPARE), sizeof(float));
   float *narrow = calloc(LINES * (new_length + SPARE), sizeof(float));
-  const int made = lines && narrow && make_filter(&down, size[0], new_size[0], bicubic) &&
-                   make_filter(&across, size[1], new_size[1], bicubic);
+  const int made = lines && narrow && make_filter(&down, parts[0], new_size[0], bicubic) &&
+                   make_filter(&across, parts[1], new_size[1], bicubic);
   for (int64_t first = 0; made && first < new_size[0]; first += LINES) {
     const int64_t end = first + LINES < new_size[0] ? first + LINES : new_size[0];
     for (int64_t y = first; y < end; y++)
-      weigh_rows(image + down.first[y] * length, length, down.weights + y * down.most, down.count[y],
+      weigh_rows(corner + down.first[y] * stride, stride, length, down.weights + y * down.most, down.count[y],
                  lines + (y - first) * (length + SPARE));
     weigh_columns(lines, length, &across, new_size[1], narrow);
     for (int64_t y = first; y < end; y++)
@@ -177,14 +199,21 @@ static int resize(const uint8_t *image, const int64_t *size, const int64_t *new_
   return made;
 }
 
+/* Whether what a float says lies inside of `size` pixels: not where it is no number. */
+static int is_inside(float start, float length, int64_t size) {
+  return start >= 0 && length > 0 && start + length <= (float)size && ceilf(start + length) > floorf(start);
+}
+
 static void compute(void *bicubic, TF_OpKernelContext *context) {
   TF_Status *status = TF_NewStatus();
-  TF_Tensor *image = NULL, *size = NULL, *resized = NULL;
+  TF_Tensor *image = NULL, *box = NULL, *size = NULL, *resized = NULL;
   TF_GetInput(context, 0, &image, status);
-  if (TF_GetCode(status) == TF_OK) TF_GetInput(context, 1, &size, status);
+  if (TF_GetCode(status) == TF_OK) TF_GetInput(context, 1, &box, status);
+  if (TF_GetCode(status) == TF_OK) TF_GetInput(context, 2, &size, status);
   if (TF_GetCode(status) != TF_OK) goto end;
-  if (TF_NumDims(image) != 3 || TF_Dim(image, 2) != CHANNELS || TF_NumDims(size) != 1 || TF_Dim(size, 0) != 2) {
-    TF_SetStatus(status, TF_INVALID_ARGUMENT, "image must be [H, W, 3] and size [2]");
+  if (TF_NumDims(image) != 3 || TF_Dim(image, 2) != CHANNELS || TF_NumDims(size) != 1 || TF_Dim(size, 0) != 2 ||
+      TF_NumDims(box) != 1 || (TF_Dim(box, 0) != 0 && TF_Dim(box, 0) != 4)) {
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, "image must be [H, W, 3], box [0] or [4] and size [2]");
     goto end;
   }
   const int32_t *wanted = TF_TensorData(size);
@@ -193,13 +222,20 @@ static void compute(void *bicubic, TF_OpKernelContext *context) {
     TF_SetStatus(status, TF_INVALID_ARGUMENT, "an image must have a pixel at least, before and after resizing");
     goto end;
   }
+  const float whole[] = {0, 0, before[0], before[1]}, *at = TF_Dim(box, 0) ? TF_TensorData(box) : whole;
+  if (!is_inside(at[0], at[2], before[0]) || !is_inside(at[1], at[3], before[1])) {
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, "what is to be resized lies outside of the image");
+    goto end;
+  }
+  const Part parts[] = {part(at[0], at[2]), part(at[1], at[3])};
   resized = TF_AllocateOutput(context, 0, TF_UINT8, after, 3, (size_t)(after[0] * after[1] * CHANNELS), status);
   if (TF_GetCode(status) != TF_OK) goto end;
-  if (!resize(TF_TensorData(image), before, after, bicubic != NULL, TF_TensorData(resized)))
+  if (!resize(TF_TensorData(image), CHANNELS * before[1], parts, after, bicubic != NULL, TF_TensorData(resized)))
     TF_SetStatus(status, TF_RESOURCE_EXHAUSTED, "no memory to resize an image");
 end:
   if (TF_GetCode(status) != TF_OK) TF_OpKernelContext_Failure(context, status);
   if (image) TF_DeleteTensor(image);
+  if (box) TF_DeleteTensor(box);
   if (size) TF_DeleteTensor(size);
   if (resized) TF_DeleteTensor(resized);
   TF_DeleteStatus(status);
@@ -226,6 +262,7 @@ __attribute__((constructor)) static void register_operation(void) {
   TF_Status *status = TF_NewStatus();
   TF_OpDefinitionBuilder *operation = TF_NewOpDefinitionBuilder("ResnetResize");
   TF_OpDefinitionBuilderAddInput(operation, "image: uint8");
+  TF_OpDefinitionBuilderAddInput(operation, "box: float");
   TF_OpDefinitionBuilderAddInput(operation, "size: int32");
   TF_OpDefinitionBuilderAddAttr(operation, "bicubic: bool");
   TF_OpDefinitionBuilderAddOutput(operation, "resized: uint8");

@@ -19,6 +19,7 @@ import numpy as np
 
 from input_pipeline import decode as graph
 from input_pipeline.crops import Crop, boxes, stored_boxes
+from input_pipeline.cuts import Cut, cuts
 from input_pipeline.errors import InputError, printable
 from input_pipeline.muting import muted_errors
 from input_pipeline.order import Order, evaluation_batches
@@ -40,11 +41,11 @@ _IN_FLIGHT = 8
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """This process' rows of a step. index: int64[b]; mask: float32[b]; box: int32[b, 4], for `training_image`."""
+    """This process' rows of a step. index: int64[b]; mask: float32[b]; cut: of b rows, for `training_image`."""
 
     index: np.ndarray
     mask: np.ndarray
-    box: np.ndarray
+    cut: Cut
 
 
 def train_batches(
@@ -75,10 +76,12 @@ def train_batches(
 
     def plan(step: int) -> _Plan:
         index, epochs = order.indices(step)[own], order.epochs(step)[own]
-        box = boxes(crop, order.seed, epochs, index, split.sizes[index])
+        sizes, orientations = split.sizes[index], split.orientations[index]
+        box = boxes(crop, order.seed, epochs, index, sizes)
         if crop.kind == "random_resized":
-            box = stored_boxes(box, split.sizes[index], split.orientations[index])
-        return _Plan(index, np.ones(len(index), np.float32), box)
+            box = stored_boxes(box, sizes, orientations)
+        stored = np.where(orientations[:, None] >= 5, sizes[:, ::-1], sizes)
+        return _Plan(index, np.ones(len(index), np.float32), cuts(crop, box, stored))
 
     if start_step < 0:
         raise ValueError(f"start_step must not be negative: {start_step}")
@@ -97,12 +100,15 @@ def eval_batches(
     """
     rows = _rows(batch_size, shard, "eval_batch_size")
     steps = list(evaluation_batches(len(split), batch_size))
+    crop = dataclasses.replace(crop, kind="none")
+    share = rows.stop - rows.start
+    whole = cuts(crop, np.zeros((share, 4), np.int32), np.zeros((share, 2), np.int32))
 
     def plan(step: int) -> _Plan:
         index, mask = steps[step]
-        return _Plan(index[rows], mask[rows], np.zeros((rows.stop - rows.start, 4), np.int32))
+        return _Plan(index[rows], mask[rows], whole)
 
-    return _batches(split, dataclasses.replace(crop, kind="none"), plan, 0, len(steps), _threads(threads))
+    return _batches(split, crop, plan, 0, len(steps), _threads(threads))
 
 
 def decode(data: bytes, name: str = "the image") -> np.ndarray:
@@ -213,9 +219,8 @@ def _name_culprit(tf: Any, split: Split, crop: Crop, plan: _Plan) -> None:
             try:
                 # Not tf.io.read_file: `split.read` sits out a hiccup of the disk, and its errors say which it was.
                 data = tf.constant(split.read(i))
-                graph.training_image(
-                    tf, data, tf.constant(int(split.orientations[i])), tf.constant(plan.box[row]), crop
-                )
+                cut = Cut(*(tf.constant(part[row]) for part in plan.cut))
+                graph.training_image(tf, data, tf.constant(int(split.orientations[i])), cut, crop)
                 break
             # OSError comes from `split.read`, ValueError from there or from a BMP or WebP, the rest from TensorFlow.
             except (tf.errors.OpError, OSError, ValueError) as error:
@@ -239,8 +244,9 @@ def _reason(error: Exception) -> str:
 def _training_image(crop: Crop) -> Any:
     """`decode.training_image` as a graph, traced once and not for each pipeline: a third of an evaluation's start."""
     tf = _tensorflow()
-    takes = [tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.int32), tf.TensorSpec([4], tf.int32)]
-    make = lambda data, orientation, box: graph.training_image(tf, data, orientation, box, crop)  # noqa: E731
+    box, number = tf.TensorSpec([4], tf.int32), tf.TensorSpec([], tf.int32)
+    takes = [tf.TensorSpec([], tf.string), number, Cut(box, number, box, tf.TensorSpec([4], tf.float32))]
+    make = lambda data, orientation, cut: graph.training_image(tf, data, orientation, cut, crop)  # noqa: E731
     return tf.function(make, input_signature=takes, autograph=False)
 
 
@@ -255,29 +261,32 @@ def _dataset(
         index = planned.index
         where = index if paths is None else paths[index]
         labels, orientations = split.labels[index].astype(np.int32), split.orientations[index].astype(np.int32)
-        return where, index.astype(np.int32), labels, planned.mask, orientations, planned.box
+        return where, index.astype(np.int32), labels, planned.mask, orientations, *planned.cut
 
-    kinds = (tf.int64 if paths is None else tf.string, tf.int32, tf.int32, tf.float32, tf.int32, tf.int32)
+    of_a_cut = (tf.int32, tf.int32, tf.int32, tf.float32)
+    kinds = (tf.int64 if paths is None else tf.string, tf.int32, tf.int32, tf.float32, tf.int32, *of_a_cut)
     share = len(plan(start).index)
 
     # What branches here are TensorFlow's own operations: there is nothing to convert, and no file to leave in /tmp.
     @tf.autograph.experimental.do_not_convert
     def planned_rows(step: Any) -> tuple[Any, ...]:
         columns = tf.numpy_function(rows, [step], kinds)
-        for column in columns[:-1]:
+        cut = Cut(*columns[5:])
+        for column in (*columns[:5], cut.halvings):
             column.set_shape([share])
-        columns[-1].set_shape([share, 4])
-        return tf.data.Dataset.from_tensor_slices(tuple(columns))
+        for column in (cut.box, cut.window, cut.place):
+            column.set_shape([share, 4])
+        return tf.data.Dataset.from_tensor_slices((*columns[:5], cut))
 
     @tf.autograph.experimental.do_not_convert
-    def example(where: Any, index: Any, label: Any, mask: Any, orientation: Any, box: Any) -> dict[str, Any]:
+    def example(where: Any, index: Any, label: Any, mask: Any, orientation: Any, cut: Cut) -> dict[str, Any]:
         def image() -> Any:
             if paths is None:
                 data = tf.numpy_function(lambda i: split.read(int(i)), [where], tf.string)
                 data.set_shape([])
             else:
                 data = tf.io.read_file(where)
-            return _training_image(crop)(data, orientation, box)
+            return _training_image(crop)(data, orientation, cut)
 
         size = (crop.image_size, crop.image_size, 3)
         pixels = tf.cond(mask > 0, image, lambda: tf.zeros(size, tf.uint8))

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from input_pipeline import cuts
 from input_pipeline.augment import augment, prepare
 from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
@@ -81,7 +82,8 @@ class Pass:
             "jax": jax.__version__,
         }
         if self.view:
-            about |= {"seed": plan.recipe.seed, "augmentation": dataclasses.asdict(plan.recipe.augmentation)}
+            augmentation = dataclasses.asdict(plan.recipe.augmentation)
+            about |= {"seed": plan.recipe.seed, "augmentation": augmentation, "cuts": cuts.VERSION}
         return about
 
 

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from input_pipeline import decode, resampling
+from input_pipeline.device_crops import filter_matrix
 from input_pipeline.stream import _tensorflow
 
 tf = _tensorflow()
@@ -41,6 +42,49 @@ def test_the_bits_are_those_of_tensorflow(before, after, interpolation, seed):
         ours = resampling.resized(tf, tf.constant(image), *after, interpolation)
         theirs = decode.resize_by_tensorflow(tf, tf.constant(image), *after, interpolation)
         np.testing.assert_array_equal(ours, theirs)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.floats(0, 1, width=32)] * 4), st.sampled_from(["bilinear", "bicubic"]))
+@example((0.5, 0.37, 0.9, 0.71), "bilinear")
+@example((0.97, 0.03, 0.02, 0.99), "bicubic")
+def test_a_part_is_what_the_resident_feed_cuts(cut, interpolation):
+    """Of a box between pixels, in eighths: by the operation, by TensorFlow's and by the matrices of `device_crops`."""
+    before, after, box = (40, 33), (7, 9), []
+    image = noise(0, *before, 3)
+    for axis in (0, 1):
+        length = max(round(8 * before[axis] * cut[2 + axis]), 1) / 8
+        box.append((np.floor((before[axis] - length) * cut[axis] * 8) / 8, length))
+    place = np.float32([box[0][0], box[1][0], box[0][1], box[1][1]])
+    down, across = (
+        np.asarray(filter_matrix(np.float32([start]), np.float32([length]), size, new_size, interpolation))[0]
+        for (start, length), size, new_size in zip(box, before, after, strict=True)
+    )
+    expected = np.einsum("sh,tw,hwc->stc", down, across, image)
+    ours = [decode.resize_by_tensorflow(tf, tf.constant(image), *after, interpolation, tf.constant(place))]
+    if not resampling.missing(tf):
+        ours.append(resampling.resized(tf, tf.constant(image), *after, interpolation, tf.constant(place)))
+    for pixels in ours:
+        np.testing.assert_allclose(pixels.numpy(), np.clip(expected, 0, 255), atol=0.502)
+
+
+@needs_operation
+def test_a_part_of_whole_pixels_is_resized_as_if_cut_out_before():
+    image = noise(0, 50, 61, 3)
+    ours = resampling.resized(tf, tf.constant(image), 16, 24, "bicubic", tf.constant([9.0, 7.0, 37.0, 41.0]))
+    np.testing.assert_array_equal(ours, resampling.resized(tf, tf.constant(image[9:46, 7:48]), 16, 24, "bicubic"))
+    theirs = decode.resize_by_tensorflow(tf, tf.constant(image), 16, 24, "bicubic", tf.constant([9.0, 7.0, 37.0, 41.0]))
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_operation
+@pytest.mark.parametrize(
+    "box",
+    [(-0.1, 0, 2, 2), (0, 0, 4.1, 2), (3, 0, 1.5, 2), (0, 0, 0, 2), (0, 2, 1, 3), (0, float("nan"), 1, 1), (0, 0, 1)],
+)
+def test_a_part_outside_of_the_image_is_refused(box):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"outside of the image|box \[0\] or \[4\]"):
+        resampling.resized(tf, tf.zeros((4, 4, 3), tf.uint8), 2, 2, "bilinear", tf.constant(box, tf.float32))
 
 
 @needs_operation
