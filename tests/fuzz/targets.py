@@ -94,7 +94,7 @@ def take_metadata(content: bytes, folder: Path) -> bool:
     if meta.spec not in _SEEN:
         # Tracing a network takes a hundredth of a second, and the few seeds' own come back all the time.
         _SEEN.add(meta.spec)
-        abstract_variables(meta)
+        abstract_variables(meta.spec)
     return True
 
 
