@@ -16,6 +16,7 @@ from pathlib import Path
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 # What the drivers of accelerators put there: NVIDIA, AMD, TPUs.
 _ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio/0")
+_STATM = Path("/proc/self/statm")
 # Calls after which a loop has its blocks again, and by how much they may outgrow what they were then.
 _SETTLED, _GROWTH = 4, 1.3
 
@@ -50,7 +51,8 @@ class Heap:
 
     def __init__(self) -> None:
         self._calls, self._limit, self._trimmed = 0, 0.0, False
-        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _is_ours() else None
+        known = _is_ours() and _STATM.exists()
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if known else None
 
     def heed(self) -> bool:
         """Give back what is free if there is much of it; whether it was done."""
@@ -70,7 +72,7 @@ class Heap:
 
 def anonymous_bytes() -> int:
     """Memory of this process that is no file's, in bytes; Linux."""
-    _, resident, shared = (int(pages) for pages in Path("/proc/self/statm").read_text().split()[:3])
+    _, resident, shared = (int(pages) for pages in _STATM.read_text().split()[:3])
     return (resident - shared) * os.sysconf("SC_PAGE_SIZE")
 
 
