@@ -71,8 +71,8 @@ def test_large_batches_have_the_published_rates():
         assert recipe(name).data.batch_size % (256 * recipe(name).model.ghost_batch_size) == 0
 
 
-def test_a3_is_the_published_procedure():
-    """Wightman et al. 2021, Table 2, column A3; LAMB's epsilon and clipping as timm, which the paper used, has them."""
+def test_a3_is_the_procedure_of_timm_and_mmpretrain():
+    """Wightman et al. 2021, A3, by the settings of both; LAMB's epsilon and clipping as timm has them."""
     config = recipe("imagenet_a3")
     data, optim = config.data, config.optim
     assert (data.image_size, data.eval_image_size, round(224 * data.resize_shorter)) == (160, 224, 235)
