@@ -127,7 +127,7 @@ def torch_side(config: ConfigDict) -> dict[str, float]:
     kept = {name: array for name, array in arrays.items() if not name.startswith("fc.")}
     missing = network.load_state_dict(kept, strict=False)
     assert (sorted(missing.missing_keys), missing.unexpected_keys) == (["fc.bias", "fc.weight"], [])
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(memory_format=torch.channels_last)
     network.train()
     optimizer = torch_optimizer(network, config)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=make_augmentation(config).label_smoothing)
