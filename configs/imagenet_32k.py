@@ -26,6 +26,7 @@ def get_config() -> ConfigDict:
     config.data.batch_size = 32768
     config.optim.name = "lars"
     config.optim.lr = 32.0
+    config.optim.nesterov = default.optim().nesterov
     config.optim.schedule = "polynomial"
     config.optim.step_epochs = default.optim().step_epochs
     config.optim.power = 2.0

@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
     config.optim.weight_decay = 0.02
     config.optim.clip_norm = 1.0
     config.optim.schedule = "cosine"
+    config.optim.step_epochs = default.optim().step_epochs
     config.optim.loss = "sigmoid"
     # Both classes of a mixed image are there. Of mixup 0.1's batches 64 % show under 1 % of the second image (Beta(0.1,
     # 0.1)): 0.2 leaves out such classes. -1, the shares themselves, is how mmpretrain trains A3.

@@ -58,12 +58,15 @@ def test_the_recipes_are_found():
 
 
 def test_large_batches_have_the_published_rates():
-    """0.1 for each 256 images (Goyal et al. 2017); beyond 8,192 LARS."""
+    """0.1 for each 256 images and the rest of Goyal et al. 2017, Section 5.1; beyond 8,192 LARS."""
     for name, batch, optimizer, rate in (("imagenet", 1024, "sgd", 0.4), ("imagenet_8k", 8192, "sgd", 3.2)):
         config = recipe(name)
         assert (config.data.batch_size, config.optim.name, config.optim.lr) == (batch, optimizer, rate)
         assert rate == 0.1 * batch / 256
         assert config.optim.warmup_epochs == 5.0
+        assert config.optim.step_epochs == (30.0, 60.0, 80.0)
+        assert (config.optim.momentum, config.optim.nesterov, config.optim.weight_decay) == (0.9, True, 1e-4)
+        assert config.model.zero_init_last_gamma
     config = recipe("imagenet_32k")
     assert (config.data.batch_size, config.optim.name, config.optim.warmup_epochs) == (32768, "lars", 14.0)
     # One device's rows at a time hold whole groups, however many devices: no rows travel.
