@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from input_pipeline.carving import MAKE_NONE, choose_per_class, choose_whole, keep_together, stratified_choice
+from input_pipeline.carving import carve, few_of_each
 from input_pipeline.doctor import look_over_listing
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
@@ -26,8 +26,6 @@ from input_pipeline.retries import patiently
 
 DEMO_DIR = ".data/demo"
 SPLITS = ("train", "val", "test")
-# Streams of the random split, so that val is not drawn by the very numbers that drew test.
-_STREAMS = {"test": 1, "val": 2, "per_class": 3}
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,7 @@ def open_source(
     doctor: bool = False,
     drop_leaks: bool = False,
     keep_copies_together: bool = False,
+    for_test: bool = False,
 ) -> Source:
     """Open a dataset, each image of which has been read and decoded once: now, or by an earlier call on the same files.
 
@@ -130,6 +129,7 @@ def open_source(
     doctor: whether the doctor looks the files over, or recalls that it did; not for tfds. drop_leaks: leave out of val
     and test what stands in an earlier split too: the very bytes and, with the doctor, near copies.
     keep_copies_together: a split that is made here puts no two of the doctor's copies on different sides.
+    for_test: only the test split is asked for: where the dataset brings one, no validation split is made.
 
     Raises InputError for everything that the user can mend.
     """
@@ -144,11 +144,13 @@ def open_source(
         raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
     copies = families(report) if keep_copies_together and report else []
     if per_class:
-        few = _few(splits["train"], per_class, split_seed, listing.class_names)
+        # What is left out, where the dataset brings a test split, is on no side.
+        heeded = [] if "test" in splits else copies
+        few = few_of_each(splits["train"], per_class, split_seed, listing.class_names, heeded)
         splits = few | splits | {"train": few["train"]}
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
-        if missing not in splits and fraction > 0:
-            splits = splits | _carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
+        if missing not in splits and fraction > 0 and not (for_test and "test" in brought):
+            splits = splits | carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)
     ordered = {name: splits[name] for name in SPLITS if name in splits}
     prints = [_fingerprint(listing, ordered, each) for each in (found.contents.tolist(), found.byte_sizes.tolist())]
     made = tuple(name for name in ordered if name not in brought)
@@ -244,36 +246,6 @@ def _check_classes(listing: Listing, splits: Mapping[str, Split]) -> None:
         raise InputError(
             f"{where}: class {printable(class_name)!r} has no readable image: add some or remove its folder"
         )
-
-
-def _carve(
-    train: Split, name: str, fraction: float, seed: int, class_names: tuple[str, ...], copies: list[tuple[str, ...]]
-) -> dict[str, Split]:
-    """`train` in two: a stratified `fraction` of it as the split `name`, the rest as 'train'; both keep their order.
-
-    copies: groups of ids of which no two are to stand on different sides. Raises InputError where that leaves no
-    choice: the one side would be empty, or the other without a class.
-    """
-    stream = _STREAMS[name]
-    drawn = stratified_choice(train.labels, fraction, seed=seed, stream=stream, class_names=class_names)
-    row_of = {example: row for row, example in enumerate(train.ids)}
-    groups = [[row_of[e] for e in group if e in row_of] for group in copies]
-    chosen = keep_together(drawn, train.labels, groups)
-    # Of few images all that were drawn may have gone back to their copies.
-    if not chosen.any():
-        chosen = choose_whole(train.labels, drawn, groups, seed=seed, stream=stream)
-    if not chosen.any():
-        raise InputError(
-            f"config.data.keep_copies_together=True leaves no image for {name}: every image is a copy in a family that "
-            f"holds all of a class; add other images, or give val and test folders of your own ({MAKE_NONE})"
-        )
-    return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
-
-
-def _few(train: Split, number: int, seed: int, class_names: tuple[str, ...]) -> dict[str, Split]:
-    """`number` examples of each class as 'train', the rest as 'test'; both keep their order."""
-    kept = choose_per_class(train.labels, number, seed=seed, stream=_STREAMS["per_class"], class_names=class_names)
-    return {"train": train.take(np.flatnonzero(kept)), "test": train.take(np.flatnonzero(~kept), "test")}
 
 
 def _fingerprint(listing: Listing, splits: Mapping[str, Split], images: Sequence[object]) -> str:

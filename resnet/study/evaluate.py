@@ -157,7 +157,7 @@ def open_like(
     split: what is asked for. 'all': every image of the classes that the run took, in the splits that the data bring;
     nothing is held out or left out, so that data which cannot be split do as well. data_dir: of tfds, '' for the run's
     where that had the same dataset, else tfds' own. drop_leaks: leave out of val and test what also stands in an
-    earlier split, whatever the run did.
+    earlier split, whatever the run did. For 'test' of data that bring one, no validation split is drawn.
     Raises InputError for what the user can mend, in this command's flags, and for a split that cannot be the run's.
     """
     config, from_tfds = meta.config, data.startswith("tfds:")
@@ -173,6 +173,7 @@ def open_like(
             "doctor": config.get("data.doctor", True),
             "drop_leaks": config.get("data.drop_leaks", False),
             "keep_copies_together": config.get("data.keep_copies_together", False),
+            "for_test": split == "test",
         }
     try:
         source = open_source(

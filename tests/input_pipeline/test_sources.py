@@ -269,3 +269,13 @@ def test_a_test_split_of_the_data_stays_where_training_is_cut(tmp_path, opened):
     root = plant(tmp_path / "data", train__a=6, train__b=5, test__a=2, test__b=2)
     source = opened(root, per_class=3, val_fraction=0.0)
     assert {name: per_class(split) for name, split in source.splits.items()} == {"train": [3, 3], "test": [2, 2]}
+
+
+def test_who_asks_for_a_test_split_that_is_there_has_no_other_drawn(tmp_path, opened):
+    """Not even one that could not be: a class with one training image."""
+    folder = plant(tmp_path / "data", train__a=1, train__b=3, test__a=1, test__b=1)
+    with pytest.raises(InputError, match="a single image"):
+        opened(folder)
+    assert list(opened(folder, for_test=True).splits) == ["train", "test"]
+    whole = plant(tmp_path / "whole", a=8, b=8)
+    assert opened(whole, for_test=True).fingerprint == opened(whole).fingerprint

@@ -196,3 +196,24 @@ def test_whole_families_are_chosen_wherever_one_can_be(made, fraction, seed):
     more = np.bincount(labels[chosen], minlength=2) > np.bincount(labels[drawn], minlength=2)
     assert not more.any() or sum(chosen[rows[0]] for rows in whole) == 1, "more than was drawn, but one family"
     assert choose_whole(labels, drawn, groups, seed=seed, stream=1).tolist() == chosen.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_few_images_of_each_class_leave_no_copy_of_them_in_test(tmp_path, seed):
+    """Four pictures of a class, two in two copies: as many train as asked for, and no test image is a copy of one."""
+    contents = in_copies(a=2, b=2)
+    contents |= {f"{c}/alone{i}.png": encoded(noise(40 + 2 * i + n)) for n, c in enumerate("ab") for i in range(2)}
+    folder = put(tmp_path / "data", contents)
+    options = {"doctor": True, "val_fraction": 0.0, "split_seed": seed, "keep_copies_together": True}
+    source = opened(folder, **options, per_class=3)
+    assert np.bincount(source.splits["train"].labels).tolist() == [3, 3]
+    assert len(source.splits["test"]) == 6
+    assert not find_leaks(source, "test").either.any()
+
+
+def test_where_families_make_no_such_number_it_is_refused(tmp_path):
+    folder = put(tmp_path / "data", in_copies(a=2, b=2))
+    options = {"doctor": True, "val_fraction": 0.0, "per_class": 3}
+    with pytest.raises(InputError, match=r"finds no 3 images \(config\.data\.per_class\) of class 'a'"):
+        opened(folder, **options, keep_copies_together=True)
+    assert len(opened(folder, **options).splits["test"]) == 2
