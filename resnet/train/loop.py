@@ -215,7 +215,7 @@ class Run(Stepping):
             best = self.note(step, value)
             brief = {name: value for name, value in summary.items() if name not in LARGE}
             self.writer.write(step, self.plan.epoch(step), "val", brief)
-            if best:
+            if best and "confusion" in summary:
                 # Not of every evaluation: of hundreds the event files would grow by megabytes.
                 self.writer.show(step, "val/confusion", confusion_pixels(summary["confusion"], self.source.class_names))
             self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))

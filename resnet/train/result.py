@@ -71,9 +71,9 @@ def remembered(line: dict[str, Any]) -> Outcome:
 def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     """Evaluate the best checkpoint on the test split, once per end; the newest where there is no best or it is damaged.
 
-    Writes predictions.npz, the line of kind 'test' and confusion.png. None without a test split. A finished run that is
-    started again reads its line instead; one that lacks predictions.npz writes that anew, and no second line. Raises
-    Interrupted when a signal arrives; nothing was written then.
+    Writes predictions.npz, the line of kind 'test' and, of up to MOST_CONFUSED classes, confusion.png. None without a
+    test split. A finished run that is started again reads its line instead; one that lacks predictions.npz writes that
+    anew, and no second line. Raises Interrupted when a signal arrives; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
     from resnet.train.figures import confusion_pixels, write_confusion
@@ -107,7 +107,8 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
         write_predictions(run.workdir, rows)
         if not told:
             run.writer.write(step, run.plan.epoch(step), "test", outcome.values())
-        confusion, names = predictions.summary["confusion"], run.source.class_names
-        run.writer.show(step, "test/confusion", confusion_pixels(confusion, names))
-        write_confusion(run.workdir / "confusion.png", confusion, names)
+        confusion, names = predictions.summary.get("confusion"), run.source.class_names
+        if confusion is not None:
+            run.writer.show(step, "test/confusion", confusion_pixels(confusion, names))
+            write_confusion(run.workdir / "confusion.png", confusion, names)
     return outcome

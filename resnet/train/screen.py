@@ -174,7 +174,7 @@ def end(workdir: Path, outcome: Outcome | None, data: ConfigDict, *, validated: 
     the newest.
     """
     where = printable(str(workdir))
-    confusion = "confusion.png, " if outcome else ""
+    confusion = "confusion.png, " if outcome and "confusion" in outcome.summary else ""
     lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as reference
 
+from resnet.train import evaluation, metrics
 from resnet.train.metrics import (
     auroc,
     calibration,
@@ -89,6 +90,28 @@ def test_summary_agrees_with_sklearn(num_classes: int) -> None:
     else:
         assert found["auroc"] == pytest.approx(reference.roc_auc_score(labels, probabilities, multi_class="ovr"))
     json.dumps(found, allow_nan=False)
+
+
+def test_of_very_many_classes_all_but_the_confusion_matrix_is_told(monkeypatch) -> None:
+    """Rows without a softmax included, and more positives of a class than are compared one by one."""
+    logits, labels = example(7, 300)
+    logits[3], logits[5, 2] = np.nan, np.inf
+    probabilities = softmax(logits)
+    whole_summary = summarise(whole(logits, labels), probabilities, labels)
+    subset = evaluation.summarise_subset(evaluation.Predictions(probabilities, labels, {}), np.arange(300) % 3 > 0)
+    for module in (metrics, evaluation):
+        monkeypatch.setattr(module, "MOST_CONFUSED", 6)
+    monkeypatch.setattr(metrics, "_COLUMNS", 2)
+    monkeypatch.setattr(metrics, "_SORTED_FROM", 1000)
+    sums = jax.device_get(eval_sums(logits, labels, np.ones(300, np.float32), 7))
+    assert sums["hits"].shape == (7,)
+    told = [
+        summarise(sums, probabilities, labels),
+        evaluation.summarise_subset(evaluation.Predictions(probabilities, labels, {}), np.arange(300) % 3 > 0),
+    ]
+    for found, expected in zip(told, (whole_summary, subset), strict=True):
+        assert expected.pop("confusion")
+        assert str(found) == str(expected)  # NaN is no number
 
 
 def test_absent_classes_are_left_out_of_means() -> None:
