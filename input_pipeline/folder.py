@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
 from input_pipeline.images import Listing
@@ -80,7 +82,13 @@ def find_images(data_dir: Path, exclude: tuple[str, ...] = ()) -> Listing:
     def examine(i: int) -> tuple[bytes, int]:
         return read_encoded(paths[i]), labels[i]
 
-    return Listing(top, tuple(class_names), ids, tuple(split_names), paths, stamp, examine)
+    about = np.array([(file.size, file.mtime_ns) for file in files], np.int64)
+
+    def known(i: int) -> tuple[str, int]:
+        size, mtime_ns = about[i].tolist()
+        return hashlib.sha256(os.fsencode(f"{ids[i]}\0{size}\0{mtime_ns}")).hexdigest()[:32], labels[i]
+
+    return Listing(top, tuple(class_names), ids, tuple(split_names), paths, stamp, examine, known)
 
 
 def _stamp(class_names: list[str], ids: tuple[str, ...], files: list[_File]) -> str:

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -31,6 +28,7 @@ from input_pipeline.encoded_files import MAX_SCANS, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
+from input_pipeline.verdicts import Row, Verdicts
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
@@ -144,7 +142,8 @@ class Listing:
 
     where: the folder or dataset, for messages. class_names: sorted. ids: N unique names. split_names: of each example
     'train', 'val' or 'test'. paths: absolute, or None. stamp: changes whenever a file changes. examine: encoded bytes
-    and label of example i; may raise OSError.
+    and label of example i; may raise OSError. known: of example i a mark that changes whenever its file does, or
+    another takes its name, and its label, without reading it; None where only reading tells.
     """
 
     where: str
@@ -154,6 +153,7 @@ class Listing:
     paths: tuple[str, ...] | None
     stamp: str
     examine: Callable[[int], tuple[bytes, int]]
+    known: Callable[[int], tuple[str, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,10 +173,6 @@ class Audit:
     reasons: tuple[str, ...]
 
 
-# label, bytes, upright height and width, orientation, content, reason
-Row = tuple[int, int, int, int, int, str, str]
-
-
 def audit(
     listing: Listing,
     decode: Callable[[bytes, str], tuple[int, int]],
@@ -184,27 +180,18 @@ def audit(
     cache_dir: str | None = None,
     progress: bool = True,
 ) -> Audit:
-    """Read, sniff and decode every example once, in threads, or recall what an earlier audit of the same files found.
+    """Read, sniff and decode every example once, in threads, or recall what earlier audits found of the same files.
 
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
     ~/.cache; one that cannot be written is no error. progress: a bar on standard error where that is a terminal and
     the set is large. Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
     """
-    cache = _cache_file(listing, cache_dir)
-    rows = _recall(cache, len(listing.ids))
+    verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
+    rows = verdicts.whole()
     if rows is None:
-        shown = progress and sys.stderr.isatty() and len(listing.ids) >= _BAR_FROM
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            verdicts = in_order(pool, lambda i: _verdict(listing, i, decode), len(listing.ids))
-            bar = tqdm(verdicts, "checking images", len(listing.ids), unit="image", leave=False, disable=not shown)
-            try:
-                rows = list(bar)
-            except BaseException:
-                # A disk that is gone, or Ctrl-C: hundreds of examples that wait in line would each be tried first.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        _remember(cache, rows)
+        rows = _examined(listing, decode, verdicts, progress)
+        verdicts.keep(rows)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     return Audit(
         labels=np.array(columns[0], np.int32),
@@ -214,6 +201,28 @@ def audit(
         contents=np.array(columns[5], "S32"),
         reasons=tuple(columns[6]),
     )
+
+
+def _examined(
+    listing: Listing, decode: Callable[[bytes, str], tuple[int, int]], verdicts: Verdicts, progress: bool
+) -> list[Row]:
+    """The verdict on every example, the file read where there is none yet."""
+    known = verdicts.single()
+    unknown = [i for i in range(len(listing.ids)) if i not in known]
+    shown = progress and sys.stderr.isatty() and len(unknown) >= _BAR_FROM
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        found = in_order(pool, lambda number: _verdict(listing, unknown[number], decode), len(unknown))
+        bar = tqdm(found, "checking images", len(unknown), unit="image", leave=False, disable=not shown)
+        try:
+            for i, row in zip(unknown, bar, strict=True):
+                known[i] = row
+                verdicts.note(i, row)
+        except BaseException:
+            # A disk that is gone, or Ctrl-C: hundreds of examples that wait in line would each be tried first.
+            pool.shutdown(wait=False, cancel_futures=True)
+            verdicts.close()
+            raise
+    return [known[i] for i in range(len(listing.ids))]
 
 
 def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:
@@ -248,33 +257,3 @@ def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int,
 def content_of(data: bytes | memoryview) -> str:
     """What stands for the bytes of an example wherever one is compared with another: 32 hex digits of their sha256."""
     return hashlib.sha256(data).hexdigest()[:32]
-
-
-def _cache_file(listing: Listing, cache_dir: str | None) -> Path:
-    """Where the audit of just these files is kept: any file added, changed or touched gives another name."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / "audit"
-    key = hashlib.sha256(f"{AUDIT_VERSION} {listing.stamp}".encode()).hexdigest()
-    return Path(cache_dir or base) / f"{key}.json"
-
-
-def _recall(cache: Path, count: int) -> list[Row] | None:
-    """What `_remember` wrote, or None where there is nothing or something else."""
-    try:
-        columns = json.loads(cache.read_bytes())
-        rows = [tuple(row) for row in zip(*columns, strict=True)]
-    except (OSError, ValueError, TypeError):
-        return None
-    kinds = (int, int, int, int, int, str, str)
-    whole = len(rows) == count and all(tuple(map(type, row)) == kinds and row[5].isascii() for row in rows)
-    return rows if whole else None
-
-
-def _remember(cache: Path, rows: list[Row]) -> None:
-    """Write the verdicts, column by column, in one piece: a reader sees all of it or none."""
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, suffix=".part", delete=False) as part:
-            json.dump(list(zip(*rows, strict=True)), part, separators=(",", ":"))
-        os.replace(part.name, cache)
-    except OSError:
-        pass  # A read-only home costs the next run a second audit, nothing else.

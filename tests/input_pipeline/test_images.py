@@ -1,3 +1,5 @@
+import dataclasses
+import errno
 import hashlib
 import io
 import os
@@ -9,7 +11,8 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import InputError
-from input_pipeline.images import MAX_PIXELS, Listing, audit, sniff
+from input_pipeline.folder import find_images
+from input_pipeline.images import MAX_PIXELS, Audit, Listing, audit, sniff
 
 PIXELS = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 COLOUR = Image.fromarray(PIXELS)
@@ -178,6 +181,73 @@ def test_an_audit_is_remembered_until_a_file_changes(tmp_path):
     audit(listing_of(contents, "another stamp"), counting, cache_dir=str(tmp_path))
     assert seen == ["0.png", "0.png"]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_an_audit_that_is_cut_short_goes_on(tmp_path):
+    """Whatever its last line is worth; and its end leaves nothing of it."""
+    contents = [encoded(COLOUR, "PNG") + bytes(i) for i in range(40)]
+    seen = []
+
+    def stopping(data: bytes, name: str) -> tuple[int, int]:
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+        seen.append(name)
+        return decode(data, name)
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(listing_of(contents), stopping, cache_dir=str(tmp_path))
+    (part,) = tmp_path.glob("*.part")
+    part.write_text(part.read_text() + '["39",0,1')
+    noted, again = len(part.read_text().splitlines()) - 1, []
+    counting = lambda data, name: again.append(name) or decode(data, name)  # noqa: E731
+    found = audit(listing_of(contents), counting, cache_dir=str(tmp_path))
+    assert noted >= 20
+    assert len(again) == 40 - noted
+    assert found.byte_sizes.tolist() == [len(data) for data in contents]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_of_a_folder_only_what_changed_is_read_again(tmp_path):
+    """A class that comes first moves the labels of all others; a file that changed in place is another."""
+    for name in ("b/1", "b/2", "c/1"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / f"{name}.png").write_bytes(encoded(COLOUR, "PNG"))
+    seen = []
+
+    def counting(data: bytes, name: str) -> tuple[int, int]:
+        seen.append(name)
+        return decode(data, name)
+
+    def audited() -> tuple[list[str], Audit]:
+        seen.clear()
+        found = audit(find_images(tmp_path / "data"), counting, cache_dir=str(tmp_path / "cache"))
+        return sorted(seen), found
+
+    assert audited()[0] == ["b/1.png", "b/2.png", "c/1.png"]
+    (tmp_path / "data" / "a").mkdir()
+    (tmp_path / "data" / "a" / "new.png").write_bytes(encoded(COLOUR, "PNG"))
+    (tmp_path / "data" / "b" / "2.png").write_bytes(b"no image")
+    names, found = audited()
+    assert names == ["a/new.png"]
+    assert found.labels.tolist() == [0, 1, 1, 2]
+    assert [bool(reason) for reason in found.reasons] == [False, False, True, False]
+    assert audited()[0] == []
+
+
+def test_a_file_that_was_not_given_is_asked_for_again(tmp_path):
+    """chmod mends it and leaves its size and time as they were."""
+    listing = listing_of([encoded(COLOUR, "PNG")] * 2)
+    closed = {1}
+
+    def examine(i: int) -> tuple[bytes, int]:
+        if i in closed:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return listing.examine(i)
+
+    guarded = dataclasses.replace(listing, examine=examine)
+    assert audit(guarded, decode, cache_dir=str(tmp_path)).reasons == ("", "cannot be read (Permission denied)")
+    closed.clear()
+    assert audit(guarded, decode, cache_dir=str(tmp_path)).reasons == ("", "")
 
 
 @pytest.mark.parametrize(
