@@ -21,9 +21,9 @@ from typing import NoReturn
 
 import numpy as np
 import PIL
-from tqdm import tqdm
 
 from input_pipeline import file_findings
+from input_pipeline.bars import Bar
 from input_pipeline.copies import blank, identical, near_pairs
 from input_pipeline.copy_findings import Copies
 from input_pipeline.doctor_page import page
@@ -38,8 +38,6 @@ from input_pipeline.whole_files import write_whole
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
 VERSION = 4
-# Smaller sets are looked over in a blink, and a bar would only flicker.
-_BAR_FROM = 500
 _SHOWN = 3
 _SPLITS = ("train", "val", "test")
 
@@ -48,7 +46,7 @@ def look_over(data_dir: str | Path, *, cache_dir: str | None = None, progress: b
     """Look at every image under `data_dir` once, or recall what an earlier call found on the same files.
 
     cache_dir: default resnet-jax/doctor under $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no error.
-    progress: bars on standard error where that is a terminal and the set is large. Memory: about 1.1 kB an image.
+    progress: on standard error, where the set is large (`bars`). Memory: about 1.1 kB an image.
     Raises InputError for a folder that is missing or cannot be understood as classes and splits.
     """
     return look_over_listing(_list(Path(data_dir)), cache_dir=cache_dir, progress=progress)
@@ -80,8 +78,7 @@ def _list(data_dir: Path) -> Listing:
 
 
 def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
-    shown = progress and sys.stderr.isatty() and len(listing.ids) >= _BAR_FROM
-    with tqdm(None, "looking at images", len(listing.ids), unit="image", leave=False, disable=not shown) as bar:
+    with Bar("looking at images", len(listing.ids), shown=progress) as bar:
         gallery = gather(listing, progress=bar.update)
     even = blank(gallery)
     groups = identical(gallery)
@@ -89,7 +86,7 @@ def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
     for group in groups:
         repeated[group[1:]] = True
     rows = np.flatnonzero(gallery.readable & ~even & ~repeated)
-    with tqdm(None, "comparing images", len(rows), unit="image", leave=False, disable=not shown) as bar:
+    with Bar("comparing images", len(rows), shown=progress) as bar:
         pairs = near_pairs(gallery, rows, progress=bar.update)
     copies = Copies(listing, gallery, groups, pairs)
     counts = _counts(listing, gallery)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,8 +21,8 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from tqdm import tqdm
 
+from input_pipeline.bars import Bar
 from input_pipeline.encoded_files import MAX_SCANS, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
@@ -34,8 +33,6 @@ from input_pipeline.verdicts import Row, Verdicts
 MAX_PIXELS = 89_478_485
 # Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
 AUDIT_VERSION = 3
-# Smaller sets are audited in a blink, and a bar would only flicker.
-_BAR_FROM = 500
 _ORIENTATION_TAG = 0x0112
 _OTHER_FORMATS = (
     (b"II*\0", "TIFF"),
@@ -184,8 +181,8 @@ def audit(
 
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
-    ~/.cache; one that cannot be written is no error. progress: a bar on standard error where that is a terminal and
-    the set is large. Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
+    ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is large (`bars`).
+    Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
     """
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
     rows = verdicts.whole()
@@ -209,14 +206,14 @@ def _examined(
     """The verdict on every example, the file read where there is none yet."""
     known = verdicts.single()
     unknown = [i for i in range(len(listing.ids)) if i not in known]
-    shown = progress and sys.stderr.isatty() and len(unknown) >= _BAR_FROM
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+    bar = Bar("checking images", len(unknown), shown=progress)
+    with bar, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         found = in_order(pool, lambda number: _verdict(listing, unknown[number], decode), len(unknown))
-        bar = tqdm(found, "checking images", len(unknown), unit="image", leave=False, disable=not shown)
         try:
-            for i, row in zip(unknown, bar, strict=True):
+            for i, row in zip(unknown, found, strict=True):
                 known[i] = row
                 verdicts.note(i, row)
+                bar.update()
         except BaseException:
             # A disk that is gone, or Ctrl-C: hundreds of examples that wait in line would each be tried first.
             pool.shutdown(wait=False, cancel_futures=True)
