@@ -85,11 +85,12 @@ def data() -> ConfigDict:
     # An unreadable image: fail (named, before training) or skip (counted and listed).
     c.on_error = "fail"
     # Whether the doctor looks a folder over at the start (once per content, then recalled): leaks, copies, imbalance.
+    # Of a million images that is a second reading of all and most of an hour (docs/feeding.md).
     c.doctor = True
     # Leaves out of validation and test what also stands in an earlier split: byte for byte, and near copies where the
     # doctor looked. Without it both figures are told.
     c.drop_leaks = False
-    # Splits that are made here put no two copies that the doctor knows on different sides.
+    # Splits that are made here, per_class's included, put no two copies that the doctor knows on different sides.
     c.keep_copies_together = False
     # Side in pixels of the square that the network sees.
     c.image_size = 224

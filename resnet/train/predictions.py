@@ -35,7 +35,7 @@ def write_predictions(workdir: Path, predictions: KeptPredictions) -> None:
     with temporary.open("wb") as file:
         np.savez(
             file,
-            probabilities=predictions.probabilities.astype(np.float32),
+            probabilities=predictions.probabilities.astype(np.float32, copy=False),
             labels=predictions.labels.astype(np.int32),
             ids=np.array(predictions.ids, np.str_),
             leaked=predictions.leaked.astype(bool),
