@@ -23,15 +23,19 @@ class Bar:
         self._bar = None
         if self._shown and sys.stderr.isatty():
             self._bar = tqdm(None, what, total, unit="image", leave=False)
-        self._start = self._last = clock()
+        self._start, self._last, self._first = 0.0, 0.0, 0
 
     def update(self, count: int = 1) -> None:
         """So many more are done."""
         self._done += count
         if self._bar is not None:
             self._bar.update(count)
+        elif self._shown and not self._first:
+            # The first waited for what is started once, a decoder say: it tells nothing of the rest.
+            self._start, self._first = self._clock(), self._done
+            self._last = self._start
         elif self._shown and (now := self._clock()) - self._last >= _LINE_EVERY:
-            self._last, rate = now, self._done / (now - self._start)
+            self._last, rate = now, (self._done - self._first) / (now - self._start)
             left = tqdm.format_interval((self._total - self._done) / rate)
             progress = f"{self._done:,} of {self._total:,} done, {rate:,.0f} a second, {left} left"
             print(f"{self._what}: {progress}", file=sys.stderr, flush=True)
