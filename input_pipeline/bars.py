@@ -9,7 +9,7 @@ from typing import Self
 from tqdm import tqdm
 
 # Smaller sets are done in a blink, and a bar would only flicker.
-_BAR_FROM = 500
+BAR_FROM = 500
 # Seconds: a batch system keeps what is written, and an audit of ImageNet takes an hour.
 _LINE_EVERY = 30.0
 
@@ -19,7 +19,7 @@ class Bar:
 
     def __init__(self, what: str, total: int, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._what, self._total, self._clock, self._done = what, total, clock, 0
-        self._shown = shown and total >= _BAR_FROM
+        self._shown = shown and total >= BAR_FROM
         self._bar = None
         if self._shown and sys.stderr.isatty():
             self._bar = tqdm(None, what, total, unit="image", leave=False)

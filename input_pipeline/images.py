@@ -187,8 +187,11 @@ def audit(
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
     rows = verdicts.whole()
     if rows is None:
-        rows = _examined(listing, decode, verdicts, progress)
-        verdicts.keep(rows)
+        with verdicts.turn():
+            rows = verdicts.whole()
+            if rows is None:
+                rows = _examined(listing, decode, verdicts, progress)
+                verdicts.keep(rows)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     return Audit(
         labels=np.array(columns[0], np.int32),

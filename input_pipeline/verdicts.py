@@ -6,14 +6,18 @@ An audit of millions of files takes hours. One that was cut short goes on, and o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from input_pipeline.bars import BAR_FROM
 from input_pipeline.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ Row = tuple[int, int, int, int, int, str, str]
 _KINDS = (int, int, int, int, int, str, str)
 # A few rows lost by a kill are a blink's work; each written by itself would be a call a file.
 _FLUSHED = 256
+# Seconds between looks at a lock that another process holds.
+_POLLED = 0.2
 
 
 class Verdicts:
@@ -48,6 +54,42 @@ class Verdicts:
         """All rows, of an earlier audit of the same files; None where there is none, or where a file was not given."""
         rows = [row for _, row in self._stored(self._key)]
         return rows if len(rows) == len(self._listing.ids) and all(map(_settled, rows)) else None
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait while another process audits the same files: of eight on a machine one reads them, the others recall.
+
+        The lock goes with the process that holds it. Where there can be none, nobody waits.
+        """
+        path, new = self._folder / f"{self._key}.lock", not self._folder.exists()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            yield
+            return
+        try:
+            self._wait_for(lock)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            os.close(lock)
+            if new:
+                with contextlib.suppress(OSError):
+                    self._folder.rmdir()  # Where nothing came into it.
+
+    def _wait_for(self, lock: int) -> None:
+        told = len(self._listing.ids) < BAR_FROM
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    print("Another process checks the same images: waiting for what it finds", file=sys.stderr)
+                told = True
+                time.sleep(_POLLED)
+            except OSError:
+                return  # A file system without locks.
 
     def single(self) -> dict[int, Row]:
         """Row i of each example i on which there is a verdict."""

@@ -4,7 +4,10 @@ import hashlib
 import io
 import os
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -204,6 +207,25 @@ def test_an_audit_that_is_cut_short_goes_on(tmp_path):
     assert noted >= 20
     assert len(again) == 40 - noted
     assert found.byte_sizes.tolist() == [len(data) for data in contents]
+    assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+def test_of_two_audits_of_the_same_files_one_reads_them(tmp_path):
+    """flock is of a file that was opened, so two threads stand for two processes."""
+    listing, seen, begun = listing_of([encoded(COLOUR, "PNG")] * 3), [], threading.Event()
+
+    def slow(data: bytes, name: str) -> tuple[int, int]:
+        begun.set()
+        time.sleep(0.1)
+        seen.append(name)
+        return decode(data, name)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(audit, listing, slow, cache_dir=str(tmp_path))
+        begun.wait()
+        second = pool.submit(audit, listing, slow, cache_dir=str(tmp_path))
+        assert first.result().sizes.tolist() == second.result().sizes.tolist()
+    assert len(seen) == 3
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
 
 
