@@ -18,6 +18,7 @@ from resnet.model.layers import (
 )
 from resnet.model.links import Link, convolve, convolve_and_close
 from resnet.model.onednn_chain import End, closed
+from resnet.model.proven import is_proven
 from resnet.model.spec import ResNetSpec, block_width
 
 
@@ -89,7 +90,8 @@ class Block(nn.Module):
         """Whether nothing but its norm, the addition and the activation is behind the branch's last convolution."""
         spec = self.spec
         return not (train and spec.stochastic_depth > 0) and (
-            spec.order == "original"
+            is_proven(spec)
+            and spec.order == "original"
             and spec.norm != "none"
             and not spec.squeeze_excitation
             and (changes_shape or spec.shortcut_transform in ("identity", "conv1x1"))

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr
 
 from resnet.model import counting_tables
 from resnet.model.errors import SpecError
@@ -119,26 +120,18 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
     Raises SpecError if the image is too small for the network.
     """
     spec.check_image_size(image_size)
-    # ReLU is the activation that stands out in the traced program; what the gradient of another needs is known.
-    network = ResNet(dataclasses.replace(spec, activation="relu"), backend=jax.lax.conv_general_dilated)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, spec.in_channels), jnp.float32)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    # Without it a process with FLAX_PROFILE=0 would trace equations that do not tell their layer.
-    with nn.override_named_call(True):
-        # One pass gives parameters and program, in a third of the time of init and apply: flax' apply traces every
-        # initialiser once more to compare shapes.
-        trace = jax.make_jaxpr(
-            lambda x, k: network.init_with_output(k, x, train=False, mutable=["params", "batch_stats"]),
-            return_shape=True,
-        )
-        program, (_, variables) = trace(images, key)
+    program, variables = traced(spec, image_size)
+    # ReLU is the activation that stands out in the traced program; what the gradient of another needs is known. It may
+    # have parameters and products of its own.
+    rectified = spec if spec.activation == "relu" else dataclasses.replace(spec, activation="relu")
+    with_relu = program if rectified is spec else traced(rectified, image_size)[0]
     found = operations(program)
     blocks: list[dict[str, list[Operation]]] = [{} for _ in range(len(spec.stage_sizes) + 2)]
     for operation, (stage, block) in zip(found, places(spec, [each.scope for each in found]), strict=True):
         blocks[stage].setdefault(block, []).append(operation)
     # The ReLU in the head is one whatever the spec's activation is.
     rectifies = lambda made_at: spec.activation == "relu" or HEAD[0] in made_at  # noqa: E731
-    kept = kept_values(program, program.jaxpr.invars[:1], rectifies)
+    kept = kept_values(with_relu, with_relu.jaxpr.invars[:1], rectifies)
     activations = [0] * len(blocks)
     for (_, size), (stage, _) in zip(kept, places(spec, [scope for scope, _ in kept]), strict=True):
         activations[stage] += size
@@ -159,6 +152,23 @@ def count(spec: ResNetSpec, image_size: int) -> Counts:
             )
         )
     return Counts(spec, image_size, tuple(stages), found[0].multiply_adds)
+
+
+def traced(spec: ResNetSpec, image_size: int) -> tuple[ClosedJaxpr, dict[str, Any]]:
+    """The program of (one image, key) that makes and evaluates the network; the shapes of its variables."""
+    network = ResNet(spec, backend=jax.lax.conv_general_dilated)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, spec.in_channels), jnp.float32)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    # Without it a process with FLAX_PROFILE=0 would trace equations that do not tell their layer.
+    with nn.override_named_call(True):
+        # One pass gives parameters and program, in a third of the time of init and apply: flax' apply traces every
+        # initialiser once more to compare shapes.
+        trace = jax.make_jaxpr(
+            lambda x, k: network.init_with_output(k, x, train=False, mutable=["params", "batch_stats"]),
+            return_shape=True,
+        )
+        program, (_, variables) = trace(images, key)
+    return program, variables
 
 
 def places(spec: ResNetSpec, scopes: Iterable[Scope]) -> list[tuple[int, str]]:

@@ -8,6 +8,7 @@ Where that holds, by the spec's order: behind every convolution of the stem, the
 original order and with the ReLU before the addition; behind all but a branch's last with the norm after the addition;
 in ReLU-only pre-activation behind those of the stem and the branches; in full pre-activation behind the stem's and all
 but a branch's last. What comes behind an addition stays, and so does group norm, whose statistics are of the image.
+Of a design that folding is not proven for (proven.py) everything stays.
 """
 
 import re
@@ -18,6 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet.model.blocks import norm_behind
 from resnet.model.network import ResNet
+from resnet.model.proven import is_proven
 from resnet.model.spec import ResNetSpec
 
 Variables = dict[str, Any]
@@ -48,7 +50,12 @@ def fold(network: ResNet, variables: Variables) -> tuple[ResNet, Variables]:
 
 
 def folded_norms(spec: ResNetSpec, variables: Variables) -> dict[str, str]:
-    """{convolution: the batch norm directly behind it}, by their names ('layer1_0/conv1'); nothing for other norms."""
+    """{convolution: the batch norm directly behind it}, by their names ('layer1_0/conv1').
+
+    Nothing for other norms, nor for a design that folding is not proven for.
+    """
+    if spec.norm != "batch" or not is_proven(spec):
+        return {}
     statistics = {name.rpartition("/")[0] for name in flatten_dict(variables["batch_stats"], sep="/")}
     layers = [name.rpartition("/")[0] for name in flatten_dict(variables["params"], sep="/") if name.endswith("kernel")]
     pairs = {layer: norm for layer in layers if (norm := _norm_behind(spec, layer))}

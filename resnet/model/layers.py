@@ -13,7 +13,9 @@ from resnet.model import blocked
 from resnet.model.broadcasting import scaled, shifted
 from resnet.model.convolution import window_for_onednn
 from resnet.model.convolution_forms import Window
+from resnet.model.errors import SpecError
 from resnet.model.normalisation import BatchNorm
+from resnet.model.proven import is_proven
 from resnet.model.spec import ResNetSpec
 
 Convolution = Callable[..., jax.Array]
@@ -42,6 +44,8 @@ class Conv(nn.Module):
     bias_init: nn.initializers.Initializer
     dtype: Any
     backend: Convolution
+    # Not in one call with what is behind it, which reads `variables_for` and never comes by `__call__`.
+    alone: bool = False
 
     @nn.compact
     def variables_for(self, channels: int) -> tuple[jax.Array, jax.Array | None]:
@@ -79,7 +83,7 @@ class Conv(nn.Module):
 
     def window(self, x: jax.ShapeDtypeStruct) -> Window | None:
         """The window, where oneDNN computes this convolution of x, so that it can do what is behind it as well."""
-        if self.dtype != jnp.float32:
+        if self.dtype != jnp.float32 or self.alone:
             return None
         kernel = jax.ShapeDtypeStruct(self._kernel_shape(x.shape[-1]), jnp.float32)
         return window_for_onednn(self.backend, x, kernel, (self.stride, self.stride), self._padding, self.groups)
@@ -121,6 +125,7 @@ def convolution(
         bias_init=nn.initializers.constant(bias_init),
         dtype=dtype,
         backend=backend,
+        alone=not is_proven(spec),
         name=name,
     )
 
@@ -147,7 +152,9 @@ def norm(
         )
     if spec.norm == "group":
         return nn.GroupNorm(spec.norm_groups, epsilon=spec.norm_epsilon, dtype=dtype, scale_init=scale_init, name=name)
-    return None
+    if spec.norm == "none":
+        return None
+    raise SpecError(f"norm={spec.norm!r} is one of the choices, but resnet/model/layers.py has no layer for it")
 
 
 def classify(spec: ResNetSpec, pooled: jax.Array, train: bool) -> jax.Array:

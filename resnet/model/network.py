@@ -17,6 +17,7 @@ from resnet.model.layers import ACTIVATIONS, Convolution, Norm, classify, convol
 from resnet.model.links import Link, convolve
 from resnet.model.onednn_chain import End, closed
 from resnet.model.pooling import max_pool, max_pool_by_xla
+from resnet.model.proven import is_proven
 from resnet.model.spec import ResNetSpec, block_stride
 
 # What is computed again on the way back, in place of being kept: nothing, the inside of each block, of each stage.
@@ -114,7 +115,8 @@ class ResNet(nn.Module):
             )
             behind = None if bare else self._norm(features, f"bn{suffix}", train)
             links.append(Link(layer, behind, None if bare else activation))
-        if spec.stem == "imagenet" and self.backend is conv_general_dilated and blocked.stem_pays(x):
+        by_blocks = spec.stem == "imagenet" and self.backend is conv_general_dilated and blocked.stem_pays(x)
+        if by_blocks and is_proven(spec):
             return self._stem_by_blocks(links[0], x)
         pooled = spec.stem != "cifar"
         end = convolve(links, x, train=train, left_open=pooled and activation is nn.relu)

@@ -12,10 +12,15 @@ Scope = tuple[str, ...]
 
 # Equations that hand on their operand in another shape or type: no new value to keep.
 RESHAPING = ("broadcast_in_dim", "reshape", "squeeze", "convert_element_type", "copy")
-# ReLU is a custom_jvp_call, which stands for every activation; the sigmoid of gates a logistic.
-ACTIVATION, GATING = "custom_jvp_call", "logistic"
+# ReLU is a custom_jvp_call, which stands for every activation.
+ACTIVATION = "custom_jvp_call"
+# Equations whose gradient needs what leaves them: the sigmoid of gates, and what designs of one's own may have.
+GATING = ("logistic", "tanh", "exp", "exp2", "sqrt", "rsqrt", "cbrt")
 # Equations whose gradient needs what enters them.
-CONSUMING = ("conv_general_dilated", "dot_general", "reduce_window_max")
+CONSUMING = (
+    *("conv_general_dilated", "dot_general", "reduce_window_max"),
+    *("reduce_max", "reduce_min", "log", "log1p", "sin", "cos", "erf", "abs", "pow", "integer_pow", "square"),
+)
 NORM_SCOPE = re.compile(r"(downsample_)?bn")
 
 
@@ -118,9 +123,10 @@ def kept_values(
 
     `inputs` are those of the program's arguments that are the batch. Each value that depends on them counts once, if it
     enters a convolution, a dense layer, a norm, max pooling or a product (a gate, a learned scale), or leaves a ReLU or
-    a sigmoid. Each ReLU of which `rectifies`, given the names around what enters it, says no stands for an activation
-    whose gradient needs that instead. Sizes are numbers of elements; the inputs themselves do not count. Read at the
-    top level of the program, where a network without rematerialisation has all of it.
+    a sigmoid; and what other elementary functions need (GATING, CONSUMING). Each ReLU of which `rectifies`, given the
+    names around what enters it, says no stands for an activation whose gradient needs that instead. Sizes are numbers
+    of elements; the inputs themselves do not count. Read at the top level of the program, where a network without
+    rematerialisation has all of it.
     """
     made_at: dict[Any, int] = dict.fromkeys(inputs, -1)
     same_as: dict[Any, Any] = {}
@@ -137,12 +143,14 @@ def kept_values(
             continue
         made_at.update((out, number) for out in eqn.outvars)
         scope, name = scopes[-1], eqn.primitive.name
+        # By what depends on the batch: by a number or an array known before, the gradient needs neither.
+        divides = name == "div" and not isinstance(eqn.invars[1], Literal) and variables[-1] in made_at
         if scope and NORM_SCOPE.match(scope[-1]):
             # What enters a norm from outside; its inner steps are recomputed from that and the statistics.
             needed = [v for v in operands if made_at[v] < 0 or scopes[made_at[v]] != scope]
-        elif name == GATING or (name == ACTIVATION and rectifies(scopes[made_at[operands[0]]])):
+        elif name in GATING or (name == ACTIVATION and rectifies(scopes[made_at[operands[0]]])):
             needed = eqn.outvars
-        elif name in (*CONSUMING, ACTIVATION) or (name == "mul" and len(variables) == 2):
+        elif name in (*CONSUMING, ACTIVATION) or (name == "mul" and len(variables) == 2) or divides:
             needed = operands
         else:
             needed = []

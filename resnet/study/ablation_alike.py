@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from input_pipeline.errors import InputError
+from resnet.model.proven import is_proven
 from resnet.model.spec import ResNetSpec, block_stride
 from resnet.model.variants import variant
 from resnet.train.configuration import Flat, flatten, make_spec
@@ -59,9 +60,12 @@ def network_of(spec: ResNetSpec) -> dict[str, Any]:
     """The spec's fields, with what those of BY_BLOCK do to each block in place of them: equal for equal networks.
 
     In one stage of basic blocks no shortcut changes shapes, so that options A, B and D are one; where all blocks change
-    them, as bottlenecks alone in their stages do, nothing is left for a transform.
+    them, as bottlenecks alone in their stages do, nothing is left for a transform. What a design that is not proven
+    does to a block is not known here: such specs are told apart by their fields.
     """
     fields = dataclasses.asdict(spec)
+    if not is_proven(spec):
+        return fields
     own = {name: fields.pop(name) for name in BY_BLOCK}
     blocks, channels = [], spec.width
     for stage, size in enumerate(spec.stage_sizes):

@@ -17,7 +17,7 @@ from resnet.model.counting_tables import TIMES
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import CHOICES, ResNetSpec
-from resnet.model.traced_program import operations
+from resnet.model.traced_program import kept_values, operations
 from resnet.model.variants import VARIANTS, variant
 from tests.model.counting_arithmetic import arithmetic
 
@@ -196,6 +196,18 @@ def test_operations_inside_other_programs_count() -> None:
     assert total(lambda x: jnp.einsum("bij,bjk->bik", x, x), jnp.zeros((4, 3, 3))) == 4 * 27
     with pytest.raises(ValueError, match="while"):
         total(lambda x: lax.while_loop(lambda y: y[0, 0] < 1, lambda y: y @ y, x), matrix)
+
+
+def test_what_elementary_functions_keep_counts() -> None:
+    """Softmax attention of an own design: exp keeps what leaves it, a division both that enter, a maximum its input."""
+
+    def attention(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        y = jnp.tanh(x @ kernel)
+        return jnp.exp(y) / jnp.exp(y).sum(-1, keepdims=True)
+
+    program = jax.make_jaxpr(attention)(jnp.ones((1, 4)), jnp.ones((4, 6)))
+    # tanh's output, the exponential twice, and the sum of one of them.
+    assert sorted(size for _, size in kept_values(program, program.jaxpr.invars[:1])) == [1, 6, 6, 6]
 
 
 def test_our_own_convolution_counts_as_lax_does() -> None:
