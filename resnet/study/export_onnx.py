@@ -9,7 +9,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from input_pipeline.errors import InputError
 from resnet.study import export_onnx_graph
+from resnet.study.export_onnx_values import NoRule
 from resnet.study.export_program import INPUT, OUTPUT, Program
 
 FILE = "model.onnx"
@@ -18,17 +20,22 @@ FILE = "model.onnx"
 def write(program: Program, folder: Path) -> None:
     """Write `folder`/model.onnx: weights, class names and preprocessing in one file.
 
-    Raises OSError where the disk refuses.
+    Raises OSError where the disk refuses, InputError for a network with an operation that has no rule.
     """
     import onnx
 
-    model = make_model(program)
+    try:
+        model = make_model(program)
+    except NoRule as error:
+        raise InputError(
+            f"--format=onnx: {error}; take stablehlo or savedmodel, or write it (resnet/study/export_onnx_rules.py)"
+        ) from error
     onnx.checker.check_model(model, full_check=True)
     (folder / FILE).write_bytes(model.SerializeToString())
 
 
 def make_model(program: Program) -> Any:
-    """The onnx.ModelProto of a program. Raises ValueError for an operation without a rule."""
+    """The onnx.ModelProto of a program. Raises NoRule for an operation without a rule."""
     from onnx import helper, numpy_helper
 
     # lax' own convolution, whose traced program is one convolution; what runs it has forms of its own.

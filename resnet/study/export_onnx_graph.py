@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 from resnet.study.export_onnx_rules import RULES
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, traced
+from resnet.study.export_onnx_values import Constant, Graph, NoRule, Tensor, Value, traced
 
 # Opset 18 (ONNX 1.13, 2022): the first in which every reduction takes its axes as an input.
 OPSET = 18
@@ -27,7 +27,7 @@ IR_VERSION = 8
 def build(program: ClosedJaxpr, names: Sequence[str], arrays: Sequence[np.ndarray], source: str, target: str) -> Graph:
     """The graph of a program whose first arguments are `arrays` under `names`, the last one the input `source`.
 
-    It has one result, `target`, with its axes in JAX' order. Raises ValueError that names the operation for which there
+    It has one result, `target`, with its axes in JAX' order. Raises NoRule that names the operation for which there
     is no rule.
     """
     graph = Graph()
@@ -79,7 +79,7 @@ def _apply(graph: Graph, eqn: JaxprEqn, operands: list[Value]) -> list[Value]:
     name = eqn.primitive.name
     rule: Callable[..., Value] | None = RULES.get(name)
     if rule is None:
-        raise ValueError(f"there is no rule that writes {name} in ONNX")
+        raise NoRule(f"there is no rule that writes {name} in ONNX")
     return [rule(graph, eqn, *operands)]
 
 

@@ -20,7 +20,7 @@ from resnet.study.export_onnx_shapes import (
     transpose,
     without,
 )
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, shape_of, traced
+from resnet.study.export_onnx_values import Constant, Graph, NoRule, Tensor, Value, aligned, full, shape_of, traced
 
 
 def elementwise(operator: str) -> Callable[..., Value]:
@@ -106,7 +106,7 @@ def convert(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
 
 def select(graph: Graph, eqn: JaxprEqn, which: Value, *cases: Value) -> Value:
     if len(cases) != 2 or traced(eqn.invars[0]).dtype != np.bool_:
-        raise ValueError("select_n of other than two cases has no rule that writes it in ONNX")
+        raise NoRule("select_n of other than two cases has no rule that writes it in ONNX")
     order, (condition, false, true), shape = aligned(graph, (which, *cases))
     return Tensor(graph.add("Where", [condition, true, false]), order, shape)
 
@@ -125,7 +125,7 @@ def reduction(operator: str) -> Callable[..., Value]:
 def convolution(graph: Graph, eqn: JaxprEqn, image: Value, kernel: Value) -> Value:
     params, numbers = eqn.params, eqn.params["dimension_numbers"]
     if set(params["lhs_dilation"]) != {1} or params["batch_group_count"] != 1:
-        raise ValueError("a transposed or batch-grouped convolution has no rule that writes it in ONNX")
+        raise NoRule("a transposed or batch-grouped convolution has no rule that writes it in ONNX")
     for number, value in enumerate((image, kernel)):
         full(eqn, number, value, range(1, len(shape_of(value))))
     kernel_shape = [traced(eqn.invars[1]).shape[axis] for axis in numbers.rhs_spec[2:]]
@@ -148,7 +148,7 @@ def product(graph: Graph, eqn: JaxprEqn, left: Value, right: Value) -> Value:
     (a,), (b,) = contracted if all(len(axes) == 1 for axes in contracted) else ((-1,), (-1,))
     ranks = [len(shape_of(value)) for value in (left, right)]
     if any(map(len, batch)) or a < 0 or ranks[1] != 2:
-        raise ValueError("a product of other than matrices has no rule that writes it in ONNX")
+        raise NoRule("a product of other than matrices has no rule that writes it in ONNX")
     for number, value in enumerate((left, right)):
         full(eqn, number, value, range(ranks[number]))
     rows = tuple(axis for axis in range(ranks[0]) if axis != a)
@@ -165,7 +165,7 @@ def pooling(operator: str) -> Callable[..., Value]:
         axes = [axis for axis, about in enumerate(zip(sizes, strides, padding, strict=True)) if about != (1, 1, (0, 0))]
         dilated = set(params["base_dilation"]) | set(params["window_dilation"]) != {1}
         if dilated or len(sizes) != 4 or len(axes) > 2:
-            raise ValueError(f"{eqn.primitive.name} of this window has no rule that writes it in ONNX")
+            raise NoRule(f"{eqn.primitive.name} of this window has no rule that writes it in ONNX")
         full(eqn, 0, operand, axes)
         order = tuple(operand.order)
         if set(order[2:]) != set(axes):

@@ -6,7 +6,18 @@ from typing import Any
 import numpy as np
 from jax.extend.core import JaxprEqn
 
-from resnet.study.export_onnx_values import Constant, Graph, Tensor, Value, aligned, full, is_one, shape_of, traced
+from resnet.study.export_onnx_values import (
+    Constant,
+    Graph,
+    NoRule,
+    Tensor,
+    Value,
+    aligned,
+    full,
+    is_one,
+    shape_of,
+    traced,
+)
 
 # 'slice' up to and including the first element, backwards.
 _BEFORE_THE_FIRST = -(2**31)
@@ -38,7 +49,7 @@ def reshape(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
     operand = expanded(graph, operand, old)
     sizes = [size if isinstance(size, int) else 0 for size in new]
     if any(size == 0 and (number >= len(old) or old[number] != new[number]) for number, size in enumerate(sizes)):
-        raise ValueError("a reshape that moves the batch has no rule that writes it in ONNX")
+        raise NoRule("a reshape that moves the batch has no rule that writes it in ONNX")
     name = graph.named(operand, tuple(range(len(old))))
     return Tensor(graph.add("Reshape", [name, graph.integers(sizes)]), tuple(range(len(new))), tuple(new))
 
@@ -74,7 +85,7 @@ def transpose(graph: Graph, eqn: JaxprEqn, operand: Tensor) -> Value:
 def pad(graph: Graph, eqn: JaxprEqn, operand: Tensor, filling: Value) -> Value:
     config = [tuple(map(int, side)) for side in eqn.params["padding_config"]]
     if not isinstance(filling, Constant) or any(low < 0 or high < 0 or between for low, high, between in config):
-        raise ValueError("a pad that cuts, or puts gaps between, has no rule that writes it in ONNX")
+        raise NoRule("a pad that cuts, or puts gaps between, has no rule that writes it in ONNX")
     full(eqn, 0, operand, [axis for axis, (low, high, _) in enumerate(config) if low or high])
     sides = [config[axis][side] for side in (0, 1) for axis in operand.order]
     shape = [size + low + high if low or high else size for size, (low, high, _) in zip(operand.shape, config)]  # noqa: B905

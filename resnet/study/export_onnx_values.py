@@ -9,6 +9,10 @@ import numpy as np
 from jax.extend.core import JaxprEqn
 
 
+class NoRule(ValueError):
+    """An operation of the network that nothing here writes in ONNX."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """A value known now. Its array has the rank of the traced value, and may have 1 where that is broadcast."""
@@ -91,11 +95,11 @@ def is_one(size: Any) -> bool:
 
 
 def full(eqn: JaxprEqn, number: int, value: Value, axes: Sequence[int]) -> None:
-    """Raise ValueError where an operation looks along an axis that is broadcast, and so not there."""
+    """Raise NoRule where an operation looks along an axis that is broadcast, and so not there."""
     shape = traced(eqn.invars[number]).shape
     missing = [axis for axis in axes if is_one(shape_of(value)[axis]) and not is_one(shape[axis])]
     if missing:
-        raise ValueError(f"{eqn.primitive.name} along a broadcast axis has no rule that writes it in ONNX")
+        raise NoRule(f"{eqn.primitive.name} along a broadcast axis has no rule that writes it in ONNX")
 
 
 def aligned(graph: Graph, operands: Sequence[Value]) -> tuple[tuple[int, ...], list[str], tuple[Any, ...]]:

@@ -19,7 +19,7 @@ from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
-from resnet.study import export, export_onnx, export_savedmodel, export_stablehlo
+from resnet.study import export, export_onnx, export_onnx_graph, export_savedmodel, export_stablehlo
 from resnet.study.export_program import make_program
 from resnet.study.inference import Model, answer, load_model
 from resnet.study.predict import read_image
@@ -195,6 +195,15 @@ def test_onnx_of_any_network(drawn, tmp_path):
 def test_other_designs_in_the_other_formats(form_module, tmp_path):
     changes, size, contract = DESIGNS["imagenet stem, option A, gelu, tf"]
     assert_exports(model_of(dataclasses.replace(SMALL, **changes), size, contract), form_module, tmp_path)
+
+
+def test_an_operation_that_nothing_writes_in_onnx_is_refused_by_name(tmp_path, monkeypatch):
+    needs("onnx")
+    monkeypatch.delitem(export_onnx_graph.RULES, "conv_general_dilated")
+    program = make_program(model_of(SMALL, 16, "torch"), {"step": 7})
+    with pytest.raises(InputError, match=r"--format=onnx: .* no rule that writes conv_general_dilated in ONNX; take"):
+        export_onnx.write(program, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_onnx_graph_is_what_a_person_would_write():
