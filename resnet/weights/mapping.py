@@ -40,9 +40,12 @@ def to_variables(
 def from_variables(
     variables: Variables, spec: ResNetSpec, dialect: Dialect, *, has_head: bool
 ) -> dict[str, np.ndarray]:
-    """The inverse of `to_variables`: the dialect's names -> float32 arrays in its layout."""
+    """The inverse of `to_variables`: the dialect's names -> float32 arrays in its layout.
+
+    Raises InputError where the dialect has no name for a layer.
+    """
     tensors = {}
-    for entry in names.table(spec, dialect):
+    for entry in table(spec, dialect, "the checkpoint"):
         if not has_head and entry.path[1] == "fc":
             continue
         array: Any = variables

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
 from resnet.model.errors import SpecError
-from resnet.weights import formats
+from resnet.model.spec import ResNetSpec
+from resnet.weights import formats, mapping, names
 from resnet.weights.convert import main
 
 torch = pytest.importorskip("torch", reason="torch is not installed; it writes the files here")
 
+from tests.networks import random_variables  # noqa: E402
 from tests.weights.sources import KINDS, TINY_KERAS_V2, save_keras, save_kind, twin, with_fields  # noqa: E402
 
 
@@ -261,3 +263,9 @@ def test_class_names_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "has 2 lines and the network 5 outputs" in refusal(monkeypatch, source, f"--classes={listing}")
     listing.write_text("a\nb\nb\nc\nd\n")
     assert "the name 'b'" in refusal(monkeypatch, source, f"--classes={listing}")
+
+
+def test_a_layer_that_the_other_program_has_no_name_for_is_refused() -> None:
+    spec = ResNetSpec(block="basic", stage_sizes=(2,), width=4, shortcut_transform="shortcut_gate", num_classes=2)
+    with pytest.raises(InputError, match="ResNets have no layer 'gate'"):
+        mapping.from_variables(random_variables(spec), spec, names.TORCH, has_head=True)
