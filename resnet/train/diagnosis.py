@@ -209,7 +209,8 @@ def plain(readings: list[Reading]) -> list[dict[str, Any]]:
 def replay(run: Run, fresh: TrainState) -> int:
     """What --config.run.debug=True does: go on to the first non-finite step and print what its layers made of it.
 
-    The steps are those of the run itself, from its last checkpoint on; nothing is logged or saved. The exit code: 0, or
+    The steps are those of the run itself, from its last checkpoint on, none where it stopped early at that; nothing is
+    logged or saved. The exit code: 0, or
     128 + a signal's number.
     """
     with Checkpoints(run.workdir, keep=run.config.run.keep) as run.checkpoints:
@@ -222,11 +223,18 @@ def replay(run: Run, fresh: TrainState) -> int:
     if run.interruption.requested:
         return run.interruption.exit_code
     if found is None:
-        print(f"Every step from {start + 1} to {run.plan.total_steps} has a finite loss, gradient and statistics.")
+        last = last_step(run, start)
+        every = f"Every step from {start + 1} to {last} has a finite loss, gradient and statistics."
+        print(every if start < last else f"The run ended at step {last}, which its last checkpoint is of.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
     print(table(found, *done_again(run, found, state), run.workdir))
     return 0
+
+
+def last_step(run: Run, step: int) -> int:
+    """Of a run resumed at `step`: early stopping, which steps alone do not bring about, may have ended it there."""
+    return step if run.stopped_early() else run.plan.total_steps
 
 
 def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, TrainState]:
@@ -238,8 +246,8 @@ def first_bad_step(run: Run, step: int, state: TrainState) -> tuple[int | None, 
     row = int(jax.device_get(state.bad_steps))
     if row:
         return step - row + 1, state
-    total = run.plan.total_steps
-    with EpochBar(total, run.plan.steps_per_epoch, start_step=step) as run.bar:
+    total = last_step(run, step)
+    with EpochBar(run.plan.total_steps, run.plan.steps_per_epoch, start_step=step) as run.bar:
         while step < total and not run.interruption.requested:
             # Of one step each under config.run.debug.
             dispatch = run.dispatch_at(step)

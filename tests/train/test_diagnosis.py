@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -235,3 +236,22 @@ def test_a_replay_takes_the_runs_own_steps(bn, steps_per_call, weights, tmp_path
     assert any(name.startswith("layer2") for name in learning)
     assert "layer1_0" in frozen
     jax.tree.map(np.testing.assert_array_equal, arrays, arrays_again)
+
+
+@pytest.mark.parametrize("since_best", [1, 2])
+def test_a_replay_ends_where_the_run_stopped_early(since_best):
+    """Patience 2: the step behind the end of a run that stopped early is none of its."""
+    done = types.SimpleNamespace(last=9)
+    run = types.SimpleNamespace(
+        plan=types.SimpleNamespace(total_steps=9, steps_per_epoch=3.0, batch_size=4),
+        config=types.SimpleNamespace(run=types.SimpleNamespace(early_stopping=2)),
+        progress=types.SimpleNamespace(since_best=since_best),
+        interruption=types.SimpleNamespace(requested=False),
+        dispatch_at=lambda step: done,
+        staged=lambda step, state: state,
+        call=lambda dispatch, state: (state, {"bad_steps": np.ones(1, np.int32), "loss": np.full(1, np.nan)}),
+    )
+    run.stopped_early = lambda: loop.Run.stopped_early(run)
+    state = types.SimpleNamespace(bad_steps=jnp.zeros((), jnp.int32))
+    found, _ = diagnosis.first_bad_step(run, 8, state)
+    assert found == (9 if since_best == 1 else None)
