@@ -7,6 +7,7 @@ of the data, each in its own order, then cost no more memory than one.
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from input_pipeline.crops import Crop, boxes
@@ -66,7 +68,7 @@ class ResidentData:
         return int(next(iter(self.splits.values())).images.shape[1])
 
     def as_source(self, name: str) -> Source:
-        """The same as a `Source`, for whoever plans a run from one; its examples have no bytes to read."""
+        """The same as a `Source`; an example's bytes are made when they are read, a PNG of its pixels."""
         return Source(
             name, self.class_names, {n: _as_split(n, s) for n, s in self.splits.items()}, self.fingerprint, ()
         )
@@ -162,7 +164,9 @@ def _check_bytes(count: int, what: str) -> None:
 
 def _as_split(name: str, split: Images) -> Split:
     def read(index: int) -> bytes:
-        raise InputError(f"example {index} of {name} is kept as pixels; there are no encoded bytes to read")
+        encoded = io.BytesIO()
+        Image.fromarray(split.images[index]).save(encoded, "PNG", compress_level=0)
+        return encoded.getvalue()
 
     count, size = len(split), split.images.shape[1]
     ids = tuple(f"{name}#{index}" for index in range(count))

@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
-    parser.add_argument("--data", required=True, help="a folder of images, or tfds:NAME")
+    parser.add_argument("--data", required=True, help="a folder of images, tfds:NAME, or an .npz file of arrays")
     parser.add_argument("--data_dir", default="", help="where tfds:NAME lies (default: as in the run, else tfds' own)")
     parser.add_argument(
         "--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)"
@@ -59,6 +59,7 @@ def main() -> int:
     from resnet.train import screen
 
     model = at_size(load_model(arguments.checkpoint), arguments.image_size)
+    model = uncut(model) if is_arrays(arguments.data) else model
     source = open_like(
         model.meta,
         arguments.data,
@@ -96,7 +97,10 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--image_size={arguments.image_size} must be from 1 to {MOST_PIXELS}")
     if arguments.drop_leaks and arguments.split not in ("val", "test"):
         raise InputError(f"--drop_leaks does nothing with --split={arguments.split}; it acts on val and test")
-    if not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
+    if is_arrays(arguments.data):
+        if arguments.image_size:
+            raise InputError(f"--image_size={arguments.image_size}: the file's images are of one size; leave it away")
+    elif not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
         raise InputError(f"--data={printable(arguments.data)}: no such folder; name a folder of images or tfds:NAME")
     if arguments.data_dir and not arguments.data.startswith("tfds:"):
         raise InputError(
@@ -111,6 +115,16 @@ def at_size(model: Model, image_size: int) -> Model:
         return model
     model.meta.spec.check_image_size(image_size)
     return dataclasses.replace(model, crop=dataclasses.replace(model.crop, image_size=image_size))
+
+
+def is_arrays(data: str) -> bool:
+    """Whether `--data` is a file of arrays (input_pipeline.resident.write_arrays), not a folder of that name."""
+    return data.endswith(".npz") and not Path(data).is_dir()
+
+
+def uncut(model: Model) -> Model:
+    """The model, shown images that are at its size already: as they are."""
+    return dataclasses.replace(model, crop=dataclasses.replace(model.crop, resize_shorter=1.0))
 
 
 def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcome:
@@ -176,13 +190,16 @@ def open_like(
             "for_test": split == "test",
         }
     try:
-        source = open_source(
-            data if from_tfds else "folder",
-            data_dir if from_tfds else data,
-            on_error=on_error,
-            exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
-            **splitting,
-        )
+        if is_arrays(data):
+            source = arrays_source(data, meta.image_size)
+        else:
+            source = open_source(
+                data if from_tfds else "folder",
+                data_dir if from_tfds else data,
+                on_error=on_error,
+                exclude=tuple(name for name in config.get("data.exclude", ()) if has_class(data, name)),
+                **splitting,
+            )
     except InputError as error:
         raise InputError(in_these_flags(str(error))) from error
     require_runs_split(meta, source, split, data)
@@ -190,11 +207,20 @@ def open_like(
     return without_leaks(source) if drop_leaks and not splitting.get("drop_leaks") else source
 
 
+def arrays_source(data: str, image_size: int) -> Source:
+    """The dataset in a file of arrays, with the splits that it brings."""
+    # Here, not above: it imports jax.
+    from input_pipeline.resident import ARRAYS, read_arrays
+
+    return read_arrays(Path(data), image_size).as_source(ARRAYS)
+
+
 def in_these_flags(advice: str) -> str:
     """What opening the data advises, which names training's flags; here they are called otherwise."""
     for theirs, ours in (
         ("--config.data.on_error", "--on_error"),
         ("--config.data.dir", "--data"),
+        ("set --config.data.image_size=", "the checkpoint is of another size, not of "),
         ("config.data.source=", "--data="),
         (MAKE_NONE, "--split=all makes none"),
     ):

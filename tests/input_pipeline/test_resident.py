@@ -27,7 +27,7 @@ from input_pipeline.resident import (
     write_arrays,
 )
 from input_pipeline.sources import Source, Split
-from input_pipeline.stream import eval_batches, train_batches
+from input_pipeline.stream import decode, eval_batches, train_batches
 
 N, SIDE = 11, 12
 PAD = Crop("pad", SIDE, padding=3, resize_shorter=0.0)
@@ -191,9 +191,10 @@ def test_more_than_a_device_should_hold_is_refused_before_anything_is_decoded(so
         read_arrays(written(tmp_path / "set.npz"), SIDE)
 
 
-def test_as_a_source_it_plans_but_has_no_bytes(data):
+def test_as_a_source_it_plans_and_reads_back_its_pixels(data):
     source = data.as_source("arrays")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": N, "test": 5}
     assert source.fingerprint == data.fingerprint
-    with pytest.raises(InputError, match="no encoded bytes"):
-        source.splits["train"].read(0)
+    for index in (0, 3):
+        pixels = decode(source.splits["train"].read(index))
+        np.testing.assert_array_equal(pixels, data.splits["train"].images[index])

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import InputError
+from input_pipeline.resident import decode_source, write_arrays
 from resnet.model.network import ResNet
 from resnet.study import ablation, ablation_runs, ablation_weights, evaluate
 from resnet.study.ablation_records import read_record
@@ -131,6 +132,24 @@ def test_they_give_the_ablations_own_figures(finished, data, seed, tmp_path):
     assert export(folder, "torchvision", tmp_path / "w.safetensors") > 0
     other = load_model(finished / "weights" / "residual" / f"seed_{SEEDS[1 - place]}").variables
     assert not np.array_equal(taken["params"]["fc"]["kernel"], other["params"]["fc"]["kernel"])
+
+
+def test_they_are_scored_on_a_file_of_the_decoded_images_as_well(finished, data, tmp_path, monkeypatch, capsys):
+    """Which is all that there is of an ablation over arrays: the same figures, though the crop of a folder resizes."""
+    folder = finished / "weights" / "residual" / "seed_0"
+    model = load_model(folder)
+    assert model.crop.resize_shorter != 1
+    file = tmp_path / "set.npz"
+    write_arrays(decode_source(evaluate.open_like(model.meta, str(data), "fail"), model.crop), file)
+    flags = ["evaluate", f"--checkpoint={folder}", f"--data={file}", "--batch_size=6", "--json"]
+    monkeypatch.setattr(sys, "argv", flags)
+    assert evaluate.main() == 0
+    found, curves = json.loads(capsys.readouterr().out), record(finished)["curves"]
+    assert found["top1"] == curves["test_top1"][-1][0]
+    assert found["loss"] == pytest.approx(curves["test_loss"][-1][0], rel=1e-5)
+    monkeypatch.setattr(sys, "argv", [*flags, "--image_size=4"])
+    with pytest.raises(InputError, match="images are of one size"):
+        evaluate.main()
 
 
 def test_they_stand_in_the_tables_and_the_checkpoints_are_gone(finished):
