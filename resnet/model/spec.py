@@ -103,7 +103,8 @@ class ResNetSpec:
     squeeze_excitation: int = 0
     # Start with the last norm's scale of each branch at zero: each block begins as its shortcut (Goyal et al. 2017).
     zero_init_last_gamma: bool = False
-    # Share of examples for which the last block's branch is dropped, growing linearly from 0 (Huang et al. 2016).
+    # Share of examples for which the last block's branch is dropped, growing linearly from 0 at the first block, as in
+    # timm; Huang et al. 2016, eq. 4, have it grow from 0 at the stem, so that of L blocks the first drops 1/L of it.
     stochastic_depth: float = 0.0
     # Share of the pooled features dropped before the head.
     dropout: float = 0.0
