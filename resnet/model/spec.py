@@ -133,7 +133,9 @@ class ResNetSpec:
     def check_image_size(self, image_size: int) -> None:
         """Raise SpecError unless the last map of an image of this side is at least one pixel that saw the image."""
         if image_size < self.total_stride:
-            advice = "" if self.stem == "cifar" else ", or stem='cifar' for small images"
+            # That stem reduces each side four times less, which must be enough.
+            helps = self.stem != "cifar" and image_size >= self.total_stride // 4
+            advice = ", or stem='cifar' for small images" if helps else ""
             raise SpecError(
                 f"image_size {image_size} is too small for this network, which reduces each side {self.total_stride} "
                 f"times; take at least {self.total_stride}{advice}"
