@@ -210,8 +210,7 @@ def replay(run: Run, fresh: TrainState) -> int:
     """What --config.run.debug=True does: go on to the first non-finite step and print what its layers made of it.
 
     The steps are those of the run itself, from its last checkpoint on, none where it stopped early at that; nothing is
-    logged or saved. The exit code: 0, or
-    128 + a signal's number.
+    logged or saved. The exit code: 0, or 128 + a signal's number.
     """
     with Checkpoints(run.workdir, keep=run.config.run.keep) as run.checkpoints:
         start, state = run.resume(fresh)
