@@ -5,7 +5,8 @@ JAX' own runtime does the work (jax.distributed); this file decides when it is s
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -42,14 +43,24 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         # Here, where all arrive together: on CPU the peers must ask for devices, and send their first message, within
         # half a minute of each other.
-        jax.devices()
+        check_devices(jax.devices())
         barrier("all are here")
+    except InputError:
+        raise
     except (RuntimeError, ValueError) as error:
         where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
         raise InputError(
             f"{where}: the processes did not find each other ({first_line(error)}); see that all were started, with "
             "the same --coordinator and --num_processes and each its own --process_id"
         ) from error
+
+
+def check_devices(devices: Sequence[jax.Device]) -> None:
+    """Raise InputError unless each process has as many of them: batches are divided evenly over both."""
+    counts = Counter(device.process_index for device in devices)
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"process {rank} has {count}" for rank, count in sorted(counts.items()))
+        raise InputError(f"the processes have different numbers of devices ({told[:300]}); give each as many")
 
 
 def peers_of(

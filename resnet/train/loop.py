@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.configured import open_data
 from resnet.allocation import Heap
-from resnet.train import diagnosis, hosts, parallel, screen
+from resnet.train import agreement, diagnosis, hosts, parallel, screen
 from resnet.train.beginning import initial_state, start_directory
 from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
@@ -61,6 +61,7 @@ def train(
     source = open_data(config)
     check_splits(config, source, flagged)
     plan = make_plan(config, source)
+    agreement.check_alike(flat, source, plan.pretrained)
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
@@ -81,6 +82,7 @@ def train(
             print("\n".join((screen.start(config, plan, source, state, workdir), *notes)))
         hosts.barrier("run directory")  # Before it the others may not look for checkpoints.
         with room_told(workdir, state_bytes):
+            agreement.check_shared(workdir)
             return run.go(state)
 
 

@@ -1,5 +1,6 @@
 """Who the peers of a process are: by flags, and by the variables that SLURM, Open MPI, Cloud TPU and Kubernetes set."""
 
+import collections
 import http.server
 import os
 import threading
@@ -177,3 +178,10 @@ def test_peers_that_do_not_come_are_told(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", refuse)
     with pytest.raises(InputError, match=r"--coordinator=h:1: .*did not find each other \(DEADLINE_EXCEEDED: Barrier"):
         hosts.join("h:1", 2, 0, {})
+
+
+def test_processes_with_different_numbers_of_devices_are_refused():
+    device = collections.namedtuple("device", "process_index")
+    hosts.check_devices([device(0), device(1)])
+    with pytest.raises(InputError, match=r"process 0 has 1, process 1 has 2\); give each as many"):
+        hosts.check_devices([device(1), device(0), device(1)])

@@ -1,0 +1,102 @@
+"""What the processes of a run must have alike: configuration, data, weights, and one folder to write in.
+
+JAX asks for none of it. With other images on one host a run went on to its end, every example of that host the wrong
+one; with other programs the processes wait for each other for ever.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import Source
+from resnet.train import hosts
+from resnet.train.configuration import PLACES, differences, told
+from resnet.train.pretrained import Pretrained
+from resnet.train.verdict import store
+from resnet.train.workdir import LOCK
+
+# Keys that change nothing of what the devices compute together: where things lie, and what one process does by itself.
+OWN = (*PLACES, "data.threads", "run.hang_timeout", "run.writers")
+FACTS, TOKEN = "resnet/facts", "resnet/token"
+# A process that is still reading its data is not late, and one that died ends all (`peers`).
+PATIENT_MILLISECONDS = 24 * 3600 * 1000
+# NFS lets a client believe for a minute (acdirmax) that a file is not there.
+FOLDER_SECONDS = 65.0
+
+
+def check_alike(config: Mapping[str, Any], source: Source, pretrained: Pretrained | None) -> None:
+    """Return, in all processes together, when each has what process 0 has; alone, do nothing.
+
+    config: flat. Raises InputError in a process that has something else, which ends all.
+    """
+    if not hosts.several():
+        return
+    facts = {
+        # As JSON gives it back: with lists for tuples.
+        "config": json.loads(json.dumps(dict(config))),
+        "jax": jax.__version__,
+        "images": {name: len(split) for name, split in source.splits.items()},
+        "data": source.fingerprint,
+        "weights": pretrained.digest if pretrained else "",
+    }
+    if hosts.primary():
+        store().key_value_set(FACTS, json.dumps(facts))
+    elif why := difference(json.loads(store().blocking_key_value_get(FACTS, PATIENT_MILLISECONDS)), facts):
+        raise InputError(f"{why}; give all processes the same")
+    hosts.barrier("all have the same")
+
+
+def difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In what process 0's facts and this one's differ, in words; '' where they do not."""
+    where = f"process {jax.process_index()} has"
+    if changed := differences(first["config"], here["config"], OWN):
+        return f"{where} another configuration than process 0 (there -> here: {told(changed)})"
+    if first["jax"] != here["jax"]:
+        return f"{where} another version of JAX than process 0 (there -> here: {first['jax']} -> {here['jax']})"
+    place = printable(str(here["config"]["data.dir"]))
+    if first["data"] != here["data"]:
+        counts = "" if first["images"] == here["images"] else f" (there -> here: {first['images']} -> {here['images']})"
+        return f"{where} other images, labels or splits in config.data.dir={place} than process 0{counts}"
+    if first["weights"] != here["weights"]:
+        weights = printable(str(here["config"]["transfer.weights"]))
+        return f"{where} other weights in config.transfer.weights={weights} than process 0"
+    return ""
+
+
+def check_shared(workdir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    """Return when this process sees the folder that process 0 has claimed; alone, do nothing.
+
+    Raises InputError where it is another one, as a folder of that name on each host's own disk.
+    """
+    if not hosts.several():
+        return
+    lock = workdir / LOCK
+    if hosts.primary():
+        token = uuid.uuid4().hex
+        lock.write_text(token, encoding="ascii")
+        store().key_value_set(TOKEN, token)
+        return
+    token, until = store().blocking_key_value_get(TOKEN, PATIENT_MILLISECONDS), clock() + FOLDER_SECONDS
+    while seen(lock) != token:
+        if clock() > until:
+            raise InputError(
+                f"{printable(str(workdir))}: process {jax.process_index()} does not see what process 0 writes there; "
+                "give all a --workdir on a file system that they share"
+            )
+        time.sleep(min(1.0, FOLDER_SECONDS / 5))
+
+
+def seen(file: Path) -> str:
+    """The text of a file, '' where it cannot be read."""
+    try:
+        # Has an NFS client ask its server anew.
+        list(file.parent.iterdir())
+        return file.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,80 @@
+"""Processes that were not given the same say in what they differ, before the run's folder is made."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from input_pipeline.errors import InputError
+from resnet.train import agreement, hosts
+from resnet.train.configuration import flatten
+from resnet.train.loop import open_data
+from resnet.train.workdir import claimed
+from tests.tiny import tiny_config, tiny_data
+
+
+class Store:
+    """JAX' key-value store, where all processes are this one."""
+
+    def __init__(self):
+        self.values = {}
+
+    def key_value_set(self, key, value):
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key, milliseconds):
+        return self.values[key]
+
+
+@pytest.fixture
+def act_as(monkeypatch):
+    """Has this process be the one of that number, of two."""
+    store = Store()
+    monkeypatch.setattr(agreement, "store", lambda: store)
+    monkeypatch.setattr(hosts, "several", lambda: True)
+    monkeypatch.setattr(hosts, "barrier", lambda name: None)
+
+    def act(rank: int) -> None:
+        monkeypatch.setattr(jax, "process_index", lambda: rank)
+
+    return act
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """(configuration, its data) of every process that is well."""
+    config = tiny_config(tiny_data(tmp_path_factory.mktemp("agreement"), per_class=2))
+    return config, open_data(config)
+
+
+def test_what_differs_from_process_0_is_named(act_as, given):
+    config, source = given
+    act_as(0)
+    agreement.check_alike(dict(flatten(config)), source, None)
+    act_as(1)
+    # Another path to the same images, and what concerns one process alone.
+    same = {"data.dir": "/elsewhere", "data.threads": 3, "run.hang_timeout": 9.0}
+    agreement.check_alike(dict(flatten(config)) | same, source, None)
+    with pytest.raises(InputError, match=r"process 1 has another config.* here: optim\.lr: 0\.05 -> 0\.1\); give all"):
+        agreement.check_alike(dict(flatten(config)) | {"optim.lr": 0.1}, source, None)
+    fewer = {**source.splits, "val": source.splits["val"].take([0])}
+    other = dataclasses.replace(source, splits=fewer, fingerprint="other")
+    with pytest.raises(InputError, match=r"process 1 has other images, .*'val': \d+.* -> .*'val': 1\b"):
+        agreement.check_alike(dict(flatten(config)), other, None)
+
+
+def test_a_folder_that_is_not_process_0s_is_found_out(act_as, tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "FOLDER_SECONDS", 0.2)
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    act_as(0)
+    with claimed(shared):
+        agreement.check_shared(shared)
+        # An earlier run of the same name on this host's own disk.
+        with claimed(own):
+            agreement.check_shared(own)
+        agreement.check_shared(shared)
+        act_as(1)
+        agreement.check_shared(shared)
+        for folder in (own, tmp_path / "none"):
+            with pytest.raises(InputError, match="process 1 does not see what process 0 writes there"):
+                agreement.check_shared(folder)
