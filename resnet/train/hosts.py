@@ -39,6 +39,9 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     arguments = peers_of(coordinator, num_processes, process_id, environment)
     if arguments is None:
         return
+    # JAX would take SIGTERM for itself from here on, in C, and nobody asks it: one that came before the run has its own
+    # handlers (`interruption`), while data are opened, say, was lost.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
         # Here, where all arrive together: on CPU the peers must ask for devices, and send their first message, within
