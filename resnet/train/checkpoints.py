@@ -69,6 +69,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), self._best]),
             create=True,
+            # Of several processes the first says which steps there are: an NFS client may see an old list for a minute,
+            # and who goes on from another step than the rest waits for them for ever.
+            single_host_load_and_broadcast=True,
             async_options=ocp.AsyncOptions(
                 timeout_secs=SAVE_SECONDS,
                 post_finalization_callback=self._seal,
