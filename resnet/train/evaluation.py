@@ -53,12 +53,15 @@ def evaluate_split(
     """Feed `split` once through `eval_step` and summarise. `batch_size` is the global one; the last batch is padded.
 
     loss: the kind that `eval_step` was made for. `stop` is asked between batches; when it says yes Interrupted is
-    raised. `watch` wraps the batches (a progress bar).
+    raised, in all of several processes at the same batch, whichever of them was told. `watch` wraps the batches (a
+    progress bar).
     """
     shard = (jax.process_index(), jax.process_count())
     host_batches = eval_batches(split, parallel.round_up(batch_size, mesh), crop, shard=shard, threads=threads or None)
-    batches = watch(parallel.put_batches(host_batches, mesh))
-    return predict_batches(eval_step, variables, batches, len(split), loss=loss, stop=stop)
+    several = shard[1] > 1
+    batches = watch(parallel.put_batches(host_batches, mesh, stop if several else None))
+    own = {} if several else {"stop": stop}
+    return predict_batches(eval_step, variables, batches, len(split), loss=loss, **own)
 
 
 def predict_batches(
@@ -78,6 +81,8 @@ def predict_batches(
             if stop():
                 raise Interrupted
             batch_sums, batch_rows = jax.device_get(eval_step(variables, batch))
+            if batch_rows.pop("stop", np.zeros(1)).any():
+                raise Interrupted
             # float64 and int64 on the host: sums stay exact however many batches there are.
             for name, value in batch_sums.items():
                 counts = name in ("confusion", "hits")

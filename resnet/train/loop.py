@@ -240,18 +240,23 @@ class Run(Stepping):
 
     def predict(self, name: str, state: TrainState) -> Any:
         """Predictions for a split with the variables that evaluation uses."""
-        return evaluate_split(
-            self.eval_step,
-            state.evaluated(),
-            self.source.splits[name],
-            self.plan.eval_crop,
-            batch_size=self.plan.eval_batch_size,
-            mesh=self.mesh,
-            loss=self.plan.recipe.loss.kind,
-            threads=self.threads or 0,
-            stop=lambda: self.stopping,
-            watch=self.guarded,
-        )
+        try:
+            return evaluate_split(
+                self.eval_step,
+                state.evaluated(),
+                self.source.splits[name],
+                self.plan.eval_crop,
+                batch_size=self.plan.eval_batch_size,
+                mesh=self.mesh,
+                loss=self.plan.recipe.loss.kind,
+                threads=self.threads or 0,
+                stop=lambda: self.interruption.requested,
+                watch=self.guarded,
+            )
+        except Interrupted:
+            # Also in those of several processes that had no signal themselves.
+            self.asked_to_end = True
+            raise
 
     def guarded(self, batches: Iterable[Any]) -> Iterator[Any]:
         """`batches` with the watchdog fed at each; it is patient until the second, for the first compiles."""

@@ -274,10 +274,11 @@ def make_eval_step(
 def eval_results(logits: jax.Array, batch: Batch, loss: str) -> tuple[Batch, Batch]:
     """(masked sums of metrics.eval_sums, the batch's rows, padding included) by logits float32[B, C].
 
-    Rows are 'probabilities' float32[B, C] (losses.probabilities), 'label', 'mask', 'index'.
+    Rows are 'probabilities' float32[B, C] (losses.probabilities), 'label', 'mask', 'index' and, of a run of several
+    processes, 'stop' (see parallel.put_batches).
     """
     sums = eval_sums(logits, batch["label"], batch["mask"], logits.shape[-1], loss)
-    rows = {name: batch[name] for name in ("label", "mask", "index")}
+    rows: Batch = {name: batch[name] for name in ("label", "mask", "index", "stop") if name in batch}
     return sums, {"probabilities": probabilities(logits, loss), **rows}
 
 
