@@ -60,9 +60,10 @@ def run(main: Callable[[], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 141
     except OSError as error:
-        if error.errno not in REFUSALS:
+        said = refusal(error)
+        if said is None:
             raise
-        code = refuse(f"{error.filename or 'the disk'}: {error.strerror}; mend that and give the same command again")
+        code = refuse(said)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         code = 130
@@ -75,6 +76,14 @@ def run(main: Callable[[], int | None]) -> None:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, leave_at_once)
     sys.exit(code)
+
+
+def refusal(error: BaseException) -> str | None:
+    """What the machine refused (REFUSALS) and what to do, in one line; None for any other error."""
+    if not (isinstance(error, OSError) and error.errno in REFUSALS):
+        return None
+    where = printable(str(error.filename or "the disk"))
+    return f"{where}: {error.strerror}; mend that and give the same command again"
 
 
 def show_lines_at_once() -> None:

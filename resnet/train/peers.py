@@ -17,6 +17,7 @@ import jax
 
 from input_pipeline.errors import InputError
 from input_pipeline.recipe import first_line
+from resnet.command import refusal
 from resnet.out_of_memory import out_of_memory
 from resnet.train.lifeline import Lifeline
 from resnet.train.verdict import ADVICE, LOST_PEER, leave, place
@@ -47,7 +48,7 @@ def together() -> Iterator[None]:
     except KeyboardInterrupt:
         leave("interrupted", 130)
     except Exception as error:
-        if said := out_of_memory(error):
+        if said := out_of_memory(error) or refusal(error):
             # The same job, started again, would end the same way.
             leave(said, 2)
         if isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error)):

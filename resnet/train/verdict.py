@@ -52,8 +52,11 @@ def end(verdict: Verdict) -> None:
         time.sleep(2 * GRACE_SECONDS)
     own, count = jax.process_index(), jax.process_count()
     source = "" if verdict.rank == own else f"process {verdict.rank} ended the run: "
-    print(f"error: process {own} of {count}: {source}{verdict.reason}", file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    # Whatever becomes of the line: on a full disk or into a pipe that nobody reads any more, this process still ends.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        print(f"error: process {own} of {count}: {source}{verdict.reason}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
     time.sleep(GRACE_SECONDS if own == 0 else 0.0)
     os._exit(verdict.code)
 

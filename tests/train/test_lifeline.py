@@ -1,11 +1,16 @@
 """What is left of a process' watch over its peers once its run is done, and what a failure of its own ends in."""
 
+import contextlib
+import errno
+import os
+import sys
+import threading
 import time
 
 import jax
 import pytest
 
-from resnet.train import lifeline, peers
+from resnet.train import lifeline, peers, verdict
 from resnet.train.verdict import LOST_PEER
 
 
@@ -46,11 +51,13 @@ def test_no_thread_of_it_outlives_its_end(monkeypatch):
     [
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes."), 2),
         (MemoryError(), 2),
+        (OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"), 2),
+        (OSError(errno.ENOENT, "No such file or directory", "a.jpg"), LOST_PEER),
         (jax.errors.JaxRuntimeError("INTERNAL: a kernel failed"), LOST_PEER),
         (ValueError("a bug"), LOST_PEER),
     ],
 )
-def test_memory_that_does_not_do_is_no_reason_to_start_again(monkeypatch, error, code):
+def test_what_the_user_can_mend_is_no_reason_to_start_again(monkeypatch, error, code):
     class Ended(BaseException):
         pass
 
@@ -64,4 +71,21 @@ def test_memory_that_does_not_do_is_no_reason_to_start_again(monkeypatch, error,
     with pytest.raises(Ended) as end, peers.together():
         raise error
     assert end.value.args[1] == code
-    assert end.value.args[0].startswith("out of memory (") is (code == 2)
+    mended = ("out of memory (", "metrics.jsonl: No space left on device; mend that")
+    assert end.value.args[0].startswith(mended) is (code == 2)
+
+
+@pytest.mark.parametrize("stream", [None, "/dev/full"])
+def test_a_process_ends_where_its_last_line_can_go_nowhere(stream, monkeypatch):
+    """On a full disk its log was the end of `end`: the line failed, and the process stayed."""
+    codes = []
+    monkeypatch.setattr(verdict, "ENDING", threading.Lock())
+    monkeypatch.setattr(verdict, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with open(stream or os.devnull, "w") as file:
+        monkeypatch.setattr(sys, "stderr", stream and file)
+        verdict.end(verdict.Verdict(0, "why", LOST_PEER))
+        monkeypatch.undo()
+        with contextlib.suppress(OSError):
+            file.close()
+    assert codes == [LOST_PEER]
