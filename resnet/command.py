@@ -47,6 +47,7 @@ def check_checkpoint(name: str) -> None:
 
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and leave with its code (None is 0). What the user can mend: one line 'error: …', code 2."""
+    replace_closed_streams()
     quieten()
     show_lines_at_once()
     try:
@@ -84,6 +85,18 @@ def refusal(error: BaseException) -> str | None:
         return None
     where = printable(str(error.filename or "the disk"))
     return f"{where}: {error.strerror}; mend that and give the same command again"
+
+
+def replace_closed_streams() -> None:
+    """Have what was closed of the three standard streams (`>&-`, some daemons) lead nowhere.
+
+    Python has None in its place, at which the first print to it or question to it fails, and the next file that is
+    opened gets its number: what a C library says would end up in a checkpoint.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # In this order each gets the number of the one that was closed, the least that is free.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def show_lines_at_once() -> None:

@@ -198,3 +198,18 @@ command.run(main)
         [sys.executable, "-c", program], cwd=ROOT, env=unset, capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout) == (0, "False\n")
+
+
+def test_streams_that_were_closed_lead_nowhere():
+    """`>&-` gives Python None for the stream, and its number to the next file that is opened."""
+    script = (
+        "import os, sys\n"
+        "from resnet import command\n"
+        "def main():\n"
+        "    print('lost'); print('lost', file=sys.stderr)\n"
+        "    assert [os.readlink(f'/proc/self/fd/{n}') for n in range(3)] == [os.devnull] * 3\n"
+        "    return 7\n"
+        "command.run(main)\n"
+    )
+    done = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" <&- >&- 2>&-', script], cwd=ROOT, timeout=120)
+    assert done.returncode == 7
