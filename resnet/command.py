@@ -73,9 +73,10 @@ def run(main: Callable[[], int | None]) -> None:
         if said is None:
             raise
         code = refuse(said)
-    # Outside the main thread Python takes no handlers.
+    # Outside the main thread Python takes no handlers. Where `main` left one of its own, that one knows better.
     with contextlib.suppress(ValueError):
-        signal.signal(signal.SIGINT, leave_at_once)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, leave_at_once)
     sys.exit(code)
 
 

@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -14,6 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAVING = b"\nSaving, then leaving; Ctrl-C once more leaves at once, without saving.\n"
 TERMINATED = b"\nSIGTERM: saving, then leaving.\n"
 LEAVING = b"\ninterrupted\n"
+PARTING = b"\nThis process is done and leaves with the others; Ctrl-C once more leaves at once.\n"
 Handler = Callable[[int, FrameType | None], None]
 
 
@@ -24,21 +25,27 @@ class Interruption:
     between two calls into C, and a call that compiles or waits for a disk takes a minute: so a thread listens, which
     the system wakes, and ends the process without its leave, as a kill would. A second SIGTERM changes nothing: batch
     systems send one to each process of a job and one more through the launcher, and the save must survive that. At the
-    end the old handlers come back, or for Ctrl-C the one given for then. Outside the main thread Python takes no
+    end the old handlers come back, or the one given for then. Outside the main thread Python takes no
     handlers; signals then act as ever.
     """
 
     def __init__(
-        self, said: bytes = SAVING, terminated: bytes = TERMINATED, *, afterwards: Handler | None = None
+        self,
+        said: bytes = SAVING,
+        terminated: bytes = TERMINATED,
+        *,
+        afterwards: Handler | None = None,
+        of: Collection[signal.Signals] = (signal.SIGINT,),
     ) -> None:
         """What is written to standard error at the first signal: `said` at Ctrl-C, `terminated` at SIGTERM.
 
-        afterwards: Ctrl-C's handler from the end on, with no moment in between at which the old one hears it.
+        afterwards: the handler of the signals `of` from the end on, with no moment in between at which the old one
+        hears them.
         """
         self._said = {signal.SIGINT: said, signal.SIGTERM: terminated}
         self.signal: int | None = None
         self._since = 0.0
-        self._afterwards = {signal.SIGINT: afterwards} if afterwards else {}
+        self._afterwards = dict.fromkeys(of, afterwards) if afterwards else {}
         self._leave = contextlib.ExitStack()
 
     @property
@@ -102,6 +109,26 @@ class Interruption:
                 if not heard:
                     say(self._said[signal.Signals(number)])
                 heard = True
+
+
+def farewell() -> Handler:
+    """What signals do in one of several processes whose own part of the run has ended: nothing yet, for the others
+    still wait for it.
+
+    Whoever leaves alone keeps them for five minutes in JAX' shutdown, which asks for all. Ctrl-C after the first signal
+    leaves all the same.
+    """
+    heard: list[int] = []
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if len(heard) == 1:
+            say(PARTING)
+        elif number == signal.SIGINT:
+            say(LEAVING)
+            os._exit(128 + signal.SIGINT)
+
+    return hear
 
 
 def say(words: bytes) -> None:

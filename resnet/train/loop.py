@@ -22,7 +22,7 @@ from resnet.train.continuing import changed_data, go_on
 from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
-from resnet.train.interruption import Handler, Interruption
+from resnet.train.interruption import SIGNALS, Handler, Interruption, farewell
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
 from resnet.train.progress import EpochBar
@@ -50,7 +50,7 @@ def train(
 
     new_length: a run that is there may have had another length (configuration.LENGTH). flagged: the keys of `config`
     that were given as flags, and so for these very data. afterwards: Ctrl-C's handler once the run has ended, however
-    it did; None: the caller's own comes back.
+    it did; None: the caller's own comes back. Of several processes it is interruption.farewell.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
@@ -66,7 +66,8 @@ def train(
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
     check_room(workdir, needed)
-    interruption = Interruption(afterwards=afterwards)
+    several = hosts.several()
+    interruption = Interruption(afterwards=farewell(), of=SIGNALS) if several else Interruption(afterwards=afterwards)
     with interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
         begun = check_workdir(workdir, flat, new_length=new_length)
         run = kind_of_run(plan)(config, workdir, mesh, source, plan, interruption)
