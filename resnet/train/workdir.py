@@ -78,6 +78,11 @@ def read_config(workdir: Path) -> dict[str, Any]:
 def check_place(workdir: Path) -> None:
     """Raise InputError unless `workdir` is a folder, or can be made one, that this process may write in."""
     name = printable(str(workdir))
+    try:
+        os.fspath(workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        # Tensorstore, which writes the checkpoints, takes no other names.
+        raise InputError(f"{name} is not UTF-8; give --workdir a folder whose whole path is") from error
     standing = first_standing(workdir)
     if not standing.is_dir():
         which = "is" if standing == workdir.absolute() else f"lies below {printable(str(standing))}, which is"
