@@ -210,6 +210,19 @@ def test_a_stop_between_batches_is_heeded(monkeypatch):
     assert len(asked) == 2
 
 
+def test_a_stop_that_any_of_several_processes_was_told_is_heeded_by_all():
+    """It travels in the batch, so that nobody goes on to a batch in which another has no part."""
+    seen = []
+
+    def step(variables, batch):
+        seen.append(batch)
+        return {}, {"stop": batch["stop"]}
+
+    with pytest.raises(Interrupted):
+        evaluation.predict_batches(step, {}, [{"stop": jnp.eye(4)[3] * told} for told in (0, 1, 0)], 12)
+    assert len(seen) == 2
+
+
 def test_what_watches_sees_every_batch(monkeypatch):
     monkeypatch.setattr(evaluation, "eval_batches", fake_batches)
     seen = []

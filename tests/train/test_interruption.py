@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet.train.interruption import SIGNALS, Interruption
+from resnet.train.interruption import SIGNALS, Interruption, farewell
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
 from tests.commands import Result, Running, run, start, wait_until
@@ -121,6 +121,24 @@ def test_no_ctrl_c_is_lost_while_its_listening_ends(monkeypatch):
         assert heard == 2 * [signal.SIGINT]
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_process_that_is_done_waits_for_the_others_until_a_second_ctrl_c(monkeypatch, capfd):
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    before = [signal.getsignal(number) for number in SIGNALS]
+    try:
+        with Interruption(afterwards=farewell(), of=SIGNALS):
+            pass
+        for number in (signal.SIGTERM, signal.SIGTERM):
+            signal.raise_signal(number)
+        assert codes == []
+        signal.raise_signal(signal.SIGINT)
+        assert codes == [130]
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+    assert capfd.readouterr().err.count("leaves with the others") == 1
 
 
 def test_outside_the_main_thread_signals_act_as_ever():
