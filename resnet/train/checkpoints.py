@@ -23,7 +23,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
 from resnet.train import hosts, integrity, stored_meta
-from resnet.train.meta import Meta
+from resnet.train.meta import Meta, Progress
 from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
@@ -135,6 +135,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
             meta = Meta.from_json(restored["meta"])
+            Progress.from_json(meta.progress)
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             raise InputError(
                 f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); move this folder away to "

@@ -69,3 +69,10 @@ class Progress:
     best_value: float | None = None
     evaluated_step: int = 0
     since_best: int = 0
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "Progress":
+        """What a checkpoint has of it. Raises InputError for notes that this version does not know."""
+        for name in sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)}):
+            raise stored_meta.fault(f"progress.{printable(name[:80])} is unknown")
+        return cls(**stored)

@@ -16,6 +16,7 @@ from resnet.train import integrity, loop
 from resnet.train.checkpoints import FOLDER, Checkpoints, Damaged, load, room_needed
 from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
 from resnet.train.state import create_state
+from resnet.train.workdir import check_workdir
 from resnet.train.writers import read_metrics
 from tests.tiny import tiny_config, tiny_run
 
@@ -226,3 +227,17 @@ def test_room_is_asked_for_what_is_still_to_be_written(tmp_path):
     for step, rest in ((10, 300), (11, 200), (12, 100), (13, 100), (30, 0)):
         (tmp_path / FOLDER / str(step)).mkdir(parents=True)
         assert need() == rest
+
+
+def test_notes_of_a_later_version_are_refused_by_name(finished, tmp_path):
+    meta = dataclasses.replace(load(finished)[1], step=5, progress={"best_step": 5, "best_hour": 3})
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(small_state(1.0), meta)
+        checkpoints.wait()
+        with pytest.raises(InputError, match=r"/5: the checkpoint cannot be read .*progress\.best_hour is unknown"):
+            checkpoints.restore(5, small_state(0.0), jnp.zeros(1).sharding)
+
+
+def test_a_workdir_that_tensorstore_could_not_write_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"w\\udcf6rk is not UTF-8; give --workdir"):
+        check_workdir(tmp_path / "w\udcf6rk", {})
