@@ -6,7 +6,9 @@ import errno
 import io
 import os
 import signal
+import stat
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,6 +50,7 @@ def check_checkpoint(name: str) -> None:
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and leave with its code (None is 0). What the user can mend: one line 'error: …', code 2."""
     replace_closed_streams()
+    have_a_home()
     quieten()
     show_lines_at_once()
     try:
@@ -98,6 +101,22 @@ def replace_closed_streams() -> None:
         if getattr(sys, name) is None:
             # In this order each gets the number of the one that was closed, the least that is free.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+def have_a_home() -> None:
+    """Where the system knows no home of this user (a container under a bare number, without HOME), make one for caches.
+
+    In the temporary folder, and nobody else's: who writes in it decides what compiled programs are loaded.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        own = Path(tempfile.gettempdir()) / f"resnet-jax-{os.getuid()}"
+        with contextlib.suppress(OSError):
+            own.mkdir(mode=0o700)
+        told = own.lstat()
+        private = stat.S_ISDIR(told.st_mode) and told.st_uid == os.getuid() and not told.st_mode & 0o077
+        os.environ["HOME"] = str(own) if private else tempfile.mkdtemp()
 
 
 def show_lines_at_once() -> None:

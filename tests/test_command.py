@@ -213,3 +213,19 @@ def test_streams_that_were_closed_lead_nowhere():
     )
     done = subprocess.run(["sh", "-c", f'exec "{sys.executable}" -c "$0" <&- >&- 2>&-', script], cwd=ROOT, timeout=120)
     assert done.returncode == 7
+
+
+def test_a_user_without_a_home_keeps_caches_where_nobody_else_writes(tmp_path, monkeypatch):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda: "another")
+    monkeypatch.setenv("HOME", "unset")
+    for _ in range(2):
+        command.have_a_home()
+        assert os.environ["HOME"] == str(tmp_path / f"resnet-jax-{os.getuid()}")
+    Path(os.environ["HOME"]).chmod(0o777)
+    command.have_a_home()
+    assert os.environ["HOME"] == "another"
