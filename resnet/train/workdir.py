@@ -109,7 +109,10 @@ def claimed(workdir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             raise InputError(f"{name} is in use by another process; wait for it or give another --workdir") from error
         except OSError as error:
-            raise InputError(f"{name} cannot be locked ({error.strerror}); give --workdir a local folder") from error
+            raise InputError(
+                f"{name} cannot be locked ({error.strerror}); give --workdir a folder whose file system locks files "
+                "(Lustre: mounted with -o flock), or a local one"
+            ) from error
         yield
 
 
