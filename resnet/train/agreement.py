@@ -1,4 +1,4 @@
-"""What the processes of a run must have alike: configuration, data, weights, and one folder to write in.
+"""What the processes of a run must have alike: configuration, data, weights, one folder, and the same checkpoint in it.
 
 JAX asks for none of it. With other images on one host a run went on to its end, every example of that host the wrong
 one; with other programs the processes wait for each other for ever.
@@ -16,6 +16,7 @@ import jax
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet.train import hosts
+from resnet.train.checkpoints import Checkpoints
 from resnet.train.configuration import PLACES, differences, told
 from resnet.train.pretrained import Pretrained
 from resnet.train.verdict import store
@@ -23,7 +24,7 @@ from resnet.train.workdir import LOCK
 
 # Keys that change nothing of what the devices compute together: where things lie, and what one process does by itself.
 OWN = (*PLACES, "data.threads", "run.hang_timeout", "run.writers")
-FACTS, TOKEN = "resnet/facts", "resnet/token"
+FACTS, TOKEN, NEWEST = "resnet/facts", "resnet/token", "resnet/newest"
 # A process that is still reading its data is not late, and one that died ends all (`peers`).
 PATIENT_MILLISECONDS = 24 * 3600 * 1000
 # NFS lets a client believe for a minute (acdirmax) that a file is not there.
@@ -90,6 +91,29 @@ def check_shared(workdir: Path, clock: Callable[[], float] = time.monotonic) -> 
                 "give all a --workdir on a file system that they share"
             )
         time.sleep(min(1.0, FOLDER_SECONDS / 5))
+
+
+def newest_step(checkpoints: Checkpoints, clock: Callable[[], float] = time.monotonic) -> int | None:
+    """The step of the newest checkpoint, None for none, as process 0 sees it; returns once this process does, too.
+
+    Who went on from another step than the rest would wait for them for ever. Raises InputError where it stays unseen.
+    """
+    if not hosts.several():
+        return checkpoints.latest_step()
+    if hosts.primary():
+        store().key_value_set(NEWEST, json.dumps(step := checkpoints.latest_step()))
+        return step
+    step = json.loads(store().blocking_key_value_get(NEWEST, PATIENT_MILLISECONDS))
+    until = clock() + FOLDER_SECONDS
+    while (here := checkpoints.latest_step()) != step:
+        if clock() > until:
+            raise InputError(
+                f"process {jax.process_index()} does not see the newest checkpoint that process 0 does (there -> here: "
+                f"step {step} -> {here}); see to the file system of --workdir and start all again"
+            )
+        time.sleep(min(1.0, FOLDER_SECONDS / 5))
+        checkpoints.look_again()
+    return step
 
 
 def seen(file: Path) -> str:

@@ -69,9 +69,6 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy([preservation.LatestN(keep), self._best]),
             create=True,
-            # Of several processes the first says which steps there are: an NFS client may see an old list for a minute,
-            # and who goes on from another step than the rest waits for them for ever.
-            single_host_load_and_broadcast=True,
             async_options=ocp.AsyncOptions(
                 timeout_secs=SAVE_SECONDS,
                 post_finalization_callback=self._seal,
@@ -86,6 +83,10 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
+
+    def look_again(self) -> None:
+        """List the folder anew."""
+        self._manager.reload()
 
     def save(self, state: TrainState, meta: Meta) -> None:
         """Save under `meta.step`; what `meta.progress` names as its best_step is kept."""

@@ -150,7 +150,7 @@ class Run(Stepping):
         """(step, state) to start from: the newest checkpoint's, or 0 and `fresh`."""
         for line in self.checkpoints.set_aside:
             hosts.say(line)
-        newest = self.checkpoints.latest_step()
+        newest = agreement.newest_step(self.checkpoints)
         if newest is None:
             return 0, fresh
         like = self.like(newest, fresh)

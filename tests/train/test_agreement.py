@@ -78,3 +78,26 @@ def test_a_folder_that_is_not_process_0s_is_found_out(act_as, tmp_path, monkeypa
         for folder in (own, tmp_path / "none"):
             with pytest.raises(InputError, match="process 1 does not see what process 0 writes there"):
                 agreement.check_shared(folder)
+
+
+class Listing:
+    """Checkpoints of which an NFS client shows an old list at first."""
+
+    def __init__(self, *lists):
+        self.lists = list(lists)
+
+    def latest_step(self):
+        return self.lists[0]
+
+    def look_again(self):
+        self.lists = self.lists[1:] or self.lists
+
+
+def test_all_go_on_from_the_step_that_process_0_sees(act_as, monkeypatch):
+    monkeypatch.setattr(agreement, "FOLDER_SECONDS", 0.2)
+    act_as(0)
+    assert agreement.newest_step(Listing(4)) == 4
+    act_as(1)
+    assert agreement.newest_step(Listing(None, 2, 4)) == 4
+    with pytest.raises(InputError, match=r"process 1 does not see .*step 4 -> 2"):
+        agreement.newest_step(Listing(None, 2))
