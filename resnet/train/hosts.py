@@ -3,8 +3,11 @@
 JAX' own runtime does the work (jax.distributed); this file decides when it is started, and with what.
 """
 
+import contextlib
+import ctypes
 import importlib.util
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +21,8 @@ Result = TypeVar("Result")
 # JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `lifeline.Lifeline`.
 # By the clock, so a machine that was paused that long (a laptop, a virtual machine that moved) ends its run.
 HEARTBEAT_SECONDS = 600
+# How long the first waits for the last: imports from a slow disk, a queue for the last machine.
+MEET_SECONDS = 300
 # Where a launcher tells each process how many there are and which one it is, as it sets them for the tasks it starts.
 NUMBERS = {
     "SLURM": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
@@ -42,8 +47,13 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     # JAX would take SIGTERM for itself from here on, in C, and nobody asks it: one that came before the run has its own
     # handlers (`interruption`), while data are opened, say, was lost.
     jax.config.update("jax_enable_preemption_service", False)
+    where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
+    # JAX' answer to a peer that does not come.
+    heed_no_more = catch_abort(lambda: give_up(unmet(where, f"one did not come within {MEET_SECONDS} s")))
     try:
-        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(
+            **arguments, initialization_timeout=MEET_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
         # Here, where all arrive together: on CPU the peers must ask for devices, and send their first message, within
         # half a minute of each other.
         check_devices(jax.devices())
@@ -51,11 +61,40 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:
-        where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
-        raise InputError(
-            f"{where}: the processes did not find each other ({first_line(error)}); see that all were started, with "
-            "the same --coordinator and --num_processes and each its own --process_id"
-        ) from error
+        raise InputError(unmet(where, first_line(error))) from error
+    finally:
+        heed_no_more()
+
+
+def unmet(where: str, why: str) -> str:
+    return (
+        f"{where}: the processes did not find each other ({why}); see that all were started, with the same "
+        "--coordinator and --num_processes and each its own --process_id"
+    )
+
+
+def give_up(why: str) -> None:
+    """End this process with a line and exit code 2, from a handler in which nothing can be raised."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"error: {why}\n".encode())
+    os._exit(2)
+
+
+def catch_abort(answer: Callable[[], None]) -> Callable[[], None]:
+    """Have `answer` called where this process aborts; until what this returns is called.
+
+    In C, for Python's own handlers run only after the signal's, and abort() does not return.
+    """
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: answer())
+    library = ctypes.CDLL(None)
+    library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    before = library.signal(signal.SIGABRT, ctypes.cast(handler, ctypes.c_void_p))
+
+    def heed_no_more(handler: object = handler) -> None:
+        # The default holds the handler, which has to outlive its use.
+        library.signal(signal.SIGABRT, before)
+
+    return heed_no_more
 
 
 def check_devices(devices: Sequence[jax.Device]) -> None:

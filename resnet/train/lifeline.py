@@ -2,15 +2,14 @@
 
 import collections
 import contextlib
-import ctypes
 import json
-import signal
 import socket
 import threading
 import time
 
 import jax
 
+from resnet.train import hosts
 from resnet.train.verdict import ADVICE, GRACE_SECONDS, LOST_PEER, VERDICT, Verdict, end, leave, place, store, within
 
 # Seconds from one sign of life to the next, and how many may fail to come before a process counts as lost. Rounds are
@@ -106,16 +105,11 @@ class Lifeline:
         return {}
 
     def _catch_abort(self) -> None:
-        """Turn the abort, JAX' answer to losing process 0, into a line and an exit code.
+        """Turn the abort, JAX' answer to losing process 0, into a line and an exit code."""
+        # Held, and never called: it may abort as late as in its shutdown.
+        self._heed_no_more = hosts.catch_abort(self._aborted)
 
-        In C, for Python's own handlers run only after the signal's, and abort() does not return.
-        """
-        self._handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(self._aborted)
-        library = ctypes.CDLL(None)
-        library.signal.argtypes, library.signal.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-        library.signal(signal.SIGABRT, ctypes.cast(self._handler, ctypes.c_void_p))
-
-    def _aborted(self, number: int) -> None:
+    def _aborted(self) -> None:
         reason = "JAX' runtime ended this process, as it says above"
         if self.rank != 0 and not reachable():
             where = self.trouble or place()

@@ -3,6 +3,7 @@
 import collections
 import http.server
 import os
+import sys
 import threading
 from typing import ClassVar
 
@@ -185,3 +186,12 @@ def test_processes_with_different_numbers_of_devices_are_refused():
     hosts.check_devices([device(0), device(1)])
     with pytest.raises(InputError, match=r"process 0 has 1, process 1 has 2\); give each as many"):
         hosts.check_devices([device(1), device(0), device(1)])
+
+
+def test_a_peer_that_does_not_come_ends_in_a_line():
+    """JAX aborts then: a page of C++ and exit code 134, upon which SLURM would queue the job again, twenty times."""
+    script = "from resnet.train import hosts; hosts.MEET_SECONDS = 1; hosts.join('127.0.0.1:9', 2, 1, {})"
+    ended = commands.run_fresh(sys.executable, "-c", script, environment={"JAX_PLATFORMS": "cpu"})
+    assert ended.code == 2
+    (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert "--coordinator=127.0.0.1:9: the processes did not find each other (one did not come within 1 s)" in line
