@@ -31,12 +31,13 @@ def test_bash_reads_the_script(name):
     subprocess.run(["bash", "-n", LAUNCH / name], check=True)
 
 
-def run_sbatch(folder: Path, code: int, restarts: int = 0) -> tuple[int, str, list[str]]:
+def run_sbatch(folder: Path, code: int, restarts: int = 0, **variables: str) -> tuple[int, str, list[str]]:
     """(exit code, what srun was given, jobs queued again) of the batch script, where srun ends with `code`."""
-    executable(folder / "srun", f'echo "$@" > {folder}/given; exit {code}')
+    executable(folder / "srun", f'echo "$@" > {folder}/given; echo $SRUN_CPUS_PER_TASK > {folder}/cores; exit {code}')
     executable(folder / "scontrol", f'echo "$@" >> {folder}/queued')
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": str(restarts)}
-    done = subprocess.run(["bash", LAUNCH / "slurm.sbatch", "--config=a b.py", "--workdir=w"], env=environment)
+    command = ["bash", LAUNCH / "slurm.sbatch", "--config=a b.py", "--workdir=w"]
+    done = subprocess.run(command, env=environment | variables)
     queued = (folder / "queued").read_text().splitlines() if (folder / "queued").exists() else []
     return done.returncode, (folder / "given").read_text(), queued
 
@@ -54,6 +55,12 @@ def test_slurm_queues_again_what_goes_on_by_itself(code, again, tmp_path):
 
 def test_slurm_does_not_queue_again_for_ever(tmp_path):
     assert run_sbatch(tmp_path, 137, restarts=20)[2] == []
+    assert run_sbatch(tmp_path, 143, restarts=20, MOST_RESTARTS="21")[2] == ["requeue 17"]
+
+
+def test_slurm_gives_every_task_its_cores(tmp_path):
+    run_sbatch(tmp_path, 0, SLURM_CPUS_PER_TASK="12")
+    assert (tmp_path / "cores").read_text() == "12\n"
 
 
 def test_slurm_gives_every_task_the_gpu_of_its_number():
