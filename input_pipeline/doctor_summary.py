@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from input_pipeline.errors import printable
 from input_pipeline.leaks import earlier, find_leaks
 from input_pipeline.sources import Source
@@ -49,6 +51,6 @@ def warning_lines(source: Source) -> list[str]:
     lines = [printable(f"{finding.level}: {finding.summary}") for finding in wanted[:_MOST]]
     more = f"{len(wanted) - _MOST} more; " if len(wanted) > _MOST else ""
     if lines:
-        where = printable(source.report.where)
+        where = printable(shlex.quote(source.report.where))
         lines.append(f"{more}each case: ./run.sh python -m input_pipeline.doctor {where}")
     return lines
