@@ -8,6 +8,7 @@ import numpy as np
 from input_pipeline.errors import printable
 from resnet.study import report_figures, report_tables
 from resnet.study.report_speed import speed_of
+from resnet.study.report_tables import not_finite
 from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
 from resnet.train.metrics import wilson_interval
@@ -18,12 +19,20 @@ def comparison(runs: list[RunRecord]) -> str:
     names = run_names(runs)
     labels = [report_figures.label(name) for name in names]
     script, places = report_figures.embedded(report_figures.curves(runs, labels))
+    shown = {run.config["optim.loss"] for run in runs}
     context = {
         "title": f"{len(runs)} runs compared",
         "names": names,
         "figures": places,
         "curve_names": [name for name, _ in report_figures.PANELS if name in places],
-        "rows": [row(run, name, runs[0], number) for number, (run, name) in enumerate(zip(runs, names, strict=True))],
+        "legend": report_figures.keys(names),
+        "crowded": report_figures.crowded(runs),
+        "rows": [
+            row(run, key, runs[0] if number else None)
+            for number, (run, key) in enumerate(zip(runs, report_figures.keys(names), strict=True))
+        ],
+        "not_finite": [(name, told) for run, name in zip(runs, names, strict=True) if (told := not_finite(run))],
+        "losses": [(name, meaning) for name, meaning in report_tables.LOSS_NAMES.items() if name in shown],
         "differing": differing(runs),
         "same_data": len({run.provenance.get("dataset", {}).get("fingerprint") for run in runs}) == 1,
     }
@@ -42,12 +51,13 @@ def run_names(runs: list[RunRecord]) -> list[str]:
     return [printable(f"{parts[-1]} ({number})") for number, parts in enumerate(paths, start=1)]
 
 
-def row(run: RunRecord, name: str, first: RunRecord, number: int) -> dict[str, Any]:
-    """One run's line of the table of results."""
+def row(run: RunRecord, key: report_figures.Key, first: RunRecord | None) -> dict[str, Any]:
+    """One run's line of the table of results. first: the run that it is compared with; None for that run itself."""
     speed, best = speed_of(run), run.best_validation
     return {
-        "name": name,
-        "colour": report_figures.RUNS[number % len(report_figures.RUNS)],
+        "name": key.name,
+        "key": key,
+        "loss": run.config["optim.loss"],
         "test": run.test,
         "clean": (run.test or {}).get("clean"),
         "best": best,
@@ -56,7 +66,7 @@ def row(run: RunRecord, name: str, first: RunRecord, number: int) -> dict[str, A
         "images_per_second": speed.images_per_second if speed else None,
         "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
         "steps": run.last_step,
-        "difference": paired_difference(first, run) if number else None,
+        "difference": paired_difference(first, run) if first else None,
     }
 
 

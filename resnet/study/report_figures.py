@@ -1,5 +1,7 @@
 """The report's interactive figures, drawn by bokeh; the page carries bokeh's code in itself."""
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,11 +17,33 @@ from resnet.study.run_record import Line, RunRecord
 TRAIN, VAL, MARK = "#8a97a8", "#3b82c4", "#d9822b"
 # Told apart by colour-blind eyes too (Okabe and Ito 2008), without black, which a dark page would swallow.
 RUNS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
-# A curve of more points is thinned out: 1,200 are more than the pixels it is drawn on.
-POINTS = 1_200
+# Runs beyond the colours have them again, dashed otherwise: as SVG's stroke-dasharray and bokeh's line_dash have it.
+DASHES = ((), (6,), (2, 4), (2, 4, 6, 4), (6, 4, 2, 4))
+# More points than the pixels that they are drawn on: a longer curve is thinned out. Many runs share the page's 5 MB.
+POINTS, POINTS_OF_MANY = 1_200, 400
 # Of at most so many points every one gets its dot.
 DOTTED = 60
 PANELS = (("loss", "Loss"), ("top1", "Top-1 accuracy"), ("learning_rate", "Learning rate"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """How a run, or a kind of line, is drawn. dash: lengths in pixels, () for a line drawn through."""
+
+    name: str
+    colour: str
+    dash: tuple[int, ...] = ()
+
+
+def keys(names: Sequence[str]) -> list[Key]:
+    """A key for each run of several; none looks like another up to 35."""
+    count = len(RUNS)
+    return [Key(name, RUNS[number % count], DASHES[number // count % len(DASHES)]) for number, name in enumerate(names)]
+
+
+def crowded(runs: Sequence[RunRecord]) -> bool:
+    """Whether dashes tell runs from each other, and no longer training from validation, which then stands alone."""
+    return len(runs) > len(RUNS)
 
 
 def bokeh_script() -> str:
@@ -38,24 +62,28 @@ def embedded(figures: dict[str, Any]) -> tuple[str, dict[str, str]]:
 def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
     """Loss, top-1 and learning rate against the epoch: one figure for each that has points.
 
-    Of one run: training, validation and the best validation. Of several: a colour a run, validation drawn through,
-    training dashed.
+    Of one run: training, validation and the best validation. Of several: `keys` a run, validation drawn through,
+    training dashed; where they are `crowded` training only of a run without validations. The page holds the legend: a
+    figure has no room that no curve may cross.
     """
     found = {}
     for key, title in PANELS:
         plot = panel(title, "Epoch")
-        several = len(runs) > 1
-        lines = [
-            line
-            for number, (run, name) in enumerate(zip(runs, names, strict=True))
-            for line in (draw_of_several(plot, key, run, name, number) if several else draw(plot, key, run))
-        ]
+        if len(runs) > 1:
+            few = not crowded(runs)
+            lines = [
+                line
+                for number, (run, own) in enumerate(zip(runs, keys(names), strict=True))
+                for line in draw_of_several(plot, key, run, own, number, few)
+            ]
+        else:
+            lines = draw(plot, key, runs[0])
         if not lines:
             continue
         add_hover(
-            plot, lines, [("", "@name"), ("epoch", "@x{0.00}"), ("step", "@step"), (title.lower(), "@y{0.0000[00]}")]
+            plot, lines, [("", "$name"), ("epoch", "@x{0.00}"), ("step", "@step"), (title.lower(), "@y{0.0000[00]}")]
         )
-        finish(plot, key, several)
+        finish(plot, key)
         found[key] = plot
     return found
 
@@ -64,47 +92,68 @@ def draw(plot: Any, key: str, run: RunRecord) -> list[Any]:
     """The curves of one run and the mark of its best validation; the lines to hover over."""
     lines = []
     for kind, colour in (("train", TRAIN), ("val", VAL)):
-        source = points(run, kind, key, kind)
+        source = points(run, kind, key)
         if source:
-            legend = {} if key == "learning_rate" else {"legend_label": kind}
-            lines.append(curve(plot, source, colour, **legend))
+            lines.append(curve(plot, source, colour, name=kind))
     best = run.best_validation
     if best and has(best, key):
-        label = f"best: epoch {best['epoch']:.4g}"
-        plot.scatter([best["epoch"]], [best[key]], marker="star", size=15, color=MARK, legend_label=label)
+        plot.scatter([best["epoch"]], [best[key]], marker="star", size=15, color=MARK)
     return lines
 
 
-def draw_of_several(plot: Any, key: str, run: RunRecord, name: str, number: int) -> list[Any]:
-    """The curves of one run among others; the lines to hover over."""
+def draw_of_several(plot: Any, key: str, run: RunRecord, own: Key, number: int, few: bool) -> list[Any]:
+    """The curves of one run among others, tagged with its number for the page's legend; the lines to hover over."""
     lines: list[Any] = []
     for kind in ("val", "train"):
-        source = points(run, kind, key, f"{name}, {kind}")
+        if lines and not few:
+            break
+        source = points(run, kind, key, POINTS if few else POINTS_OF_MANY)
         if source:
-            # The legend names a run once; without a validation its training does.
-            legend = {} if lines else {"legend_label": name}
-            dash = "dashed" if kind == "train" and key != "learning_rate" else "solid"
-            lines.append(curve(plot, source, RUNS[number % len(RUNS)], line_dash=dash, **legend))
+            dash = (6,) if few and kind == "train" and key != "learning_rate" else own.dash
+            lines.append(
+                curve(plot, source, own.colour, name=f"{own.name}, {kind}", line_dash=list(dash), tags=[number])
+            )
     return lines
 
 
-def curve(plot: Any, source: ColumnDataSource, colour: str, **look: Any) -> Any:
+def curve(plot: Any, source: ColumnDataSource, colour: str, *, tags: Sequence[int] = (), **look: Any) -> Any:
+    """The line, with a dot a point where these are few; both tagged."""
+    drawn = [plot.line("x", "y", source=source, color=colour, line_width=2, **look)]
     if len(source.data["x"]) <= DOTTED:
-        dots = {"legend_label": look["legend_label"]} if "legend_label" in look else {}
-        plot.scatter("x", "y", source=source, color=colour, size=5, **dots)
-    return plot.line("x", "y", source=source, color=colour, line_width=2, **look)
+        drawn.append(plot.scatter("x", "y", source=source, color=colour, size=5))
+    for each in drawn:
+        each.tags = list(tags)
+    return drawn[0]
 
 
-def points(run: RunRecord, kind: str, key: str, name: str) -> ColumnDataSource | None:
-    """One curve's points; None where there are none."""
-    found = [(line["epoch"], line[key], line["step"], name) for line in run.of_kind(kind) if has(line, key)]
-    if len(found) > POINTS:
-        found = [found[int(place)] for place in np.linspace(0, len(found) - 1, POINTS)]
-    return (
-        ColumnDataSource(dict(zip(("x", "y", "step", "name"), zip(*found, strict=True), strict=True)))
-        if found
-        else None
-    )
+def points(run: RunRecord, kind: str, key: str, limit: int = POINTS) -> ColumnDataSource | None:
+    """One curve's points, NaN where a figure was not finite, which breaks the line; None without any that was."""
+    found = [
+        (line["epoch"], line[key] if has(line, key) else math.nan, line["step"])
+        for line in run.of_kind(kind)
+        if key in line
+    ]
+    if all(math.isnan(value) for _, value, _ in found):
+        return None
+    if len(found) > limit:
+        found = [found[place] for place in thinned([value for _, value, _ in found], limit)]
+    return ColumnDataSource(dict(zip(("x", "y", "step"), zip(*found, strict=True), strict=True)))
+
+
+def thinned(values: Sequence[float], limit: int) -> list[int]:
+    """Places of the lowest and highest of each of limit / 2 equal stretches, rising: a spike stays to be seen.
+
+    Where a stretch holds a NaN its first one is kept too, the first and last value always.
+    """
+    array = np.asarray(values, np.float64)
+    kept = {0, len(array) - 1}
+    for places in np.array_split(np.arange(len(array)), limit // 2):
+        missing = np.isnan(array[places])
+        if missing.any():
+            kept.add(int(places[missing.argmax()]))
+        if not missing.all():
+            kept |= {int(places[np.nanargmin(array[places])]), int(places[np.nanargmax(array[places])])}
+    return sorted(kept)
 
 
 def has(line: Line, key: str) -> bool:
@@ -134,19 +183,12 @@ def add_hover(plot: Any, renderers: list[Any], tooltips: list[tuple[str, str]]) 
     plot.toolbar.active_inspect = hover
 
 
-def finish(plot: Any, key: str, several: bool) -> None:
-    """Axis formats and the legend."""
+def finish(plot: Any, key: str) -> None:
+    """The axes' formats."""
     if key == "top1":
         plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
     if key == "learning_rate":
         plot.yaxis.formatter = NumeralTickFormatter(format="0[.][0000000]")
-    if plot.legend:
-        legend = plot.legend[0]
-        legend.location = "bottom_right" if key == "top1" else "top_right"
-        legend.background_fill_alpha, legend.border_line_color = 0.0, None
-        legend.padding, legend.margin, legend.spacing = 2, 4, 0
-        legend.label_text_font_size = "12px"
-        legend.click_policy = "hide" if several else "none"
 
 
 def reliability(bins: list[Line]) -> Any:
@@ -179,12 +221,12 @@ def reliability(bins: list[Line]) -> Any:
 
 def speed(run: RunRecord) -> Any | None:
     """Images a second against the epoch; None for a run that logged none."""
-    source = points(run, "train", "images_per_second", "train")
+    source = points(run, "train", "images_per_second")
     if not source:
         return None
     plot = panel("Training speed", "Epoch", 240)
     plot.y_range.start = 0
-    line = curve(plot, source, VAL)
+    line = curve(plot, source, VAL, name="train")
     plot.yaxis.axis_label = "Images a second"
     add_hover(plot, [line], [("epoch", "@x{0.00}"), ("step", "@step"), ("images a second", "@y{0,0.0}")])
     return plot

@@ -1,9 +1,9 @@
 """A run's report put together: every section's figures, and what is missing said in its place."""
 
 import json
-from collections import Counter
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from input_pipeline.errors import printable
 from resnet.study import report_figures, report_tables
@@ -13,6 +13,7 @@ from resnet.study.report_pictures import (
     answers,
     attempt,
     cells,
+    cells_a_dot,
     confusion_picture,
     mistakes,
     open_test_images,
@@ -23,6 +24,7 @@ from resnet.study.report_pictures import (
 from resnet.study.report_speed import speed_of
 from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
+from resnet.train.screen import word
 
 # Up to here the confusion matrix is a table of cells; beyond, a picture and the list of the most frequent confusions.
 TABLE_CLASSES, PAIRS = 30, 60
@@ -50,6 +52,17 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "title": printable(run.folder.resolve().name),
         "figures": places,
         "curve_names": [name for name, _ in report_figures.PANELS if name in places],
+        "legend": [
+            report_figures.Key(name, colour)
+            for name, kind, colour in (
+                ("training", "train", report_figures.TRAIN),
+                ("validation", "val", report_figures.VAL),
+            )
+            if run.of_kind(kind)
+        ],
+        "star": report_figures.MARK,
+        "not_finite": report_tables.not_finite(run),
+        "loss": report_tables.LOSS_NAMES.get(run.config["optim.loss"], run.config["optim.loss"]),
         "result": result(run),
         "classes": class_section(run),
         "pictures": pictures,
@@ -57,6 +70,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
         "run": run,
         "doctor": findings,
+        "doctor_command": f"./run.sh python -m input_pipeline.doctor {word(findings.where)}" if findings else "",
         "no_doctor": missing,
         "changed": changed,
         "configuration": everything,
@@ -80,10 +94,18 @@ def result(run: RunRecord) -> dict[str, Any]:
         "state": "finished"
         if finished
         else f"not finished: step {run.last_step:,}" + (f" of {total:,}" if total else ""),
-        "no_test": "The run has no test split."
-        if finished
-        else "The test split is looked at when the run is finished.",
+        "no_test": no_test(run, finished),
     }
+
+
+def no_test(run: RunRecord, finished: bool) -> str:
+    """Why there are no figures of a test."""
+    images = run.provenance.get("dataset", {}).get("images")
+    if images and not images.get("test"):
+        return "The run has no test split."
+    if finished:
+        return "The test split has not been looked at; the same training command on this folder does it."
+    return "The test split is looked at when the run is finished."
 
 
 def class_section(run: RunRecord) -> dict[str, Any] | None:
@@ -119,7 +141,7 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
     if len(names) <= TABLE_CLASSES:
         section["matrix"] = matrix(confusion, names)
     else:
-        section["image"] = confusion_picture(confusion)
+        section["image"], section["cells_a_dot"] = confusion_picture(confusion), cells_a_dot(len(names))
         section["pairs"] = pairs(confusion, names)
     if run.predictions is None:
         notes.append(
@@ -158,17 +180,14 @@ def matrix(confusion: list[list[int]], names: list[str]) -> list[dict[str, Any]]
 
 def pairs(confusion: list[list[int]], names: list[str]) -> list[dict[str, Any]]:
     """The most frequent confusions of a large matrix."""
-    frequent = Counter(
-        {
-            (true, said): count
-            for true, counts in enumerate(confusion)
-            for said, count in enumerate(counts)
-            if count and true != said
-        }
-    )
+    counts = np.array(confusion, np.int64)
+    np.fill_diagonal(counts, 0)
+    wrong = counts.ravel()
+    # Of equally frequent ones the first.
+    most = np.argsort(-wrong, kind="stable")[:PAIRS]
     return [
-        {"true": true, "predicted": said, "count": count, "name": names[true], "said": names[said]}
-        for (true, said), count in frequent.most_common(PAIRS)
+        {"true": true, "predicted": said, "count": int(counts[true, said]), "name": names[true], "said": names[said]}
+        for true, said in (divmod(int(place), len(names)) for place in most if wrong[place])
     ]
 
 
@@ -222,5 +241,5 @@ def reproduction(run: RunRecord) -> dict[str, Any]:
         "command": f"./run.sh python {printable(str(run.provenance.get('command', '')))}",
         "revision": printable(str(revision).removesuffix("+changes")),
         "changed": str(revision).endswith("+changes"),
-        "report": f"./run.sh python -m resnet.study.report {printable(str(Path(run.folder)))}",
+        "report": f"./run.sh python -m resnet.study.report {word(str(run.folder))}",
     }

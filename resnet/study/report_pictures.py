@@ -19,6 +19,8 @@ from resnet.train.predictions import KeptPredictions
 # Pixels a side, pictures a cell and in all, and characters of base64 for all: the page may take 5 MB.
 SIDE, A_CELL, IN_ALL, CHARACTERS = 88, 12, 500, 2_000_000
 MISTAKES, MISTAKE_SIDE = 12, 144
+# CSS pixels of the picture of a large confusion matrix (.picture in page.css is as wide).
+PICTURE_SIDE = 480
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +179,23 @@ def as_uris(pictures: np.ndarray) -> list[str]:
     return [uri(pixels) for pixels in pictures]
 
 
+def cells_a_dot(num_classes: int) -> int:
+    """Cells a side of what a pixel of `confusion_picture` shows: so many that the page shows every pixel."""
+    return -(-num_classes // PICTURE_SIDE)
+
+
 def confusion_picture(confusion: list[list[int]]) -> str:
-    """The matrix as a PNG data URI, a pixel a cell, darker for a larger share of the true class: for many classes."""
+    """The matrix as a PNG data URI, darker for a larger share of the true class: for many classes.
+
+    A pixel is `cells_a_dot` squared cells, the darkest of them: a mean would lose single confusions among a thousand.
+    """
     counts = np.asarray(confusion, np.float64)
     shares = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    starts = np.arange(0, len(shares), cells_a_dot(len(shares)))
+    shares = np.maximum.reduceat(np.maximum.reduceat(shares, starts, axis=0), starts, axis=1)
     light, dark = np.array([238, 242, 247.0]), np.array([23, 72, 134.0])
     pixels = np.round(light + shares[..., None] * (dark - light)).astype(np.uint8)
     picture = Image.fromarray(pixels)
-    picture.thumbnail((1000, 1000), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -13,6 +13,8 @@ from resnet.study.run_record import Line, RunRecord, changed_keys
 # Images up to which the data are looked over unasked: about 7 s of one core (docs/doctor.md).
 LOOKED_OVER_UNASKED = 10_000
 LONGEST_NAME = 80
+# What config.optim.loss means in every figure called loss.
+LOSS_NAMES = {"softmax": "cross-entropy in nats", "sigmoid": "binary cross-entropy in nats, mean over the classes"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,20 @@ def leak_sentence(line: Line) -> str:
         told += f" Of {near:,} more a copy stands there, encoded anew, scaled or the like."
     dropped = sum(line.get("dropped", {}).values())
     return told + (f" {dropped:,} that leak were left out before (config.data.drop_leaks)." if dropped else "")
+
+
+def not_finite(run: RunRecord) -> str:
+    """What a run's lines say of losses that are no numbers and of steps that changed nothing; '' where all is well."""
+    rated = [line for line in run.lines if "loss" in line]
+    lost = [line for line in rated if not finite(line["loss"])]
+    told = []
+    if lost:
+        told.append(
+            f"The loss was NaN or infinite in {len(lost):,} of {len(rated):,} lines, first at step {lost[0]['step']:,}."
+        )
+    if skipped := int(max((line.get("bad_steps") or 0 for line in run.of_kind("train")), default=0)):
+        told.append(f"{skipped:,} training steps were not finite in loss, gradient or statistics and changed nothing.")
+    return " ".join(told)
 
 
 def configuration(run: RunRecord) -> tuple[list[tuple[str, str, str]], list[tuple[str, str]]]:

@@ -34,7 +34,8 @@ function element(name, text, parent) {
   return made;
 }
 function open(key) {
-  const cell = data.cells[key], [truth, said] = key.split(",").map((index) => data.names[index]);
+  // Isolated (U+2068, U+2069): a name that is written from right to left leaves the words around it in their order.
+  const cell = data.cells[key], [truth, said] = key.split(",").map((index) => `\u2068${data.names[index]}\u2069`);
   dialog.querySelector("h2").textContent = truth === said ? `${truth}, recognised` : `${truth}, taken for ${said}`;
   const all = cell.rows.length === cell.count;
   dialog.querySelector("p").textContent = all
@@ -73,9 +74,43 @@ function colour_figures(printing) {
         set(model, { axis_label_text_color: soft, major_label_text_color: soft, axis_line_color: soft, major_tick_line_color: soft });
       }
       if (model.type === "Grid") set(model, { grid_line_color: soft });
-      if (model.type === "Legend") set(model, { label_text_color: ink });
     }
   }
+}
+// A legend's buttons: a click hides a run, pointing at one or reaching it by the keyboard brings it out.
+const run_buttons = [...document.querySelectorAll("button[data-run]")];
+function each_curve(change) {
+  for (const root of Bokeh.documents.flatMap((each) => each.roots())) {
+    for (const model of root.references()) {
+      if (model.type === "GlyphRenderer" && model.tags.length) change(model, model.tags[0]);
+    }
+  }
+}
+function bring_out(run) {
+  each_curve((curve, number) => {
+    const alpha = run === null || run === number ? 1 : 0.12;
+    curve.glyph.line_alpha = alpha;
+    if ("fill_alpha" in curve.glyph.properties) curve.glyph.fill_alpha = alpha;
+  });
+}
+for (const button of run_buttons) {
+  const run = Number(button.dataset.run);
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") !== "true";
+    button.setAttribute("aria-pressed", shown);
+    each_curve((curve, number) => { if (number === run) curve.visible = shown; });
+  });
+  for (const event of ["pointerenter", "focus"]) button.addEventListener(event, () => bring_out(run));
+  for (const event of ["pointerleave", "blur"]) button.addEventListener(event, () => bring_out(null));
+}
+// What is printed is a copy that is as wide as its place on paper: bokeh draws anew only after the print.
+function still(view) {
+  const place = view.el.closest(".chart");
+  if (!place || !view.export) return;
+  const { canvas } = view.export("png", true);
+  canvas.className = "print";
+  canvas.removeAttribute("style");
+  place.append(canvas);
 }
 function when_drawn(tries) {
   if (window.Bokeh === undefined) return;
@@ -85,7 +120,13 @@ function when_drawn(tries) {
   }
   colour_figures(false);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => colour_figures(false));
-  window.addEventListener("beforeprint", () => colour_figures(true));
-  window.addEventListener("afterprint", () => colour_figures(false));
+  window.addEventListener("beforeprint", () => {
+    colour_figures(true);
+    for (const view of Object.values(Bokeh.index.roots ?? Bokeh.index)) still(view);
+  });
+  window.addEventListener("afterprint", () => {
+    document.querySelectorAll(".print").forEach((canvas) => canvas.remove());
+    colour_figures(false);
+  });
 }
 when_drawn(200);
