@@ -1,11 +1,12 @@
 """The figures of a table: errors of each seed, mean and deviation, paired differences and their t interval."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.special import stdtrit
 
+from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_records import FAILED, Record
 
 # Percentage points; far above what rounding does to a difference, far below what one test image is worth.
@@ -47,6 +48,17 @@ class Figures:
     def best_mean(self) -> float | None:
         """Mean over the seeds of the best error of any evaluation, which flatters: the test split chose it."""
         return mean(self.best)
+
+
+def loss_kinds(study: Study, records: Mapping[str, Record]) -> list[str]:
+    """What the variants that are done minimise, sorted: config.optim.loss, and of smoothed targets how much."""
+    return sorted({loss_kind(variant) for variant in study.variants if variant.name in records})
+
+
+def loss_kind(variant: Variant) -> str:
+    """'softmax', 'sigmoid, smoothing 0.1': training losses of two kinds have no common scale."""
+    optim = variant.config.optim
+    return str(optim.loss) + (f", smoothing {optim.label_smoothing:g}" if optim.label_smoothing else "")
 
 
 def present(values: Sequence[float | None]) -> list[float]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Diagnosis, Record
-from resnet.study.ablation_statistics import Figures, figures, present
+from resnet.study.ablation_statistics import Figures, figures, loss_kind, loss_kinds, present
 from resnet.study.ablation_weights import kept_seeds
 
 TABLE, CSV = "table.md", "table.csv"
@@ -41,7 +41,7 @@ def markdown(title: str, study: Study, records: Records, kept: Kept = MappingPro
         "variant",
         "test error %, last step",
         f"difference to {study.baseline} (95 % interval)",
-        "best",
+        "best %",
         "seeds",
         "parameters",
         "multiply-adds",
@@ -128,6 +128,7 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the "
         "best evaluation, which flatters, because the test split chose it.",
         *how_compared(study, records),
+        *losses_note(study, records),
         "Images/s: training images of all seeds together, without compilation and evaluation.",
     ]
     lines += [f"[{number}] {on_a_line(source)}" for number, source in enumerate(sources, start=1)]
@@ -136,6 +137,19 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         if record is not None and record.status in (DIVERGED, FAILED):
             lines.append(f"{variant.name}: {record.status}: {record.reason}")
     return [line + "\n" for line in lines]
+
+
+def losses_note(study: Study, records: Records) -> list[str]:
+    """That losses of several kinds are no numbers of one scale, where the variants minimise several."""
+    kinds = loss_kinds(study, records)
+    if len(kinds) < 2:
+        return []
+    done = [variant for variant in study.variants if variant.name in records]
+    of = "; ".join(f"{kind}: {', '.join(each.name for each in done if loss_kind(each) == kind)}" for kind in kinds)
+    return [
+        "The variants minimise different losses, which cannot be compared (in curves.png and variants/NAME.json), "
+        f"nor can the norms of their gradients below; errors can. {of}."
+    ]
 
 
 def weights_note(kept: Kept) -> list[str]:
@@ -235,7 +249,7 @@ def comma_separated(study: Study, records: Records, kept: Kept = MappingProxyTyp
     columns = [
         *("variant", "status", "reason", "changes", "last_mean", "last_std", "difference", "low", "high", "pairs"),
         *("best_mean", "diverged", "parameters", "multiply_adds", "images_per_second", "train_seconds", "device"),
-        *("paper", "paper_source", "weights"),
+        *("paper", "paper_source", "weights", "loss"),
         *seeds,
     ]
     file = io.StringIO()
@@ -244,6 +258,7 @@ def comma_separated(study: Study, records: Records, kept: Kept = MappingProxyTyp
     for variant in study.variants:
         paper = variant.published
         line: dict[str, object] = {"variant": variant.name, "changes": " ".join(variant.changes), "status": NOT_RUN}
+        line["loss"] = loss_kind(variant)
         if paper:
             line |= {"paper": paper.error, "paper_source": paper.source}
         record = records.get(variant.name)

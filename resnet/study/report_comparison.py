@@ -13,6 +13,9 @@ from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
 from resnet.train.metrics import wilson_interval
 
+# What training is measured against, besides the labels; test and validation know none of these.
+TARGET_KEYS = ("optim.label_smoothing", "optim.target_threshold", "data.mixup", "data.cutmix", "data.class_weights")
+
 
 def comparison(runs: list[RunRecord]) -> str:
     """The page of at least two runs. The first is what the others are compared with."""
@@ -32,6 +35,7 @@ def comparison(runs: list[RunRecord]) -> str:
             for number, (run, key) in enumerate(zip(runs, report_figures.keys(names), strict=True))
         ],
         "not_finite": [(name, told) for run, name in zip(runs, names, strict=True) if (told := not_finite(run))],
+        "other_targets": other_targets(runs),
         "losses": [(name, meaning) for name, meaning in report_tables.LOSS_NAMES.items() if name in shown],
         "differing": differing(runs),
         "same_data": len({run.provenance.get("dataset", {}).get("fingerprint") for run in runs}) == 1,
@@ -49,6 +53,11 @@ def run_names(runs: list[RunRecord]) -> list[str]:
             return [printable(name) for name in names]
     # One folder given twice: no end of its path tells them apart.
     return [printable(f"{parts[-1]} ({number})") for number, parts in enumerate(paths, start=1)]
+
+
+def other_targets(runs: list[RunRecord]) -> list[str]:
+    """The keys that make training losses of one kind incomparable and on which the runs differ."""
+    return [key for key in TARGET_KEYS if len({str(run.config.get(key)) for run in runs}) > 1]
 
 
 def row(run: RunRecord, key: report_figures.Key, first: RunRecord | None) -> dict[str, Any]:

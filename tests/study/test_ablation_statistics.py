@@ -206,6 +206,21 @@ def test_curves_are_drawn_whatever_is_there(study, tmp_path):
     assert (tmp_path / FILE).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+def test_variants_of_different_losses_are_named_as_such(study):
+    records = {"resnet20": BASE, "plain20": OTHER}
+    assert "different losses" not in markdown("", study, records)
+    study.variants[[one.name for one in study.variants].index("plain20")].config.optim.loss = "sigmoid"
+    assert "errors can. sigmoid: plain20; softmax: resnet20." in markdown("", study, records)
+    assert "sigmoid and softmax: not comparable" in ablation_curves.loss_title(study, records)
+    assert "not comparable" not in ablation_curves.loss_title(study, {"resnet20": BASE})
+
+
+def test_of_many_variants_the_baseline_and_the_best_have_a_look_of_their_own(study, monkeypatch):
+    records = {"resnet20": record("resnet20", (0.1, 0.1, 0.1)), "plain20": BASE, "resnet32": OTHER}
+    monkeypatch.setattr(ablation_curves, "NAMED", 2)
+    assert ablation_curves.named(study, records) == ["resnet20", "plain20"]
+
+
 HALF_DEAD = {
     "branch_to_shortcut": {"layer1_0": [0.5, 900.0, 0.7], "layer2_0": [1.0, None, 3.0]},
     "gradient_norm": {"layer1_0": [0.1, 900.0, 0.3], "layer2_0": [2.0, None, 4.0]},
@@ -234,7 +249,7 @@ def test_a_value_of_a_well_seed_that_is_not_finite_is_told(study):
 
 def test_a_seed_that_diverged_is_in_no_curve(study, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(ablation_curves, "draw", lambda axes, places, series, colour, name: drawn.append(series))
+    monkeypatch.setattr(ablation_curves, "draw", lambda axes, places, series, look: drawn.append(series))
     write_curves(tmp_path, study, {"plain20": half_dead()})
     error, loss, ratio, gradient = drawn
     assert error == [pytest.approx([50, 30]), pytest.approx([40, 20])]
