@@ -128,7 +128,7 @@ def page(explainer: Explainer) -> gradio.Blocks:
         with gradio.Row():
             with gradio.Column():
                 file = uploads_only(gradio.File(label="Drop a picture: JPEG, PNG, BMP, GIF, WebP", elem_id="drop"))
-                top = gradio.Label(label="Most probable; click one to see what speaks for it", num_top_classes=TOP)
+                top = gradio.Label(label="Most probable; click for its heat map", num_top_classes=TOP)
             # Without gradio's button that shares a picture with the world.
             options: dict[str, Any] = {"format": "png", "interactive": False, "buttons": ["download", "fullscreen"]}
             seen = gradio.Image(label="As the network saw it", elem_id="seen", **options)
