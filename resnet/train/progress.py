@@ -13,6 +13,7 @@ from typing import Any, Self, TextIO
 from tqdm import tqdm
 
 Clock = Callable[[], float]
+_LEAST_BAR = 3  # cells
 _HORIZON = 10.0  # seconds after which a measurement counts 1/e in the shown speed
 
 
@@ -242,23 +243,45 @@ class EpochBar:
                 **_width(self._stream),
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
-        self._bar.set_postfix_str(self._status(step), refresh=False)
+        self._bar.set_postfix_str(self._status(step, self._room()), refresh=False)
         self._bar.update(step - start - self._bar.n)
 
-    def _status(self, step: int) -> str:
-        """What is known so far: `loss 1.234  top-1 56.7%  812 images/s  waiting for data 3%  04:05 left`."""
-        parts = []
+    def _room(self) -> int | None:
+        """Columns behind the bar, of which tqdm would cut off what is longer; None where nothing says how many."""
+        assert self._bar is not None
+        try:
+            columns = os.get_terminal_size(self._stream.fileno()).columns or _width(self._stream)["ncols"]
+        except (OSError, ValueError):
+            return None
+        # '{desc} 100%|{bar}| {n}/{total}, ' and the column that tqdm leaves free.
+        return columns - len(self._bar.desc) - 2 * len(str(self._bar.total)) - 12 - _LEAST_BAR
+
+    def _status(self, step: int, room: int | None = None) -> str:
+        """What is known so far: `loss 1.234  top-1 56.7%  812 images/s  waiting for data 3%  04:05 left`.
+
+        room: columns that there are (None: any number). Where they are too few, data's share, top-1 and images/s go, in
+        this order; the loss and the time left stay.
+        """
+        parts = self._parts(step)
+        for name in ("wait", "top1", "rate"):
+            if room is None or len("  ".join(parts.values())) <= room:
+                break
+            parts.pop(name, None)
+        return "  ".join(parts.values())
+
+    def _parts(self, step: int) -> dict[str, str]:
+        parts = {}
         if self._loss is not None:
-            parts.append(f"loss {self._loss:.4g}")
+            parts["loss"] = f"loss {self._loss:.4g}"
         if self._top1 is not None:
-            parts.append(f"top-1 {self._top1:.1%}")
+            parts["top1"] = f"top-1 {self._top1:.1%}"
         if (rate := self._speed.images_per_second) is not None:
-            parts.append(f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s")
+            parts["rate"] = f"{rate:,.0f} images/s" if rate >= 100 else f"{rate:.3g} images/s"
         if self._wait_share is not None:
-            parts.append(f"waiting for data {self._wait_share:.0%}")
+            parts["wait"] = f"waiting for data {self._wait_share:.0%}"
         if (seconds := self._seconds_left(step)) is not None:
-            parts.append(f"{tqdm.format_interval(seconds)} left")
-        return "  ".join(parts)
+            parts["left"] = f"{tqdm.format_interval(seconds)} left"
+        return parts
 
     def _seconds_left(self, step: int) -> float | None:
         """Of the whole run, pauses as frequent as so far included; None before the speed is known."""

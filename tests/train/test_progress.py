@@ -194,3 +194,28 @@ def test_a_real_terminal_of_any_width_shows_the_bar(columns, monkeypatch) -> Non
         assert any(line.startswith(f"epoch {epoch}/2 100%|") for line in lines), lines
     assert "evaluated" in lines
     assert all(len(line) <= (columns or 100) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [(120, "top-1 28.7%  32 images/s  waiting for data 2%  "), (80, "top-1 28.7%  32 images/s  "), (60, "")],
+)
+def test_the_loss_and_the_time_left_fit_whatever_the_width(columns, shown, monkeypatch) -> None:
+    """tqdm cuts off the end of what is too long, which was the time left on a terminal of 80 columns."""
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    clock = Clock()
+    with open(writer, "w") as stream, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        with EpochBar(1700, 1700.0, stream=stream, clock=clock) as bar:
+            for step in range(1, 4):
+                clock.now += 1.0
+                bar.update(step, 32, loss=1.346, top1=0.287, wait_share=0.02)
+    told = b""
+    with contextlib.suppress(OSError):
+        while part := os.read(reader, 1 << 16):
+            told += part
+    os.close(reader)
+    last = re.split(r"[\r\n]+", told.decode().rstrip())[-1]
+    assert last.endswith(f"loss 1.346  {shown}28:17 left"), last
+    assert len(last) < columns
