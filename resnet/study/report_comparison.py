@@ -29,6 +29,7 @@ def comparison(runs: list[RunRecord]) -> str:
         "figures": places,
         "curve_names": [name for name, _ in report_figures.PANELS if name in places],
         "legend": report_figures.keys(names),
+        "thins": report_figures.thins(runs),
         "crowded": report_figures.crowded(runs),
         "rows": [
             row(run, key, runs[0] if number else None)

@@ -59,6 +59,12 @@ def embedded(figures: dict[str, Any]) -> tuple[str, dict[str, str]]:
     return script, dict(places)
 
 
+def thins(runs: Sequence[RunRecord]) -> bool:
+    """Whether a curve of these runs is too long to have all its points."""
+    limit = POINTS_OF_MANY if crowded(runs) else POINTS
+    return any(len(run.of_kind(kind)) > limit for run in runs for kind in ("train", "val"))
+
+
 def curves(runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
     """Loss, top-1 and learning rate against the epoch: one figure for each that has points.
 

@@ -60,6 +60,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
             )
             if run.of_kind(kind)
         ],
+        "thins": report_figures.thins([run]),
         "star": report_figures.MARK,
         "not_finite": report_tables.not_finite(run),
         "loss": report_tables.LOSS_NAMES.get(run.config["optim.loss"], run.config["optim.loss"]),
