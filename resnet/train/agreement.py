@@ -19,6 +19,8 @@ from resnet.train import hosts
 from resnet.train.checkpoints import Checkpoints
 from resnet.train.configuration import PLACES, differences, told
 from resnet.train.pretrained import Pretrained
+from resnet.train.recalibration import ALONE
+from resnet.train.transfer import Transfer
 from resnet.train.verdict import store
 from resnet.train.workdir import LOCK
 
@@ -29,6 +31,19 @@ FACTS, TOKEN, NEWEST = "resnet/facts", "resnet/token", "resnet/newest"
 PATIENT_MILLISECONDS = 24 * 3600 * 1000
 # NFS lets a client believe for a minute (acdirmax) that a file is not there.
 FOLDER_SECONDS = 65.0
+
+
+def check_transfer(transfer: Transfer, *, begun: bool) -> None:
+    """Raise InputError, in one of several processes, for what only a process alone does; alone, do nothing.
+
+    begun: whether the run's folder is there; statistics that were recalibrated then need no process of their own.
+    """
+    if not hosts.several():
+        return
+    if transfer.mode == "probe":
+        raise InputError("config.transfer.mode='probe' runs in one process; the features are on its disk")
+    if transfer.norms == "recalibrate" and not begun:
+        raise InputError(ALONE)
 
 
 def check_alike(config: Mapping[str, Any], source: Source, pretrained: Pretrained | None) -> None:

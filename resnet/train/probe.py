@@ -55,8 +55,6 @@ class ProbeRun(Run):
 
     def prepare(self, step: int, state: TrainState) -> TrainState:
         """The statistics, and the features of training and validation images."""
-        if jax.process_count() > 1:
-            raise InputError("config.transfer.mode='probe' runs on one host; the features are on its disk")
         state = super().prepare(step, state)
         # A finished run has nothing left to learn.
         if step < self.plan.total_steps:

@@ -25,14 +25,18 @@ from resnet.train.state import TrainState, Variables
 
 # Each batch is normalised by its own statistics on the way to the next norm, so it must not be small.
 BATCH = 64
+ALONE = "config.transfer.bn='recalibrate' runs in one process; give converted weights of such a run"
 
 
 def recalibrated(
     plan: Plan, state: TrainState, split: Split, mesh: Mesh, *, threads: int | None, stop: Callable[[], bool]
 ) -> TrainState:
-    """`state` with the running statistics of `split`; see `recalibrate`. Raises InputError on more than one host."""
+    """`state` with the running statistics of `split`; see `recalibrate`.
+
+    Raises InputError in one of several processes.
+    """
     if jax.process_count() > 1:
-        raise InputError("config.transfer.bn='recalibrate' runs on one host; give converted weights of such a run")
+        raise InputError(ALONE)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     statistics = recalibrate(plan, variables, split, threads=threads, stop=stop)
     # Two copies: the step donates the state's buffers, and no buffer may be donated twice.

@@ -9,6 +9,7 @@ from input_pipeline.errors import InputError
 from resnet.train import agreement, hosts
 from resnet.train.configuration import flatten
 from resnet.train.loop import open_data
+from resnet.train.transfer import Transfer
 from resnet.train.workdir import claimed
 from tests.tiny import tiny_config, tiny_data
 
@@ -61,6 +62,21 @@ def test_what_differs_from_process_0_is_named(act_as, given):
     other = dataclasses.replace(source, splits=fewer, fingerprint="other")
     with pytest.raises(InputError, match=r"process 1 has other images, .*'val': \d+.* -> .*'val': 1\b"):
         agreement.check_alike(dict(flatten(config)), other, None)
+
+
+def test_what_one_process_does_alone_is_refused_before_anything_is_written(act_as):
+    act_as(0)
+    probe, recalibrated, plain = (
+        Transfer("w", mode, norms, (), (), 1)
+        for mode, norms in (("probe", "frozen"), ("finetune", "recalibrate"), ("finetune", "train"))
+    )
+    for begun in (False, True):
+        agreement.check_transfer(plain, begun=begun)
+        with pytest.raises(InputError, match="mode='probe' runs in one process"):
+            agreement.check_transfer(probe, begun=begun)
+    agreement.check_transfer(recalibrated, begun=True)
+    with pytest.raises(InputError, match="bn='recalibrate' runs in one process"):
+        agreement.check_transfer(recalibrated, begun=False)
 
 
 def test_a_folder_that_is_not_process_0s_is_found_out(act_as, tmp_path, monkeypatch):
