@@ -138,7 +138,7 @@ class VariantRun:
         size = self.variant.config.data.image_size
         like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
         sharding = jax.sharding.SingleDeviceSharding(self.data.device)
-        state, meta = self.checkpoints.restore(step, like, sharding)
+        state, meta = self.checkpoints.restore(step, like, sharding, Curves)
         check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
         self.curves = Curves(**meta.progress)
         return state

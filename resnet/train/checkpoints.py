@@ -23,7 +23,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
 from resnet.train import hosts, integrity, stored_meta
-from resnet.train.meta import Meta, Progress
+from resnet.train.meta import Meta, Progress, check_progress
 from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
@@ -115,10 +115,12 @@ class Checkpoints:
         (folder,) = self._root.glob(f"{self._saving}.orbax-checkpoint-tmp*")
         integrity.seal(folder)
 
-    def restore(self, step: int, like: TrainState, shardings: Any) -> tuple[TrainState, Meta]:
+    def restore(
+        self, step: int, like: TrainState, shardings: Any, progress: type = Progress
+    ) -> tuple[TrainState, Meta]:
         """The state and meta of a step; `like` gives structure, shapes and dtypes.
 
-        shardings: a tree of shardings like `like`, or one for all.
+        shardings: a tree of shardings like `like`, or one for all. progress: the dataclass that meta.progress is of.
 
         Raises Damaged when the step's folder is gone or not what was written, InputError when it cannot be read.
         """
@@ -136,7 +138,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(step, args=arguments)
             meta = Meta.from_json(restored["meta"])
-            Progress.from_json(meta.progress)
+            check_progress(meta.progress, progress)
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             raise InputError(
                 f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); move this folder away to "

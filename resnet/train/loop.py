@@ -158,7 +158,7 @@ class Run(Stepping):
         state, meta = self.checkpoints.restore(newest, like, parallel.state_shardings(self.mesh, like))
         if not self.source.is_of(meta.fingerprint):
             raise changed_data(self.workdir)
-        self.progress = Progress.from_json(meta.progress)
+        self.progress = Progress(**meta.progress)
         self.begin(self.plan.stage(max(newest - 1, 0)))
         if newest > self.plan.total_steps:
             # Rounding gave runs begun up to 2026-11-27 a step more than this plan may have: such a one is done.

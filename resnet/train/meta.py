@@ -70,9 +70,8 @@ class Progress:
     evaluated_step: int = 0
     since_best: int = 0
 
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> "Progress":
-        """What a checkpoint has of it. Raises InputError for notes that this version does not know."""
-        for name in sorted(stored.keys() - {field.name for field in dataclasses.fields(cls)}):
-            raise stored_meta.fault(f"progress.{printable(name[:80])} is unknown")
-        return cls(**stored)
+
+def check_progress(stored: dict[str, Any], kind: type) -> None:
+    """Raise InputError for notes of a checkpoint that the dataclass `kind`, whose fields they are, does not know."""
+    for name in sorted(stored.keys() - {field.name for field in dataclasses.fields(kind)}):
+        raise stored_meta.fault(f"progress.{printable(name[:80])} is unknown")

@@ -1,7 +1,8 @@
 """Several steps in a call are those steps one by one: lines, checkpoints, stops, stages and guards, bit for bit.
 
 A CPU takes one step a call; here it is made to loop as an accelerator does. That the bits are those of single steps is
-so where XLA compiles a step inside a loop as it does alone: for this network it does.
+so where XLA compiles a step inside a loop as it does alone: for this network it does, with the emitters of fused loops
+that commands have (tests do without, tests/conftest.py).
 """
 
 import json
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet.train import loop, stepping
+from resnet.train import loop, parallel, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.progress import EpochBar
 from tests.commands import run, with_eight_devices
@@ -22,6 +23,14 @@ from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
 
 pytestmark = pytest.mark.usefixtures("bare")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fused():
+    """Steps of this process are compiled with XLA's emitters of fused loops."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "compiler_options", lambda: {"xla_cpu_use_fusion_emitters": True})
+        yield
 
 
 @pytest.fixture(scope="module")
