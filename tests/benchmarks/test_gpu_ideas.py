@@ -12,6 +12,7 @@ from benchmarks.gpu_idea_kernels import Tiles, product
 from benchmarks.gpu_idea_network import IdeaNetwork, dots, space_to_depth, two_pass_norm
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
+from tests.compiling import FUSED
 from tests.networks import by_name, random_variables
 
 SPEC = ResNetSpec(stage_sizes=(2, 1), width=8, num_classes=3)
@@ -98,7 +99,8 @@ def outcome(network, variables, images, weights):
         )
         return (logits * weights).sum(), new["batch_stats"]
 
-    (value, statistics), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+    both = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=FUSED)
+    (value, statistics), gradient = both(variables["params"])
     return by_name({"loss": value, "statistics": statistics, "gradient": gradient})
 
 

@@ -33,12 +33,7 @@ def labels_of(images: np.ndarray) -> np.ndarray:
     return (np.arange(len(images)) % CLASSES).astype(np.int32)
 
 
-# Unoptimised: compiling is nearly all of these tests' time.
-_jitted = jax.jit(
-    augment,
-    static_argnames=("augmentation", "contract", "num_classes"),
-    compiler_options={"xla_backend_optimization_level": 0},
-)
+_jitted = jax.jit(augment, static_argnames=("augmentation", "contract", "num_classes"))
 
 
 def run(augmentation: Augmentation, images: np.ndarray, key=KEY, contract=RAW) -> tuple[np.ndarray, np.ndarray]:

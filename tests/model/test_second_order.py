@@ -9,10 +9,8 @@ import pytest
 
 from resnet.model.network import ResNet
 from resnet.model.variants import variant
+from tests.compiling import FUSED
 from tests.model.test_onednn import needs_onednn
-
-# Half as long to compile.
-QUICKLY = {"xla_backend_optimization_level": 0}
 
 
 def of(name, size, **fields):
@@ -100,7 +98,7 @@ def test_gradients_of_gradients_are_those_by_lax(name, size, stages, kinds):
 
     def found(network):
         program = jax.jit(lambda variables, x: second_orders(network, variables, x, kinds)).lower(variables, x)
-        return program.compile(compiler_options=QUICKLY)(variables, x)
+        return program.compile(compiler_options=FUSED)(variables, x)
 
     ours, theirs = map(found, networks)
     for kind in kinds:
@@ -116,7 +114,7 @@ def test_without_jit_networks_are_what_they_are():
         loss = lambda params: trained(network, params, variables["batch_stats"], x)  # noqa: E731
         return jax.value_and_grad(loss, has_aux=True)(variables["params"]), network.apply(variables, x)
 
-    expected = jax.jit(both).lower(variables, x).compile(compiler_options=QUICKLY)(variables, x)
+    expected = jax.jit(both).lower(variables, x).compile(compiler_options=FUSED)(variables, x)
     with jax.disable_jit():
         found = both(variables, x)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

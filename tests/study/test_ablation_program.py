@@ -17,9 +17,17 @@ from resnet.study.ablation_diagnostics import make_diagnosis
 from resnet.train import plan
 from resnet.train.dispatch import next_dispatch
 from resnet.train.steps import make_train_step
+from tests.compiling import FUSED
 from tests.networks import by_name
 
 SEEDS, STEPS, SIDE, ROWS = (3, 4_000_000_000), 3, 8, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fused():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "compiler_options", lambda: FUSED)
+        yield
 
 
 @functools.cache
@@ -58,7 +66,7 @@ def alone() -> list:
     first = program.first_states(planned(), SEEDS, SIDE)
     for number, seed in enumerate(SEEDS):
         own = planned(seed)
-        step = jax.jit(make_train_step(own.network, own.stages[0].optimizer, own.recipe))
+        step = jax.jit(make_train_step(own.network, own.stages[0].optimizer, own.recipe), compiler_options=FUSED)
         state = jax.tree.map(lambda leaf, number=number: leaf[number], first)
         rows = step_rows(own.order, own.train_crop, 0, STEPS)
         for at in range(STEPS):

@@ -18,6 +18,7 @@ from resnet.train import loop, parallel, stepping
 from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.progress import EpochBar
 from tests.commands import run, with_eight_devices
+from tests.compiling import FUSED
 from tests.tiny import tiny_data
 from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("bare")
 def fused():
     """Steps of this process are compiled with XLA's emitters of fused loops."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "compiler_options", lambda: {"xla_cpu_use_fusion_emitters": True})
+        patch.setattr(parallel, "compiler_options", lambda: FUSED)
         yield
 
 
