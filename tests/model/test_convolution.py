@@ -102,7 +102,9 @@ def convolutions(draw):
     padding = draw(st.tuples(st.tuples(pads, pads), st.tuples(pads, pads)))
     size = [draw(st.integers(max(1, k - sum(p)), 15)) for k, p in zip(kernel, padding, strict=True)]
     batch, channels, features = draw(st.tuples(st.integers(1, 3), st.integers(1, 5), st.integers(1, 5)))
-    strides = draw(st.tuples(st.integers(1, 2), st.integers(1, 3)))
+    # XLA (jaxlib 0.10.2) aborts the process in lax' own gradient of some 2×n kernels that stride by 2: of images
+    # (1, 14, 4, 2) by (2, 3, 2, 3), padded by 1.
+    strides = draw(st.tuples(st.integers(1, 2) if kernel[0] != 2 else st.just(1), st.integers(1, 3)))
     return (batch, *size, channels), (*kernel, channels, features), strides, padding
 
 
