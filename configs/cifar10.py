@@ -3,8 +3,12 @@
     python train_main.py --config=configs/cifar10.py --workdir=runs/cifar20 --config.data.dir=PATH/cifar10
     python train_main.py --config=configs/cifar10.py --workdir=runs/cifar56 --config.data.source=tfds:cifar10 \
         --config.model.name=cifar_resnet56
+    python train_main.py --config=configs/cifar10.py:short --workdir=runs/cifar20_short --config.data.dir=PATH/cifar10
 
-Result to expect: the paper's 8.75 % error for ResNet-20; what was measured here stands in the README's results table.
+Without a word: the paper's recipe. short: 50 epochs of all 50,000 images in place of 182 of 45,000, for two CPU cores:
+cosine, Nesterov, twice the rate and five times the decay. Nothing is chosen: the last step's weights are tested.
+
+Result to expect: the paper's 8.75 % error for ResNet-20; short: 8.73 % (one seed, half an hour of two cores).
 One difference: the paper subtracts the per-pixel mean, this the per-channel mean and deviation of the contract.
 """
 
@@ -12,8 +16,12 @@ from ml_collections import ConfigDict
 
 from configs import default
 
+WORDS = ("paper", "short")
 
-def get_config() -> ConfigDict:
+
+def get_config(mode: str = "paper") -> ConfigDict:
+    if mode not in WORDS:
+        raise ValueError(f"{mode!r} is none of {', '.join(WORDS)}")
     config = default.get_config()
     config.model.name = "cifar_resnet20"
     config.data.image_size = 32
@@ -21,10 +29,19 @@ def get_config() -> ConfigDict:
     config.data.eval_batch_size = 500
     config.data.crop = "pad"
     config.data.resize_shorter = 0.0
-    config.optim.schedule = "step"
-    # 32k and 48k of 64k steps of 128 out of the 45,000 images that a tenth for validation leaves.
-    config.optim.step_epochs = (91.0, 136.5)
-    config.run.steps = 64_000
     config.run.eval_every = 5.0
     config.run.checkpoint_every = 5.0
+    if mode == "paper":
+        config.optim.schedule = "step"
+        # 32k and 48k of 64k steps of 128 out of the 45,000 images that a tenth for validation leaves.
+        config.optim.step_epochs = (91.0, 136.5)
+        config.run.steps = 64_000
+        return config
+    config.data.val_fraction = 0.0
+    config.optim.lr = 0.2
+    config.optim.nesterov = True
+    config.optim.weight_decay = 5e-4
+    config.optim.warmup_epochs = 2.0
+    config.run.epochs = 50.0
+    config.run.steps_per_call = 10
     return config

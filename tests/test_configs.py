@@ -26,6 +26,8 @@ FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("
 # Words that a recipe's file takes behind a colon.
 WORDS = dict.fromkeys(("caltech101", "flowers", "mri"), ("finetune", "probe", "scratch"))
 WORDS["transfer"] = ("finetune", "probe")
+TRANSFERS = tuple(WORDS)
+WORDS["cifar10"] = ("paper", "short")
 RECIPES = [each for name in FILES for each in (name, *(f"{name}:{word}" for word in WORDS.get(name, ())))]
 
 
@@ -90,13 +92,23 @@ def test_a3_is_the_procedure_of_timm_and_mmpretrain():
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_recipe_without_a_word_fine_tunes_and_each_word_is_its_mode(name):
-    assert recipe(name).to_dict() == recipe(f"{name}:finetune").to_dict()
+def test_a_recipe_without_a_word_is_that_of_its_first_word(name):
+    assert recipe(name).to_dict() == recipe(f"{name}:{WORDS[name][0]}").to_dict()
+    with pytest.raises(ValueError, match=f"'nonsense' is none of {', '.join(WORDS[name])}$"):
+        recipe(f"{name}:nonsense")
+
+
+@pytest.mark.parametrize("name", TRANSFERS)
+def test_each_word_of_a_transfer_is_its_mode(name):
     for word in WORDS[name]:
         assert recipe(f"{name}:{word}").transfer.mode == word
         assert f"{name}.py" in (CONFIGS / f"{name}.py").read_text()
-    with pytest.raises(ValueError, match=f"'nonsense' is none of {', '.join(WORDS[name])}$"):
-        recipe(f"{name}:nonsense")
+
+
+def test_a_short_run_on_cifar_trains_on_all_images_and_chooses_nothing():
+    config = recipe("cifar10:short")
+    assert (config.data.val_fraction, config.run.steps, config.optim.schedule) == (0.0, 0, "cosine")
+    assert (recipe("cifar10").run.steps, recipe("cifar10").optim.schedule) == (64_000, "step")
 
 
 @pytest.mark.parametrize("name", RECIPES)
