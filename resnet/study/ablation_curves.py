@@ -14,11 +14,12 @@ from matplotlib.figure import Figure
 from resnet.study.ablation_config import Study
 from resnet.study.ablation_records import Record
 from resnet.study.ablation_statistics import figures, loss_kinds
+from resnet.study.colours import BLACK, RUNS
 
 FILE = "curves.png"
 _INK, _GRID, _PALE = "#26313d", "#e3e7ec", "#c3cad3"
-# Okabe and Ito 2008, told apart by colour-blind eyes too; a second eight are dashed.
-_COLOURS = ("#000000", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
+# A second eight are dashed.
+_COLOURS = (BLACK, *RUNS)
 _DASHES = ("solid", "dashed")
 # More variants than these have no look of their own: the others are pale and without a name.
 NAMED = len(_COLOURS) * len(_DASHES)

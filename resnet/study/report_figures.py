@@ -12,11 +12,9 @@ from bokeh.plotting import figure
 from bokeh.resources import Resources
 
 from input_pipeline.errors import printable
+from resnet.study.colours import MARK, RUNS, TRAIN, VAL
 from resnet.study.run_record import Line, RunRecord
 
-TRAIN, VAL, MARK = "#8a97a8", "#3b82c4", "#d9822b"
-# Told apart by colour-blind eyes too (Okabe and Ito 2008), without black, which a dark page would swallow.
-RUNS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
 # Runs beyond the colours have them again, dashed otherwise: as SVG's stroke-dasharray and bokeh's line_dash have it.
 DASHES = ((), (6,), (2, 4), (2, 4, 6, 4), (6, 4, 2, 4))
 # More points than the pixels that they are drawn on: a longer curve is thinned out. Many runs share the page's 5 MB.
