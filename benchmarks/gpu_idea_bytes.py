@@ -65,7 +65,7 @@ PROLOGUES = Fusion(True, _one_by_one)
 def layers(image_size: int = 224) -> tuple[Layer, list[list[Layer]]]:
     """(the stem's convolution, those of each block of ResNet-50: conv1, conv2, conv3, perhaps the shortcut's)."""
     spec = variant("resnet50").spec
-    side, channels = image_size // 2, spec.width
+    side, channels = image_size // 2, spec.stem_channels
     stem, blocks = Layer("conv1", 7, 3, image_size**2 * 3, side**2 * channels), []
     side //= 2
     for stage, count in enumerate(spec.stage_sizes):

@@ -38,6 +38,7 @@ def model() -> ConfigDict:
     # None: as many as the data has classes. A number that disagrees with the data is an error.
     c.num_classes = placeholder(int)
     c.stem = placeholder(str)
+    c.stem_width = placeholder(int)
     c.stem_norm = placeholder(bool)
     c.stride_place = placeholder(str)
     c.stride_block = placeholder(str)

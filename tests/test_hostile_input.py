@@ -179,6 +179,7 @@ META = {
     "endless_stage": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [10**12]}},
     "endless_stages": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [1] * 100}},
     "wide": lambda meta: meta | {"spec": meta["spec"] | {"width": 10**9}},
+    "wide_stem": lambda meta: meta | {"spec": meta["spec"] | {"stem_width": 10**6}},
     "unknown_field": lambda meta: meta | {"spec": meta["spec"] | {"hook": "os.system"}},
     "impossible": lambda meta: meta | {"spec": meta["spec"] | {"block": "eval"}},
     "too_few_names": lambda meta: meta | {"class_names": ["a"]},
@@ -199,6 +200,11 @@ def test_metadata_of_every_kind_comes_back(sound):
     meta = Meta.from_json(sound)
     assert Meta.from_json(json.loads(json.dumps(meta.to_json()))) == meta
     assert meta.spec == ResNetSpec(block="basic", stage_sizes=(1, 1), width=8, num_classes=3)
+
+
+def test_metadata_of_before_a_field_came_has_its_default(sound):
+    older = {name: value for name, value in sound["spec"].items() if name != "stem_width"}
+    assert Meta.from_json(sound | {"spec": older}) == Meta.from_json(sound)
 
 
 def test_a_checkpoint_of_links_and_pipes_is_refused(tmp_path):

@@ -91,13 +91,14 @@ class ResNet(nn.Module):
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
         spec, activation = self.spec, ACTIVATIONS[self.spec.activation]
+        width = spec.stem_channels
         if spec.stem == "deep":
             # ResNet-C of He, T. et al. 2019: three 3×3 convolutions, half as wide but the last.
-            layers = [(spec.width // 2, 3, 2), (spec.width // 2, 3, 1), (spec.width, 3, 1)]
+            layers = [(width // 2, 3, 2), (width // 2, 3, 1), (width, 3, 1)]
         elif spec.stem == "cifar":
-            layers = [(spec.width, 3, 1)]
+            layers = [(width, 3, 1)]
         else:
-            layers = [(spec.width, 7, 2)]
+            layers = [(width, 7, 2)]
         links = []
         for number, (features, kernel, stride) in enumerate(layers, start=1):
             suffix = str(number) if len(layers) == 1 else f"1_{number}"

@@ -36,6 +36,7 @@ FIELDS = (
     "activation",
     *("conv_bias", "bias_without_norm", "squeeze_excitation", "zero_init_last_gamma", "stochastic_depth", "dropout"),
     "head_hidden",
+    "stem_width",
 )
 
 

@@ -48,7 +48,7 @@ class ResNetSpec:
     block: str = "bottleneck"
     # Blocks per stage; each stage after the first halves the map and doubles the channels.
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
-    # Channels of the stem and of the first stage's 3×3 convolutions.
+    # Channels of the first stage's 3×3 convolutions, and of the stem unless stem_width says otherwise.
     width: int = 64
     # Bottleneck 3×3 channels = planes · base_width/64 · groups: 128 gives wide nets, (groups 32, base_width 4) ResNeXt.
     base_width: int = 64
@@ -60,6 +60,9 @@ class ResNetSpec:
     num_classes: int = 1000
     # imagenet: 7×7 stride 2, 3×3 max-pool stride 2. cifar: 3×3 stride 1, no pool. deep: three 3×3 (He, T. et al. 2019).
     stem: str = "imagenet"
+    # Channels that the stem gives; 0: as `width`, which is kept as 0 too. Wide ResNets for CIFAR have 16 whatever their
+    # width (Zagoruyko and Komodakis 2016, arXiv 1605.07146, Table 1).
+    stem_width: int = 0
     # Norm and activation behind the stem's last convolution. Without them (Keras' V2) the first block starts with its
     # own, as every other does, and the stem's max-pool counts what lies outside as zero.
     stem_norm: bool = True
@@ -113,12 +116,20 @@ class ResNetSpec:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.stem_width == self.width:
+            # One network has one spec: specs are compared, field by field, where networks are.
+            object.__setattr__(self, "stem_width", 0)
         check_combinations(self)
 
     @property
     def expansion(self) -> int:
         """Output channels of a block over its planes: 4 for bottlenecks, 1 for basic blocks."""
         return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels that the stem gives to the first block."""
+        return self.stem_width or self.width
 
     @property
     def preactivated(self) -> bool:
@@ -152,6 +163,8 @@ def check_values(spec: ResNetSpec) -> None:
     for field in ("width", "base_width", "groups", "in_channels", "num_classes", "norm_groups"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 1:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number of at least 1")
+    if type(spec.stem_width) is not int or spec.stem_width < 0:
+        raise SpecError(f"stem_width={spec.stem_width!r} must be a whole number, 0 for as many channels as width")
     for field in ("squeeze_excitation", "head_hidden", "ghost_batch_size"):
         if type(getattr(spec, field)) is not int or getattr(spec, field) < 0:
             raise SpecError(f"{field}={getattr(spec, field)!r} must be a whole number, 0 for none")
@@ -193,8 +206,9 @@ def check_combinations(spec: ResNetSpec) -> None:
             raise SpecError(reason)
     if block_width(spec, 0) == 0:
         raise SpecError(f"base_width={spec.base_width} leaves the 3x3 of width={spec.width} without channels")
-    if spec.stem == "deep" and spec.width < 2:
-        raise SpecError("stem='deep' starts with half of width's channels; width=1 has no half")
+    if spec.stem == "deep" and spec.stem_channels < 2:
+        field = "stem_width" if spec.stem_width else "width"
+        raise SpecError(f"stem='deep' starts with half of {field}'s channels; {field}=1 has no half")
     if spec.norm == "group":
         for channels in normed_channels(spec):
             if channels % spec.norm_groups:
@@ -222,6 +236,11 @@ def _shortcut_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
         (
             spec.shortcut == "C" and spec.shortcut_transform == "conv1x1",
             "shortcut='C' is a 1x1 convolution on every shortcut already; take shortcut_transform='identity'",
+        ),
+        (
+            spec.shortcut == "A" and spec.stem_channels > spec.width * spec.expansion,
+            f"shortcut='A' adds channels of zeros and takes none away; stem_width={spec.stem_width} is more than the "
+            f"{spec.width * spec.expansion} channels of the first block",
         ),
     )
 
@@ -252,7 +271,7 @@ def _norm_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
 
 def normed_channels(spec: ResNetSpec) -> list[int]:
     """Every number of channels that a norm of the network sees, ascending."""
-    channels = {spec.width // 2 if spec.stem == "deep" else spec.width, spec.width}
+    channels = {spec.stem_channels // 2 if spec.stem == "deep" else spec.stem_channels, spec.stem_channels}
     for stage in range(len(spec.stage_sizes)):
         channels |= {block_width(spec, stage), spec.width * 2**stage * spec.expansion}
     return sorted(channels)

@@ -71,7 +71,7 @@ TORCHVISION = "torchvision 0.29"
 TIMM = "timm 1.0.31"
 KERAS = "Keras 3.15"
 SLIM = "TF-slim"
-HE2015, HE2016 = "He et al. 2015", "He et al. 2016"
+HE2015, HE2016, WRN2016 = "He et al. 2015", "He et al. 2016", "Zagoruyko & Komodakis 2016"
 
 
 def he(text: str, unit: str = "G") -> Figure:
@@ -135,6 +135,18 @@ def cifar(depth: int, parameters: int, multiply_adds: int, table6: str, shortcut
     return Variant(spec, parameters, CLOSED_FORM, multiply_adds, CLOSED_FORM, 32, figures)
 
 
+def wide(depth: int, factor: int, parameters: int, multiply_adds: int, printed: str) -> Variant:
+    """Zagoruyko and Komodakis 2016, Table 1: WRN-depth-factor, three stages of (depth - 4) / 6 pre-activated blocks.
+
+    They have 16, 32 and 64 channels times the factor behind a stem of 16, and projections where channels change, which
+    the depth counts. Parameters in millions are the paper's.
+    """
+    sizes = ((depth - 4) // 6,) * 3
+    spec = basic(*sizes, width=16 * factor, stem="cifar", stem_width=16, num_classes=10, **V2)
+    figures = (Figure("parameters", printed, "M", WRN2016),)
+    return Variant(spec, parameters, CLOSED_FORM, multiply_adds, CLOSED_FORM, 32, figures)
+
+
 # He et al. 2016: 9n+2 layers, bottlenecks, projections; the authors' code strides in the first 1×1.
 CIFAR_164_V2 = bottleneck(18, 18, 18, width=16, stem="cifar", num_classes=10, **V1, **V2)
 
@@ -194,6 +206,9 @@ VARIANTS: dict[str, Variant] = {
     "cifar_resnet164_v2": Variant(
         CIFAR_164_V2, 1_703_258, CLOSED_FORM, 244_500_992, CLOSED_FORM, 32, (Figure("parameters", "1.7", "M", HE2016),)
     ),
+    "cifar_wide_resnet16_8": wide(16, 8, 10_961_370, 1_548_145_664, "11.0"),
+    "cifar_wide_resnet28_10": wide(28, 10, 36_479_194, 5_243_328_768, "36.5"),
+    "cifar_wide_resnet40_4": wide(40, 4, 8_949_210, 1_298_582_016, "8.9"),
     "cifar_plain20": cifar(20, 269_722, 40_551_040, "0.27", shortcut="none"),
     "cifar_plain32": cifar(32, 464_154, 68_862_592, "0.46", shortcut="none"),
     "cifar_plain44": cifar(44, 658_586, 97_174_144, "0.66", shortcut="none"),

@@ -67,7 +67,7 @@ def network_of(spec: ResNetSpec) -> dict[str, Any]:
     if not is_proven(spec):
         return fields
     own = {name: fields.pop(name) for name in BY_BLOCK}
-    blocks, channels = [], spec.width
+    blocks, channels = [], spec.stem_channels
     for stage, size in enumerate(spec.stage_sizes):
         for index in range(size):
             stride, changes = block_stride(spec, stage, index), channels != spec.width * 2**stage * spec.expansion

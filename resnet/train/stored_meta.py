@@ -65,6 +65,8 @@ def check_spec(spec: dict[str, Any]) -> None:
     in_range("the number of blocks", sum(sizes), 1, MOST_BLOCKS)
     for name in ("width", "base_width", "groups", "in_channels"):
         in_range(name, spec.get(name), 1, MOST_CHANNELS)
+    # Older checkpoints have no such field.
+    in_range("stem_width", spec.get("stem_width", 0), 0, MOST_CHANNELS)
     in_range("num_classes", spec.get("num_classes"), 1, MOST_CLASSES)
     for name, value in spec.items():
         if type(value) in (int, float):

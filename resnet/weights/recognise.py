@@ -20,6 +20,7 @@ SHAPED = (
     "base_width",
     "groups",
     "stem",
+    "stem_width",
     "stem_norm",
     "stride_block",
     "shortcut",
@@ -140,7 +141,8 @@ def describe_network(
     blocks = [f"layer{stage}_{index}" for stage, number in enumerate(stages, start=1) for index in range(number)]
     bottleneck = any(ours.of(block, "conv3", "kernel") for block in blocks)
     deep = ours.of("conv1_1", "kernel") is not None
-    width = stem[-1] * (2 if deep else 1)
+    stem_width = find_stem_width(ours, stem, deep)
+    width = find_width(ours, stem_width, 4 if bottleneck else 1)
     groups = second[-1] // second[-2] if bottleneck else 1
     squeeze = ours.of("layer1_0", "se", "fc1", "bias")
     channels = width * (4 if bottleneck else 1)
@@ -155,6 +157,7 @@ def describe_network(
         groups=groups,
         in_channels=stem[-2],
         stem="deep" if deep else ("imagenet" if kernel == 7 else "cifar"),
+        stem_width=stem_width,
         shortcut=find_shortcut(ours, stages),
         squeeze_excitation=channels // squeeze[-1] if squeeze else 0,
         stem_norm=not v2,
@@ -166,6 +169,25 @@ def describe_network(
         norm_epsilon=KERAS_EPSILON if v1 or v2 else 1e-5,
         num_classes=1,
     )
+
+
+def find_stem_width(ours: Shapes, stem: tuple[int, ...], deep: bool) -> int:
+    """Channels that the stem gives: its last convolution's, of which a deep one's first has half."""
+    last = (ours.of("conv1_3", "kernel") or ()) if deep else stem
+    return last[-1] if len(last) == 4 else 2 * stem[-1]
+
+
+def find_width(ours: Shapes, stem_width: int, expansion: int) -> int:
+    """Channels of the first stage over a block's expansion: the stem's, unless two tensors agree on others.
+
+    One tensor alone of another shape is a fault of the file, which is told by its name later.
+    """
+    number = 3 if expansion > 1 else 2
+    kernel = ours.of("layer1_0", f"conv{number}", "kernel") or ()
+    # Keras' V2 has no norm behind a block's last convolution, but a bias in it.
+    behind = (ours.of("layer1_0", f"bn{number}", "scale"), ours.of("layer1_0", f"conv{number}", "bias"))
+    agreed = len(kernel) == 4 and kernel[-1:] in behind and kernel[-1] % expansion == 0
+    return kernel[-1] // expansion if agreed else stem_width
 
 
 def find_shortcut(ours: Shapes, stages: tuple[int, ...]) -> str:
@@ -213,6 +235,7 @@ def describe(spec: ResNetSpec) -> str:
             "base_width",
             "groups",
             "stem",
+            "stem_width",
             "shortcut",
             "squeeze_excitation",
             "order",

@@ -19,7 +19,7 @@ def channel_orders(spec: ResNetSpec) -> list[np.ndarray]:
 
     Element 0 of the list is the stem's (unchanged), then one for each stage.
     """
-    orders = [np.arange(spec.width)]
+    orders = [np.arange(spec.stem_channels)]
     for stage in range(len(spec.stage_sizes)):
         channels, carried = spec.width * 2**stage * spec.expansion, orders[-1]
         front = (channels - len(carried)) // 2

@@ -31,7 +31,8 @@ class Ledger:
 def arithmetic(spec: ResNetSpec, size: int) -> list[Ledger]:
     """Stem, stages, head."""
     rows = [Ledger(spec)]
-    half, full = spec.width // 2, spec.width
+    full = spec.stem_width or spec.width
+    half = full // 2
     stems = {
         "imagenet": [(7, spec.in_channels, full, 2)],
         "cifar": [(3, spec.in_channels, full, 1)],
@@ -46,7 +47,7 @@ def arithmetic(spec: ResNetSpec, size: int) -> list[Ledger]:
         rows[0].norm(targets)
     if spec.stem != "cifar":
         size = (size + 2 - 3) // 2 + 1
-    channels = spec.width
+    channels = full
     for stage, blocks in enumerate(spec.stage_sizes):
         rows.append(Ledger(spec))
         for index in range(blocks):

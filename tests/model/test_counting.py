@@ -32,6 +32,7 @@ def specs(draw: st.DrawFn) -> tuple[ResNetSpec, int]:
         "in_channels": draw(st.integers(1, 4)),
         "num_classes": draw(st.integers(1, 11)),
         "stem": draw(st.sampled_from(("imagenet", "cifar", "deep"))),
+        "stem_width": draw(st.sampled_from((0, 0, 4, 16))),
         "stride_block": draw(st.sampled_from(("first", "last"))),
         "shortcut": draw(st.sampled_from(("none", "A", "B", "C", "D"))),
         "norm": draw(st.sampled_from(("batch", "batch", "group", "none"))),

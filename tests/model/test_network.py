@@ -41,6 +41,8 @@ def imagenet(spec: ResNetSpec, **changes) -> ResNetSpec:
         pytest.param(imagenet(BASIC), 33, id="basic-imagenet-B"),
         pytest.param(imagenet(BASIC, shortcut="A"), 38, id="basic-imagenet-A"),
         pytest.param(dataclasses.replace(BASIC, shortcut="A"), 15, id="basic-cifar-A"),
+        pytest.param(dataclasses.replace(BASIC, stem_width=4, order="full_preactivation"), 9, id="basic-narrow-stem"),
+        pytest.param(dataclasses.replace(BOTTLENECK, stem_width=6, shortcut="A"), 9, id="bottleneck-narrow-stem-A"),
         pytest.param(imagenet(BOTTLENECK), 38, id="bottleneck-imagenet-B-v1.5"),
         pytest.param(imagenet(BOTTLENECK, stride_place="first_1x1"), 38, id="bottleneck-imagenet-B-v1"),
         pytest.param(dataclasses.replace(BOTTLENECK, shortcut="A"), 13, id="bottleneck-cifar-A-v1.5"),

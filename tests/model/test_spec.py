@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import CHOICES, ResNetSpec
+from resnet.model.variants import variant
 from tests.networks import by_name, parameter_count, variable_shapes
 
 TINY = {"block": "basic", "stage_sizes": (1, 1), "width": 8, "stem": "cifar", "num_classes": 5}
@@ -45,7 +46,13 @@ def tiny(**changes) -> ResNetSpec:
             "norm_groups=64 does not divide the network's 96 channels",
         ),
         ({"block": "bottleneck", "base_width": 4}, "base_width=4 leaves the 3x3 of width=8 without channels"),
-        ({"stem": "deep", "width": 1}, "width=1 has no half"),
+        ({"stem": "deep", "width": 1}, "half of width's channels; width=1 has no half"),
+        ({"stem": "deep", "stem_width": 1}, "half of stem_width's channels; stem_width=1 has no half"),
+        ({"shortcut": "A", "stem_width": 9}, "stem_width=9 is more than the 8 channels of the first block"),
+        (
+            {"norm": "group", "norm_groups": 8, "stem_width": 12},
+            "norm_groups=8 does not divide the network's 12 channels",
+        ),
         ({"bias_without_norm": True}, "with another order all have one"),
         (
             {"bias_without_norm": True, "order": "full_preactivation", "norm": "none"},
@@ -73,6 +80,8 @@ def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, r
         ({"stage_sizes": (1.0, 1)}, "stage_sizes"),
         ({"width": 0}, "width"),
         ({"width": 8.0}, "width"),
+        ({"stem_width": -1}, "stem_width"),
+        ({"stem_width": 4.0}, "stem_width"),
         ({"num_classes": True}, "num_classes"),
         ({"in_channels": -3}, "in_channels"),
         ({"norm_groups": 0}, "norm_groups"),
@@ -119,6 +128,7 @@ DRAWN = {
     **{field: st.sampled_from(choices) for field, choices in CHOICES.items()},
     "stage_sizes": st.sampled_from([(1,), (1, 2), (2, 1, 1)]),
     "width": st.sampled_from([2, 8, 12]),
+    "stem_width": st.sampled_from([0, 0, 4]),
     "base_width": st.sampled_from([64, 64, 96, 16]),
     "groups": st.sampled_from([1, 1, 2]),
     "norm_groups": st.sampled_from([1, 2, 4]),
@@ -224,6 +234,22 @@ def test_grouped_and_wide_bottlenecks_have_the_published_counts():
     """ResNeXt-50 32x4d 25,028,904 and Wide ResNet-50-2 68,883,240 parameters: torchvision's model cards."""
     assert parameter_count(ResNetSpec(groups=32, base_width=4)) == 25_028_904
     assert parameter_count(ResNetSpec(base_width=128)) == 68_883_240
+
+
+def test_a_stem_of_its_own_width_changes_itself_and_the_first_block_alone():
+    """WRN-28-10 beside the same network behind a stem of 160 channels, layer by layer."""
+    narrow = variant("cifar_wide_resnet28_10").spec
+    # In the stem, in the first convolution behind it, in the norm between, and a projection where the channels change.
+    more = 9 * 3 * 144 + 9 * 144 * 160 + 2 * 144 - 16 * 160
+    assert parameter_count(dataclasses.replace(narrow, stem_width=0)) - parameter_count(narrow) == more
+
+
+def test_a_stem_as_wide_as_the_first_stage_is_one_network_however_it_is_said():
+    said = tiny(stem_width=8)
+    assert said == tiny()
+    assert hash(said) == hash(tiny())
+    assert tiny(stem_width=4).stem_channels == 4
+    assert tiny().stem_channels == said.stem_channels == 8
 
 
 @pytest.mark.parametrize(

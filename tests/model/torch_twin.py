@@ -90,12 +90,12 @@ class Twin(nn.Module):
     def __init__(self, spec: Any) -> None:
         super().__init__()
         self.spec = spec
+        channels = spec.stem_width or spec.width
         if spec.stem == "cifar":
-            self.conv1 = nn.Conv2d(3, spec.width, 3, 1, 1, bias=False)
+            self.conv1 = nn.Conv2d(3, channels, 3, 1, 1, bias=False)
         else:
-            self.conv1 = nn.Conv2d(3, spec.width, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(spec.width)
-        channels = spec.width
+            self.conv1 = nn.Conv2d(3, channels, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
         expansion = 4 if spec.block == "bottleneck" else 1
         for stage, blocks in enumerate(spec.stage_sizes):
             planes = spec.width * 2**stage

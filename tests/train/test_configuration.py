@@ -208,6 +208,7 @@ FIELDS: dict[str, tuple[object, dict[str, object]]] = {
     "base_width": (128, {"block": "bottleneck"}),
     "groups": (2, {"block": "bottleneck"}),
     "stem": ("cifar", {}),
+    "stem_width": (16, {}),
     "stem_norm": (False, {"order": "full_preactivation"}),
     "stride_place": ("first_1x1", {"block": "bottleneck"}),
     "stride_block": ("last", {}),

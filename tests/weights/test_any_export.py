@@ -38,6 +38,7 @@ SHAPING = {
     "in_channels": [1, 3, 4],
     "num_classes": [1, 10],
     "stem": ["imagenet", "cifar", "deep"],
+    "stem_width": [2, 4, 9, 16],
     "shortcut": ["A", "B", "D"],
     "squeeze_excitation": [1, 2, 3, 5, 16],
     "conv_bias": [True, False],
