@@ -1,7 +1,7 @@
 """Parameters, multiply-adds and activations of a network, stage by stage, as Table 1 of He et al. 2015 has them.
 
     python -m resnet.model.counting --model resnet50 resnet101 [--image_size=224] [--batch_size=1] [--json]
-    python -m resnet.model.counting --model=resnet50 --set shortcut=C --set num_classes=101
+    python -m resnet.model.counting --model=resnet50 --set shortcut=C --set num_classes=101 [--format=latex|csv]
     python -m resnet.model.counting --check                every named network against its published figures
 
 Multiply-adds are those of convolutions and matrix products, products with padding included; biases, norms, activations,
@@ -27,6 +27,7 @@ from resnet.model import counting_tables
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import BEHIND_BLOCKS, HEAD, ResNetSpec
+from resnet.model.table_formats import FORMATS, terminal_width
 from resnet.model.traced_program import Operation, Scope, kept_values, operations
 from resnet.model.variants import VARIANTS, Variant, variant
 
@@ -216,12 +217,18 @@ def main() -> int:
         "--check", action="store_true", help="compare with the published figures; exit code 1 if one is off"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.add_argument(
+        "--format", choices=FORMATS, help="of the tables (default: markdown; latex takes the booktabs package)"
+    )
     arguments = parser.parse_args()
+    if arguments.json and arguments.format:
+        raise SpecError(f"--json and --format={arguments.format} are two ways to print; leave one out")
+    form = "json" if arguments.json else arguments.format or "markdown"
     if arguments.check:
         unread = [f"--{name}" for name in NOT_CHECKED if getattr(arguments, name) not in (None, [])]
         if unread:
             raise SpecError(f"--check is about networks as named and published; leave {' and '.join(unread)} out")
-        return check(arguments.model or list(VARIANTS), json_output=arguments.json)
+        return check(arguments.model or list(VARIANTS), form)
     for field in ("image_size", "batch_size"):
         if getattr(arguments, field) is not None and getattr(arguments, field) < 1:
             raise SpecError(f"--{field}={getattr(arguments, field)} must be at least 1")
@@ -230,13 +237,11 @@ def main() -> int:
     for name in arguments.model or ["resnet50"]:
         named = variant(name)
         counted[name] = count(with_fields(named.spec, arguments.set), arguments.image_size or named.image_size)
-    if arguments.json:
+    if form == "json":
         print(json.dumps({name: as_json(counts, arguments) for name, counts in counted.items()}, indent=1))
         return 0
-    for name, counts in counted.items():
-        title = " ".join([name, *arguments.set])
-        print(f"{title}, {counts.image_size} pixels a side\n\n{counting_tables.stage_table(counts)}\n")
-        print(counting_tables.totals(counts, arguments.batch_size, arguments.dtype), end="\n\n")
+    batch = {"batch_size": arguments.batch_size, "dtype": arguments.dtype}
+    print(counting_tables.tables(counted, arguments.set, form=form, **batch, width=terminal_width()))
     return 0
 
 
@@ -287,8 +292,11 @@ def as_json(counts: Counts, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def check(names: Iterable[str], json_output: bool = False) -> int:
-    """Print named networks' counts beside the published; 1 if one differs, which is then named, else 0."""
+def check(names: Iterable[str], form: str = "markdown") -> int:
+    """Print named networks' counts beside the published; 1 if one differs, which is then named, else 0.
+
+    form: 'json' or one of FORMATS.
+    """
     checked: list[tuple[str, Variant, Counts]] = []
     differences: dict[str, list[str]] = {}
     for name in names:
@@ -297,7 +305,7 @@ def check(names: Iterable[str], json_output: bool = False) -> int:
         checked.append((name, named, counts))
         differences[name] = named.differences(counts.parameters, counts.statistics, counts.multiply_adds)
     off = {name: found for name, found in differences.items() if found}
-    if json_output:
+    if form == "json":
         fields = ("parameters", "statistics", "multiply_adds")
         rows = {
             name: {field: getattr(counts, field) for field in fields} | {"differences": differences[name]}
@@ -305,8 +313,9 @@ def check(names: Iterable[str], json_output: bool = False) -> int:
         }
         print(json.dumps({"ok": not off, "models": rows}, indent=1))
     else:
-        print(counting_tables.check_table(checked), end="\n\n")
-        print(f"{len(checked) - len(off)} of {len(checked)} models agree with their published figures")
+        print(counting_tables.check_table(checked, differences, form, terminal_width()))
+        if form == "markdown":
+            print(f"\n{len(checked) - len(off)} of {len(checked)} models agree with their published figures")
     for name, found in off.items():
         for difference in found:
             print(f"{name}: {difference}", file=sys.stderr)

@@ -1,10 +1,14 @@
-"""Counts as people read them: one network as in Table 1 of He et al. 2015; named ones beside the published figures."""
+"""Counts as people read them: one network as in Table 1 of He et al. 2015; named ones beside the published figures.
+
+And as papers and programs do: each as LaTeX and CSV.
+"""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from resnet.model.spec import ResNetSpec
+from resnet.model.table_formats import Row, comma_separated, latex, line_width, markdown, shown
 from resnet.model.traced_program import Operation
 from resnet.model.variants import Variant
 
@@ -14,6 +18,14 @@ if TYPE_CHECKING:
 TIMES = "\N{MULTIPLICATION SIGN}"
 STAGE_COLUMNS = ("stage", "output", "layers", "parameters", "multiply-adds")
 CHECK_COLUMNS = ("model", "parameters", "published", "by", "multiply-adds", "expected", "by", "in print")
+# What a narrow terminal shows of these: whether the others agree is told below the table, and which does not.
+NARROW = ("model", "parameters", "multiply-adds", "in print")
+# CSV has a row for each of STAGE_COLUMNS' and no pages to tell networks apart by.
+CSV_COLUMNS = ("model", "set", "image_size", "stage", "output", "layers", "parameters", "statistics", "multiply_adds")
+CSV_CHECK_COLUMNS = (
+    *("model", "parameters", "published", "published_by", "multiply_adds", "expected", "expected_by"),
+    *("in_print", "differences"),
+)
 
 
 def describe(spec: ResNetSpec, stage: int, blocks: Mapping[str, Sequence[Operation]]) -> str:
@@ -50,9 +62,14 @@ def convolution_text(layer: Operation, show_stride: bool = False) -> str:
     return f"{TIMES.join(map(str, layer.kernel))}, {layer.features}{groups}{stride}"
 
 
-def stage_table(counts: "Counts") -> str:
-    """Table 1 of the paper for one network, with a row of totals, as a markdown table."""
-    rows = [
+def stage_table(counts: "Counts", width: int | None = None) -> str:
+    """Table 1 of the paper for one network, with a row of totals, as a markdown table; width: as for `markdown`."""
+    return markdown(STAGE_COLUMNS, stage_rows(counts), width)
+
+
+def stage_rows(counts: "Counts") -> list[Row]:
+    """The rows of the network's stages, and one of totals, in STAGE_COLUMNS."""
+    rows: list[Row] = [
         (
             stage.name,
             f"{stage.output_size}{TIMES}{stage.output_size}",
@@ -62,7 +79,54 @@ def stage_table(counts: "Counts") -> str:
         )
         for stage in counts.stages
     ]
-    return markdown(STAGE_COLUMNS, [*rows, ("total", "", "", counts.parameters, counts.multiply_adds)])
+    return [*rows, ("total", "", "", counts.parameters, counts.multiply_adds)]
+
+
+def tables(
+    counted: Mapping[str, "Counts"],
+    settings: Sequence[str],
+    *,
+    form: str,
+    batch_size: int,
+    dtype: str,
+    width: int | None = None,
+) -> str:
+    """What the counting command prints of networks by their names, in one of FORMATS.
+
+    settings: the fields that were set, 'shortcut=C', which name all of them on. batch_size, dtype: as for `totals`.
+    width: as for `markdown`.
+    """
+    if form == "csv":
+        return comma_separated(
+            CSV_COLUMNS, [row for name in counted for row in csv_rows(name, settings, counted[name])]
+        )
+    texts = []
+    for name, counts in counted.items():
+        title = f"{' '.join([name, *settings])}, {counts.image_size} pixels a side"
+        told = totals(counts, batch_size, dtype)
+        if form == "latex":
+            texts.append(latex(STAGE_COLUMNS, stage_rows(counts), note=[title, told]) + "\n")
+        else:
+            texts.append(f"{title}\n\n{stage_table(counts, width)}\n\n{told}\n")
+    return "\n".join(texts)
+
+
+def csv_rows(name: str, settings: Sequence[str], counts: "Counts") -> list[Row]:
+    """The rows of one network, and one of its totals, in CSV_COLUMNS."""
+    about = (name, " ".join(settings), counts.image_size)
+    rows: list[Row] = [
+        (
+            *about,
+            stage.name,
+            stage.output_size,
+            stage.layers,
+            stage.parameters,
+            stage.statistics,
+            stage.multiply_adds,
+        )
+        for stage in counts.stages
+    ]
+    return [*rows, (*about, "total", "", "", counts.parameters, counts.statistics, counts.multiply_adds)]
 
 
 def totals(counts: "Counts", batch_size: int, dtype: str) -> str:
@@ -79,9 +143,18 @@ def totals(counts: "Counts", batch_size: int, dtype: str) -> str:
     )
 
 
-def check_table(checked: Iterable[tuple[str, Variant, "Counts"]]) -> str:
-    """Named networks: counted and published figures side by side, as a markdown table."""
-    rows = [
+def check_table(
+    checked: Sequence[tuple[str, Variant, "Counts"]],
+    differences: Mapping[str, Sequence[str]],
+    form: str = "markdown",
+    width: int | None = None,
+) -> str:
+    """Named networks: counted and published figures side by side, in one of FORMATS.
+
+    differences: by name, in what the two differ, a line each; the CSV's last column. A Markdown table that is wider
+    than `width` characters is cut down to NARROW.
+    """
+    rows: list[Row] = [
         (
             name,
             counts.parameters,
@@ -94,21 +167,12 @@ def check_table(checked: Iterable[tuple[str, Variant, "Counts"]]) -> str:
         )
         for name, variant, counts in checked
     ]
-    return markdown(CHECK_COLUMNS, rows)
-
-
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str | int]]) -> str:
-    """A markdown table that also reads well as text: columns padded, numbers with thousands separators to the right."""
-    cells = [[f"{value:,}" if isinstance(value, int) else value for value in row] for row in rows]
-    numeric = [bool(rows) and isinstance(rows[0][at], int) for at in range(len(columns))]
-    widths = [max(map(len, column), default=3) for column in zip(columns, *cells, strict=True)]
-
-    def line(row: Sequence[str]) -> str:
-        parts = [
-            cell.rjust(width) if right else cell.ljust(width)
-            for cell, width, right in zip(row, widths, numeric, strict=True)
-        ]
-        return f"| {' | '.join(parts)} |"
-
-    rule = [f"{'-' * (width - 1)}:" if right else "-" * width for width, right in zip(widths, numeric, strict=True)]
-    return "\n".join([line(columns), line(rule), *map(line, cells)])
+    if form == "csv":
+        return comma_separated(CSV_CHECK_COLUMNS, [(*row, "; ".join(differences[str(row[0])])) for row in rows])
+    if form == "latex":
+        return latex(CHECK_COLUMNS, rows)
+    widths = [max(map(len, column)) for column in zip(CHECK_COLUMNS, *map(shown, rows), strict=True)]
+    if width is None or line_width(widths) <= width:
+        return markdown(CHECK_COLUMNS, rows)
+    places = [CHECK_COLUMNS.index(column) for column in NARROW]
+    return markdown(NARROW, [[row[place] for place in places] for row in rows], width)

@@ -3,8 +3,8 @@
 python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
     [--keep_weights]
 
-The same command goes on where it stopped, variant by variant. It writes table.md, table.csv, curves.png,
-variants/NAME.json and, with --keep_weights, weights/NAME/seed_S into the folder; docs/ablations.md explains them.
+The same command goes on where it stopped, variant by variant. It writes table.md, table.tex, table.csv,
+curves.png, variants/NAME.json and, with --keep_weights, weights/NAME/seed_S; docs/ablations.md explains them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main() -> int:
         if interruption.requested:
             return interruption.exit_code
     kept = ", weights/NAME/seed_S" if keep else ""
-    print(f"{printable(str(workdir))}: table.md, table.csv, curves.png, variants/NAME.json{kept}")
+    print(f"{printable(str(workdir))}: table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}")
     return 1 if not stopped and any(records[name].status == FAILED for name in only) else 0
 
 

@@ -1,4 +1,4 @@
-"""table.md and table.csv: every variant's figures beside the baseline's and the papers'."""
+"""table.md, table.tex and table.csv: every variant's figures beside the baseline's and the papers'."""
 
 import csv
 import io
@@ -9,12 +9,13 @@ from types import MappingProxyType
 
 import numpy as np
 
+from resnet.model import table_formats
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Diagnosis, Record
 from resnet.study.ablation_statistics import Figures, figures, loss_kind, loss_kinds, present
 from resnet.study.ablation_weights import kept_seeds
 
-TABLE, CSV = "table.md", "table.csv"
+TABLE, TEX, CSV = "table.md", "table.tex", "table.csv"
 NOT_RUN = "not run yet"
 Records = Mapping[str, Record]
 # Variant -> the seeds whose weights are kept (ablation_weights).
@@ -22,9 +23,10 @@ Kept = Mapping[str, tuple[int, ...]]
 
 
 def write_tables(workdir: Path, title: str, study: Study, records: Records) -> None:
-    """Write both tables, each in one piece. `records` holds the variants that are done; the others are named too."""
+    """Write the tables, each in one piece. `records` holds the variants that are done; the others are named too."""
     kept = {name: seeds for name, record in records.items() if (seeds := kept_seeds(workdir, study, record))}
     write_text(workdir / TABLE, markdown(title, study, records, kept))
+    write_text(workdir / TEX, latex(title, study, records))
     write_text(workdir / CSV, comma_separated(study, records, kept))
 
 
@@ -37,7 +39,27 @@ def write_text(path: Path, text: str) -> None:
 def markdown(title: str, study: Study, records: Records, kept: Kept = MappingProxyType({})) -> str:
     """The whole of table.md."""
     lines = [f"# {title}", "", setting(study, records), ""]
-    heads = [
+    columns = heads(study)
+    lines += ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    sources: list[str] = []
+    for variant in study.variants:
+        lines.append("| " + " | ".join(map(in_a_cell, row(variant, study, records, sources))) + " |")
+    lines += ["", *footnotes(study, records, sources), *weights_note(kept), ""]
+    inside = diagnostics_table(study, records)
+    return "\n".join([*lines, *inside]) + "\n"
+
+
+def latex(title: str, study: Study, records: Records) -> str:
+    """The whole of table.tex: the first table of table.md for a paper; what stands below that are comments here."""
+    sources: list[str] = []
+    rows = [row(variant, study, records, sources) for variant in study.variants]
+    notes = [title, setting(study, records), *footnotes(study, records, sources)]
+    return table_formats.latex(heads(study), rows, notes) + "\n"
+
+
+def heads(study: Study) -> list[str]:
+    """The heads of the columns that `row` fills."""
+    return [
         "variant",
         "test error %, last step",
         f"difference to {study.baseline} (95 % interval)",
@@ -48,13 +70,6 @@ def markdown(title: str, study: Study, records: Records, kept: Kept = MappingPro
         "images/s",
         "paper %",
     ]
-    lines += ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
-    sources: list[str] = []
-    for variant in study.variants:
-        lines.append("| " + " | ".join(row(variant, study, records, sources)) + " |")
-    lines += ["", *footnotes(study, records, sources), *weights_note(kept), ""]
-    inside = diagnostics_table(study, records)
-    return "\n".join([*lines, *inside]) + "\n"
 
 
 def setting(study: Study, records: Records) -> str:
@@ -77,7 +92,7 @@ def row(variant: Variant, study: Study, records: Records, sources: list[str]) ->
             sources.append(variant.published.source)
         error = variant.published.error
         shown = error if isinstance(error, str) else f"{error:.2f}"
-        paper = f"{in_a_cell(shown)} [{sources.index(variant.published.source) + 1}]"
+        paper = f"{on_a_line(shown)} [{sources.index(variant.published.source) + 1}]"
     record = records.get(variant.name)
     if record is None:
         return [variant.name, NOT_RUN, "", "", "", "", "", "", paper]

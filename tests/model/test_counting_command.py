@@ -1,6 +1,8 @@
 """python -m resnet.model.counting: its tables, its check against published figures, and what it says to bad input."""
 
+import csv
 import dataclasses
+import io
 import json
 import subprocess
 import sys
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet.model import counting, network
+from resnet.model import counting, counting_tables, network
 from resnet.model.variants import VARIANTS, variant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,6 +78,48 @@ def test_json_holds_what_the_table_shows(monkeypatch: pytest.MonkeyPatch, capsys
     assert found["spec"]["shortcut"] == "B"
 
 
+def test_csv_has_every_stage_of_every_network(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    networks = ("--model", "cifar_resnet20", "cifar_plain20", "--set", "num_classes=100", "stage_sizes=1,1,1")
+    assert call(monkeypatch, *networks, "--format=csv") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert call(monkeypatch, *networks, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    for name, counts in found.items():
+        own = [row for row in rows if row["model"] == name]
+        assert [row["stage"] for row in own] == [*(stage["name"] for stage in counts["stages"]), "total"]
+        assert {row["set"] for row in own} == {"num_classes=100 stage_sizes=1,1,1"}
+        for field in ("parameters", "statistics", "multiply_adds"):
+            wanted = [stage[field] for stage in counts["stages"]] + [counts[field]]
+            assert [int(row[field]) for row in own] == wanted
+    assert len(rows) == 2 * 6
+
+
+def test_check_in_other_forms_and_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = ("--check", "--model", "cifar_resnet20")
+    assert call(monkeypatch, *check, "--format=latex") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("cifar"))
+    assert row.startswith(r"cifar\_resnet20 & 269,722 & 269,722 & closed form & 40,551,040 &")
+    monkeypatch.setattr(counting, "terminal_width", lambda: 80)
+    assert call(monkeypatch, *check) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in lines[0].split("|")[1:-1]] == list(counting_tables.NARROW)
+    assert lines[2].startswith("| cifar_resnet20 |    269,722 |    40,551,040 | He et al. 2015: 0.27 M")
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "1 of 1 models agree with their published figures"
+    # A figure that is off is in the CSV as well as on standard error.
+    named = VARIANTS["cifar_resnet20"]
+    monkeypatch.setitem(VARIANTS, "cifar_resnet20", dataclasses.replace(named, parameters=named.parameters + 1))
+    assert call(monkeypatch, *check, "--format=csv") == 1
+    captured = capsys.readouterr()
+    (line,) = csv.DictReader(io.StringIO(captured.out))
+    assert (line["parameters"], line["published"]) == ("269722", "269723")
+    assert line["differences"] in captured.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -90,6 +134,8 @@ def test_json_holds_what_the_table_shows(monkeypatch: pytest.MonkeyPatch, capsys
         (["--check", "--set", "shortcut=C"], "leave --set out"),
         (["--check", "--batch_size=8", "--dtype=float32"], "leave --batch_size and --dtype out"),
         (["--batch_size=0"], "--batch_size=0"),
+        (["--json", "--format=csv"], "--json and --format=csv are two ways to print"),
+        (["--format=tex"], "--format"),
         (["--set", "shortcut=A", "shortcut=B"], "shortcut is set twice"),
         (["--set", "width=32", "--set", "width=32"], "width is set twice"),
         (["--set", "norm_groups=8"], "norm_groups=8 is read only where norm is group"),

@@ -110,7 +110,7 @@ def lines(workdir: Path) -> list[dict[str, str]]:
 
 def test_what_is_written(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "tensorboard",
+        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "table.tex", "tensorboard",
         "variants",
     ]  # fmt: skip
     assert sorted(path.name for path in (finished / "variants").iterdir()) == [

@@ -15,7 +15,7 @@ from resnet.study.ablation_config import Published, read_study
 from resnet.study.ablation_curves import FILE, write_curves
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Record, drop_outdated, read_record, write_record
 from resnet.study.ablation_statistics import errors, figures, t_interval
-from resnet.study.ablation_table import comma_separated, markdown
+from resnet.study.ablation_table import comma_separated, latex, markdown
 from tests.study.test_ablation_config import recipe
 
 INSIDE = {
@@ -134,6 +134,20 @@ def test_the_table_says_what_is_measured_published_missing_and_broken(study):
     assert "over 3 pairs" in text
     # Means over blocks and seeds: of 0.5, 0.6, 0.7, 0.3, 0.4, 0.5, of 1, 2, 3; gradients of 0.1, 0.2, 0.3 and 2, 3, 4.
     assert "| resnet20 | 0.5 → 0.5, 2 → 2 | 0.2 → 0.2 | 3 → 3 |" in text
+
+
+def test_the_table_for_a_paper_has_the_same_cells(study):
+    records = {"resnet20": BASE, "plain20": OTHER}
+    text = latex("Ablation depth_cifar", study, records)
+    lines = text.splitlines()
+    assert lines[0] == "% Ablation depth_cifar"
+    assert "% [1] He et al. 2015, Table 6" in lines
+    assert r"resnet20 & 20.00 $\pm$ 10.00 &  & 13.33 & 3 of 3 & 1,234,567 & 40,551,040 & 250 & 8.75 [1] \\" in lines
+    assert r"plain20 & 30.00 $\pm$ 17.32 & $+$10.00 ($-$14.84 to $+$34.84) &" in text
+    assert r"variant & test error \%, last step & difference to resnet20 (95 \% interval) &" in text
+    begun = lines.index(r"\begin{tabular}{lllllllll}")
+    assert not [line for line in lines[:begun] if not line.startswith("%")]
+    assert lines[-1] == r"\end{tabular}"
 
 
 def test_what_a_recipe_publishes_stays_in_its_cell(study):
