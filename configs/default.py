@@ -81,6 +81,10 @@ def data() -> ConfigDict:
     # Training images to keep of each class, validation included; the others become the test split where the data bring
     # none. 0: all of them.
     c.per_class = 0
+    # Cross-validation, of data without a test split: the images in so many parts (0: none), class by class alike. Part
+    # number `fold`, from 0, is the test split; a run for each tests every image once (docs/report.md sums them up).
+    c.folds = 0
+    c.fold = 0
     # Seed of these splits: another seed, another split; config.run.seed leaves them alone.
     c.split_seed = 0
     # An unreadable image: fail (named, before training) or skip (counted and listed).

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # How to do without splits that are made here, as a refusal to make one ends.
 MAKE_NONE = "config.data.val_fraction=0 and test_fraction=0 make none"
 # Streams of the random split, so that val is not drawn by the very numbers that drew test.
-STREAMS = {"test": 1, "val": 2, "per_class": 3}
+STREAMS = {"test": 1, "val": 2, "per_class": 3, "fold": 4}
 
 
 def carve(
@@ -51,7 +51,7 @@ def few_of_each(
     stream = STREAMS["per_class"]
     kept = choose_per_class(train.labels, number, seed=seed, stream=stream, class_names=class_names)
     if groups := rows_of(train, copies):
-        whole, wanted = _whole_groups(train.labels, groups, seed, stream), np.full(len(class_names), number)
+        whole, wanted = whole_groups(train.labels, groups, seed, stream), np.full(len(class_names), number)
         kept = _taken(whole, train.labels, wanted)
         if np.any(np.bincount(train.labels[kept], minlength=len(class_names)) != number):
             # Single images last: they fill what room families leave.
@@ -125,7 +125,7 @@ def choose_whole(
     to choose at most; in the order of its draw. Where every group is more than that, the smallest that leaves an
     example of each class; none, all False, where there is no such group.
     """
-    whole = _whole_groups(labels, groups, seed, stream)
+    whole = whole_groups(labels, groups, seed, stream)
     chosen = _taken(whole, labels, np.bincount(labels[drawn], minlength=int(labels.max()) + 1))
     if not chosen.any():
         for rows in sorted(whole, key=len):
@@ -136,7 +136,7 @@ def choose_whole(
     return chosen
 
 
-def _whole_groups(labels: np.ndarray, groups: list[list[int]], seed: int, stream: int) -> list[list[int]]:
+def whole_groups(labels: np.ndarray, groups: list[list[int]], seed: int, stream: int) -> list[list[int]]:
     """The groups of rows, and each other row by itself, in the order of this draw."""
     grouped = {row for rows in groups for row in rows}
     whole = [rows for rows in groups if rows] + [[row] for row in range(len(labels)) if row not in grouped]

@@ -19,6 +19,8 @@ def open_data(config: ConfigDict) -> Source:
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
         per_class=data.per_class,
+        folds=data.folds,
+        fold=data.fold,
         split_seed=data.split_seed,
         on_error=data.on_error,
         exclude=tuple(data.exclude),

@@ -20,6 +20,7 @@ from input_pipeline.doctor import look_over_listing
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
 from input_pipeline.folder import find_images
+from input_pipeline.folds import check_folds, take_fold
 from input_pipeline.images import Audit, Listing, audit
 from input_pipeline.leaks import families, without_leaks
 from input_pipeline.retries import patiently
@@ -107,6 +108,8 @@ def open_source(
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     per_class: int = 0,
+    folds: int = 0,
+    fold: int = 0,
     split_seed: int = 0,
     on_error: str = "fail",
     cache_dir: str | None = None,
@@ -124,6 +127,8 @@ def open_source(
     training images, per class, that becomes the test or validation split where the dataset has none (test first; val
     out of the rest); 0 makes none. per_class: training images to keep of each class, validation included; the others
     become the test split where the dataset has none (whatever test_fraction), else are left out; 0 keeps all.
+    folds, fold: a test split that the dataset has not is part number `fold`, from 0, of so many of the training images
+    (`folds.take_fold`; whatever test_fraction); 0 folds: it is not.
     on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such images out and lists them.
     cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude: class folders to leave out.
     doctor: whether the doctor looks the files over, or recalls that it did; not for tfds. drop_leaks: leave out of val
@@ -134,6 +139,7 @@ def open_source(
     Raises InputError for everything that the user can mend.
     """
     _check(val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed, on_error=on_error)
+    check_folds(folds, fold)
     listing = _list(source, data_dir, exclude)
     found = audit(listing, _decode, cache_dir=cache_dir, progress=progress)
     skipped = _unreadable(listing, found, on_error)
@@ -148,6 +154,8 @@ def open_source(
         heeded = [] if "test" in splits else copies
         few = few_of_each(splits["train"], per_class, split_seed, listing.class_names, heeded)
         splits = few | splits | {"train": few["train"]}
+    if folds and "test" not in splits:
+        splits = splits | take_fold(splits["train"], folds, fold, split_seed, listing.class_names, copies)
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
         if missing not in splits and fraction > 0 and not (for_test and "test" in brought):
             splits = splits | carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)

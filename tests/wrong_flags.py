@@ -24,6 +24,10 @@ FLAGS = {
         ["--config.data.test_fraction=0.5"],
         ["config.data.test_fraction=0.5", "a test split of their"],
     ),
+    "folds_of_a_test_split": (
+        ["--config.data.folds=5"],
+        ["config.data.folds=5", "a test split of their own", "leave the key away"],
+    ),
     "multiplier_of_nothing": (
         ["--config.transfer.lr_multipliers=('layer=0.1','layer2=10')"],
         ["config.transfer.lr_multipliers", "'layer2=10'", "an earlier pattern"],

@@ -183,6 +183,8 @@ def open_like(
             "val_fraction": config.get("data.val_fraction", 0.1),
             "test_fraction": config.get("data.test_fraction", 0.2),
             "per_class": config.get("data.per_class", 0),
+            "folds": config.get("data.folds", 0),
+            "fold": config.get("data.fold", 0),
             "split_seed": config.get("data.split_seed", 0),
             "doctor": config.get("data.doctor", True),
             "drop_leaks": config.get("data.drop_leaks", False),

@@ -61,6 +61,8 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
         val_fraction=config.val_fraction,
         test_fraction=config.test_fraction,
         per_class=config.per_class,
+        folds=config.folds,
+        fold=config.fold,
         split_seed=config.split_seed,
         on_error=config.on_error,
         exclude=tuple(config.exclude),

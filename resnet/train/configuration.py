@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline import recipe_values
 from input_pipeline.errors import InputError
+from input_pipeline.folds import check_folds
 from input_pipeline.recipe import Flat, flatten
 from resnet.model.spec import ResNetSpec
 from resnet.model.variants import variant
@@ -98,6 +99,7 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"config.{key}={given[key]} must be above 0 and at most {MOST_EPOCHS:g}")
     recipe_values.check_choices(given, CHOICES)
     check_read(given, default)
+    check_folds(given["data.folds"], given["data.fold"])
     if given["data.flip"] == "alternating" and given["transfer.mode"] == "probe":
         raise InputError(
             "config.data.flip='alternating' goes by epochs, and a probe's views have none; take horizontal"

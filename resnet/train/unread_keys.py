@@ -39,7 +39,12 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     # The features are of one size.
     "data.eval_image_size": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
-    "data.test_fraction": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
+    "data.test_fraction": (
+        lambda c: c["data.per_class"] == c["data.folds"] == 0,
+        "data.per_class=0 and data.folds=0",
+    ),
+    # What is left of a few a class is the test split already.
+    "data.folds": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
@@ -213,13 +218,19 @@ def check_blocks(config: ConfigDict, learning: Collection[str] | None) -> None:
 
 
 def check_splits(config: ConfigDict, source: Source, flagged: Collection[str]) -> None:
-    """Raise InputError for a flag about how splits are made where the data bring them.
+    """Raise InputError for a flag about how splits are made where the data bring them, and for folds of such data.
 
     flagged: the keys that were given as flags. A recipe may say more than its data need: that of configs/imagenet.py is
     for tfds' set, which has no validation images, and for folders, which mostly bring some. 0 is never refused: it
     asks for no split to be made, and none is.
     """
     given, default = dict(flatten(config)), dict(flatten(default_config()))
+    if given["data.folds"] and "test" not in source.made:
+        # From a recipe as well: a run for each fold would be as many runs of one and the same split.
+        raise InputError(
+            f"config.data.folds={given['data.folds']}: the data bring a test split of their own, which is no fold; "
+            "move its images to the training ones, or leave the key away"
+        )
     # The test split that config.data.per_class leaves over is drawn by the seed, and by nothing else here.
     made = set(source.made) - ({"test"} if given["data.per_class"] else set())
     for key, names in READ_WITH_MAKING.items():

@@ -80,6 +80,15 @@ def test_a_split_drawn_of_other_images_than_the_runs_is_refused(flat, grown, spl
         evaluate.open_like(meta, str(grown), "skip", split=split)
 
 
+def test_a_fold_is_tested_on_the_runs_own_images(flat):
+    options = {"folds": 4, "val_fraction": 0.25, "split_seed": 5}
+    for fold in range(2):
+        source = open_source("folder", str(flat[0]), fold=fold, **options)
+        meta = meta_of(flat[1], data__folds=4, data__fold=fold, data__val_fraction=0.25)
+        found = evaluate.open_like(dataclasses.replace(meta, fingerprint=source.fingerprint), str(flat[0]), "fail")
+        assert found.splits["test"].ids == source.splits["test"].ids
+
+
 def test_training_images_of_a_few_a_class_are_drawn_too(run):
     """Where the data bring a test split the rest of them is in none."""
     meta = meta_of(run[1], data__per_class=3, data__val_fraction=0.0)

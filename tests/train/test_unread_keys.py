@@ -20,6 +20,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.feed": ("stream", {}, {**FINETUNE, "transfer.mode": "probe"}),
     "data.keep_copies_together": (True, {}, {"data.doctor": False}),
     "data.test_fraction": (0.5, {}, {"data.per_class": 3}),
+    "data.folds": (5, {}, {"data.per_class": 3}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
@@ -149,6 +150,16 @@ def test_a_split_that_is_made_is_none_of_the_others_keys_business():
     ):
         check_splits(config, half, MAKING)
     check_splits(config, half, MAKING.keys() - {"data.test_fraction"})
+
+
+def test_folds_need_data_without_a_test_split_whoever_asks_for_them():
+    config = config_with({"data.folds": 5, "data.fold": 4})
+    validate(config)
+    with pytest.raises(InputError, match=r"config\.data\.folds=5: the data bring a test split of their own"):
+        check_splits(config, source_with("train", "test"), [])
+    check_splits(config, dataclasses.replace(source_with("train", "test"), made=("test",)), ["data.folds"])
+    assert "data.folds=0" in refusal({"data.folds": 5, "data.test_fraction": 0.5})
+    assert refusal({"data.folds": 5, "data.fold": 5}).startswith("config.data.fold=5 must be from 0 to 4")
 
 
 def test_per_class_draws_by_the_seed_and_by_nothing_else():
