@@ -4,6 +4,7 @@ python -m resnet.study.report RUN_DIR [--data=DATA_DIR] [--doctor] [--out=FILE] 
 python -m resnet.study.report RUN1 RUN2 ... --out=FILE                              runs beside each other
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from input_pipeline.errors import InputError, printable
@@ -26,14 +27,23 @@ def main() -> int:
     if len(folders) > 1 and (arguments.data or arguments.doctor):
         raise InputError("--data and --doctor are about one run; leave them out")
     path = Path(arguments.out) if arguments.out else None
-    print(f"Report: {printable(str(write(folders, path, data_dir=arguments.data, doctor=arguments.doctor)))}")
+    place = write(folders, path, data_dir=arguments.data, doctor=arguments.doctor, tell=print)
+    print(f"Report: {printable(str(place))}")
     return 0
 
 
-def write(folders: list[Path], path: Path | None = None, *, data_dir: str = "", doctor: bool = False) -> Path:
+def write(
+    folders: list[Path],
+    path: Path | None = None,
+    *,
+    data_dir: str = "",
+    doctor: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Path:
     """Write the page of one run, or of several beside each other, to `path`; its place.
 
-    data_dir: where the one run's data are, '' for where the run had them. doctor: look them over however many.
+    data_dir: where the one run's data are, '' for where the run had them. doctor: look them over however many. tell: is
+    given a line for each set of runs that repeat each other, summed up.
     Raises InputError, and writes nothing, for a folder that is no run or a place that cannot be written.
     """
     # Here, not above: they import bokeh, and a slip in the flags is told at once.
@@ -48,9 +58,12 @@ def write(folders: list[Path], path: Path | None = None, *, data_dir: str = "", 
 
         text = page(runs[0], data_dir=data_dir, doctor=doctor)
     else:
-        from resnet.study.report_comparison import comparison
+        from resnet.study.report_comparison import comparison, run_names
+        from resnet.study.report_repeats import repeats, told
 
         text = comparison(runs)
+        for found in repeats(runs, run_names(runs)):
+            tell(told(found))
     try:
         write_whole(place, text, errors="backslashreplace")
     except OSError as error:

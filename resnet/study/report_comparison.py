@@ -7,6 +7,7 @@ import numpy as np
 
 from input_pipeline.errors import printable
 from resnet.study import report_figures, report_tables
+from resnet.study.report_repeats import fingerprint_of, repeats
 from resnet.study.report_speed import speed_of
 from resnet.study.report_tables import not_finite
 from resnet.study.report_template import render
@@ -39,9 +40,21 @@ def comparison(runs: list[RunRecord]) -> str:
         "other_targets": other_targets(runs),
         "losses": [(name, meaning) for name, meaning in report_tables.LOSS_NAMES.items() if name in shown],
         "differing": differing(runs),
-        "same_data": len({run.provenance.get("dataset", {}).get("fingerprint") for run in runs}) == 1,
+        "repeats": repeats(runs, names),
+        "other_data": other_data(runs),
     }
     return render("comparison.html", context, figure_script=script)
+
+
+def other_data(runs: list[RunRecord]) -> str:
+    """In what way the runs' test images are not the same, as words of a sentence; '' where they are."""
+    images: dict[tuple[Any, ...], set[str]] = {}
+    for run in runs:
+        split = tuple(run.config.get(key) for key in ("data.folds", "data.fold", "data.split_seed"))
+        images.setdefault(split, set()).add(fingerprint_of(run))
+    if any(len(prints) > 1 for prints in images.values()) or len({run.class_names for run in runs}) > 1:
+        return "different data"
+    return "different splits" if len(set.union(*images.values())) > 1 else ""
 
 
 def run_names(runs: list[RunRecord]) -> list[str]:
