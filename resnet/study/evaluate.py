@@ -293,14 +293,19 @@ def with_labels_of(meta: Meta, source: Source, split: Split) -> Split:
 def places_of(meta: Meta, source: Source) -> np.ndarray:
     """int32 per class of the data, its index among the checkpoint's. Raises InputError for one it does not know.
 
-    ImageNet's weights know their classes by WordNet id as well (n01440764), as ImageNet's folders are called.
+    ImageNet's weights know their classes by WordNet id as well (n01440764), as ImageNet's folders are called, and data
+    whose classes are called 0 to 999, as ImageNet-V2's folders are, by their place.
     """
     from resnet.weights import classes
 
     places = {name: index for index, name in enumerate(meta.class_names)}
-    imagenet = classes.imagenet()
-    if meta.class_names == tuple(name for _, name in imagenet):
-        places |= {wordnet_id: index for index, (wordnet_id, _) in enumerate(imagenet)}
+    ids, words = zip(*classes.imagenet(), strict=True)
+    if meta.class_names == words:
+        places |= {wordnet_id: index for index, wordnet_id in enumerate(ids)}
+    numbers = {str(index): index for index in range(len(ids))}
+    # All of them: the ten folders of a set of digits, say, are none of these classes.
+    if meta.class_names in (words, ids) and set(source.class_names) == numbers.keys():
+        places = numbers
     unknown = [name for name in source.class_names if name not in places]
     if unknown:
         known = ", ".join(printable(name) for name in meta.class_names[:10]) + (

@@ -141,3 +141,18 @@ def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
     split = evaluate.with_labels_of(imagenet, called, source.splits["test"])
     places = [0, 1, names.index("mosquito net"), 999, 999]
     assert split.labels.tolist() == [places[label] for label in source.splits["test"].labels]
+
+
+def test_folders_called_by_numbers_are_imagenets_classes_where_all_thousand_are_there(run):
+    """As ImageNet-V2's are, sorted as texts; for weights and for runs on ImageNet's folders."""
+    meta, source = meta_of(run[1]), open_source("folder", str(run[0]))
+    numbers = tuple(sorted(map(str, range(1000))))
+    called = dataclasses.replace(source, class_names=numbers)
+    for names in zip(*classes.imagenet(), strict=True):
+        found = evaluate.places_of(dataclasses.replace(meta, class_names=names), called)
+        assert found.tolist() == [int(number) for number in numbers]
+        digits = dataclasses.replace(source, class_names=numbers[:10])
+        with pytest.raises(InputError, match="class '0' of the data is none of the checkpoint's"):
+            evaluate.places_of(dataclasses.replace(meta, class_names=names), digits)
+    with pytest.raises(InputError, match="class '0' of the data"):
+        evaluate.places_of(meta, called)
