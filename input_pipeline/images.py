@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from input_pipeline.bars import Bar
-from input_pipeline.encoded_files import MAX_SCANS, scans, webp_size
+from input_pipeline.encoded_files import MAX_COMMENTS, MAX_SCANS, comments, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
@@ -31,8 +31,10 @@ from input_pipeline.verdicts import Row, Verdicts
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
+# As long as a JPEG's can be. A PNG of 1 x 80,000,000 pixels takes 80 kB, and what resizes it a gigabyte.
+MAX_SIDE = 65_535
 # Part of the cache's key: raise it when the rules of `sniff` or the decoder change, and old verdicts are forgotten.
-AUDIT_VERSION = 3
+AUDIT_VERSION = 4
 _ORIENTATION_TAG = 0x0112
 _OTHER_FORMATS = (
     (b"II*\0", "TIFF"),
@@ -56,8 +58,8 @@ class ImageHeader:
 def sniff(data: bytes, name: str) -> ImageHeader:
     """The header of the encoded image `data`, by its content; the file's extension has no say.
 
-    Raises InputError naming `name` for any format but JPEG, PNG, BMP, GIF, WebP, for a broken header, and for more than
-    MAX_PIXELS declared pixels.
+    Raises InputError naming `name` for any format but JPEG, PNG, BMP, GIF, WebP, for a broken header, for more than
+    MAX_PIXELS declared pixels, and for a side above MAX_SIDE.
     """
     reason, header = _header(data)
     if header is None:
@@ -76,6 +78,8 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
         return _too_large(width, height), None
     if kind == "JPEG" and scans(data) > MAX_SCANS:
         return f"has {scans(data):,} scans, more than {MAX_SCANS}: save it anew", None
+    if kind == "GIF" and comments(data) > MAX_COMMENTS:
+        return f"has a comment of {comments(data):,} bytes: save it without", None
     try:
         # The format's own reader, not Image.open: no other plugin gets to guess, and the bound is ours.
         picture = reader(io.BytesIO(data))
@@ -86,6 +90,8 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         return _too_large(width, height), None
+    if max(width, height) > MAX_SIDE:
+        return f"claims a side of {max(width, height):,} pixels, more than {MAX_SIDE:,}: scale it down", None
     if width * height < 1:
         return f"claims {width} x {height} pixels", None
     orientation = _orientation(picture)

@@ -36,6 +36,9 @@ typedef float Pixel __attribute__((vector_size(16), aligned(4)));
  * without branches of each number. Lines end with room for what lies beyond, and for the next one's value. */
 enum { CHANNELS = 3, MOST_ALIKE = 6, SPARE = CHANNELS * MOST_ALIKE + 1, GROUP = 4, LINES = 2 };
 
+/* Up to here a float is any whole number. Above, a side rounded up would have the last rows read behind the image. */
+enum { MOST_EXACT = 1 << 24 };
+
 /* Of each output of an axis: its first input, how many, `largest` at most, and `most` weights, the last ones 0. */
 typedef struct {
   int64_t most, largest, *first, *count;
@@ -218,6 +221,10 @@ static void compute(void *bicubic, TF_OpKernelContext *context) {
   }
   const int32_t *wanted = TF_TensorData(size);
   const int64_t before[] = {TF_Dim(image, 0), TF_Dim(image, 1)}, after[] = {wanted[0], wanted[1], CHANNELS};
+  if (before[0] > MOST_EXACT || before[1] > MOST_EXACT) {
+    TF_SetStatus(status, TF_INVALID_ARGUMENT, "an image must have at most 16,777,216 pixels a side");
+    goto end;
+  }
   if (before[0] < 1 || before[1] < 1 || after[0] < 1 || after[1] < 1) {
     TF_SetStatus(status, TF_INVALID_ARGUMENT, "an image must have a pixel at least, before and after resizing");
     goto end;

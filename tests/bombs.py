@@ -13,12 +13,17 @@ def encoded(image: Image.Image, form: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def huge_png() -> bytes:
+def huge_png(width: int = 50_000, height: int = 50_000) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def long_png() -> bytes:
+    """Few pixels, but in one row: what it is resized by takes a gigabyte."""
+    return huge_png(20_000_000, 1)
 
 
 def huge_jpeg() -> bytes:
@@ -53,4 +58,4 @@ def huge_webp() -> bytes:
     return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + body
 
 
-ALL = [huge_png, huge_jpeg, huge_gif, huge_gif_frame, huge_bmp, huge_webp]
+ALL = [huge_png, long_png, huge_jpeg, huge_gif, huge_gif_frame, huge_bmp, huge_webp]

@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.crops import Crop
 from input_pipeline.doctor import look_over
-from input_pipeline.encoded_files import MAX_SCANS, first_frame, read_encoded
+from input_pipeline.encoded_files import MAX_COMMENTS, MAX_SCANS, first_frame, read_encoded
 from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
 from input_pipeline.images import sniff
 from input_pipeline.sources import open_source
+from input_pipeline.stream import decode_eval
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, load
 from resnet.weights import formats
@@ -60,6 +62,27 @@ def test_a_jpeg_of_endless_scans_is_refused():
     scan = data[start:-2]
     with refused("scans"):
         sniff(data[:-2] + scan * (MAX_SCANS + 1) + data[-2:], "slow")
+
+
+def test_a_gif_of_endless_comments_is_refused():
+    """Pillow joins their blocks one by one: 100 MB of them take minutes."""
+    data = encoded(Image.new("P", (8, 8)), "GIF")
+    at = data.index(b"\x2c")
+    blocks = b"\x21\xfe" + (b"\xff" + bytes(255)) * (MAX_COMMENTS // 256 - 1) + b"\0"
+    for long in (data[:at] + blocks * 2 + data[at:], data[:-1] + blocks + b"\x3b"):
+        sniff(long, "comments")
+        with refused("has a comment"):
+            sniff(long.replace(b"\x21\xfe\xff", b"\x21\xfe\xff" + bytes(255) + b"\xff"), "comments")
+
+
+@pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1)])
+def test_of_a_long_picture_the_middle_is_resized(size):
+    """The whole, its shorter side made 256, would take 13 GB."""
+    picture = Image.linear_gradient("L").resize(size).convert("RGB")
+    seen = decode_eval(encoded(picture, "PNG"), Crop("none", 224))
+    middle = np.asarray(picture).reshape(-1, 3)[65_535 // 2]
+    assert seen.shape == (224, 224, 3)
+    assert np.abs(seen.astype(int) - middle).max() <= 1
 
 
 def test_of_a_gif_only_the_first_frame_is_decoded():

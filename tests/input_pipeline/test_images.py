@@ -15,7 +15,8 @@ from PIL import Image
 
 from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
-from input_pipeline.images import MAX_PIXELS, Audit, Listing, audit, sniff
+from input_pipeline.images import MAX_PIXELS, MAX_SIDE, Audit, Listing, audit, sniff
+from input_pipeline.verdicts import Verdicts
 
 PIXELS = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 COLOUR = Image.fromarray(PIXELS)
@@ -86,7 +87,12 @@ def test_malformed_exif_is_no_orientation():
 def test_a_bomb_is_refused_before_it_is_decoded():
     with pytest.raises(InputError, match=r"^bomb\.png: claims 50,000 x 50,000 pixels"):
         sniff(png_claiming(50_000, 50_000), "bomb.png")
-    assert sniff(png_claiming(MAX_PIXELS, 1), "long.png").width == MAX_PIXELS
+    assert sniff(png_claiming(MAX_PIXELS // 3277, 3277), "large.png").width == MAX_PIXELS / 3277
+    with pytest.raises(InputError, match=r"^larger\.png: claims 27,305 x 3,278 pixels"):
+        sniff(png_claiming(MAX_PIXELS // 3277, 3278), "larger.png")
+    assert sniff(png_claiming(MAX_SIDE, 1), "long.png").width == MAX_SIDE
+    with pytest.raises(InputError, match=r"^longer\.png: claims a side of 65,536 pixels"):
+        sniff(png_claiming(1, MAX_SIDE + 1), "longer.png")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,8 @@ def test_it_works_inside_a_pipeline_in_threads():
         ((4, 4, 3), (2, 0), "a pixel at least"),
         ((4, 4, 3), (-1, 2), "a pixel at least"),
         ((0, 4, 3), (2, 2), "a pixel at least"),
+        # As a float a row more.
+        ((2**24 + 3, 1, 3), (2, 2), "at most 16,777,216 pixels"),
     ],
 )
 def test_other_shapes_are_refused(image, size, said):
