@@ -9,6 +9,7 @@ What each finding means, and what was measured on public sets: docs/doctor.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -29,15 +30,16 @@ from input_pipeline.copy_findings import Copies
 from input_pipeline.doctor_page import page
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import ADVICE, Finding, Report, sorted_by_level
-from input_pipeline.fingerprints import Gallery, Look, gather
+from input_pipeline.fingerprints import Gallery, Look
 from input_pipeline.folder import find_images
 from input_pipeline.images import Listing
+from input_pipeline.looking import Looking, gather
 from input_pipeline.name_groups import about_names
 from input_pipeline.strays import about_strays
 from input_pipeline.whole_files import write_whole
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
-VERSION = 4
+VERSION = 5
 _SHOWN = 3
 _SPLITS = ("train", "val", "test")
 
@@ -49,22 +51,47 @@ def look_over(data_dir: str | Path, *, cache_dir: str | None = None, progress: b
     progress: on standard error, where the set is large (`bars`). Memory: about 1.1 kB an image.
     Raises InputError for a folder that is missing or cannot be understood as classes and splits.
     """
-    return look_over_listing(_list(Path(data_dir)), cache_dir=cache_dir, progress=progress)
+    return Doctor(_list(Path(data_dir)), cache_dir=cache_dir).look_over(progress=progress)
 
 
-def look_over_listing(listing: Listing, *, cache_dir: str | None = None, progress: bool = True) -> Report:
-    """`look_over` for a folder that was listed already. Raises ValueError for a listing that is of no files."""
-    strays = about_strays(listing)
-    cache = _cache_file(listing, strays, cache_dir)
-    report = _recall(cache)
-    if report is None:
-        report = _examine(listing, strays, progress)
-        try:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(cache, json.dumps(report.to_json(), separators=(",", ":")))
-        except OSError:
-            pass  # A read-only home costs the next run another look, nothing else.
-    return dataclasses.replace(report, where=listing.where)
+class Doctor:
+    """The looking over of a folder that was listed already. `report` is what an earlier call found on the same files.
+
+    Where that is None, whoever reads files of the listing anyway may hand them over (`take`), from threads too: they
+    are not read again.
+    """
+
+    def __init__(self, listing: Listing, *, cache_dir: str | None = None) -> None:
+        """Raises ValueError for a listing that is of no files."""
+        self.listing = listing
+        self._strays = about_strays(listing)
+        self._cache = _cache_file(listing, self._strays, cache_dir)
+        report = _recall(self._cache)
+        self.report = report and dataclasses.replace(report, where=listing.where)
+        self._looking = None if report else Looking(listing, cache_dir)
+
+    def take(self, i: int, data: bytes, label: int) -> None:
+        """The encoded bytes and the label of file i."""
+        if self._looking is not None:
+            self._looking.take(i, data, label)
+
+    def quietly(self) -> contextlib.AbstractContextManager[None]:
+        """To be around the calls of `take`."""
+        return contextlib.nullcontext() if self._looking is None else self._looking.quietly()
+
+    def look_over(self, *, progress: bool = True) -> Report:
+        """The report, with whatever is left to be read now."""
+        if self.report is None:
+            assert self._looking is not None
+            self.report, lasting = _examine(self._looking, self._strays, progress)
+            self._looking = None
+            if lasting:
+                try:
+                    self._cache.parent.mkdir(parents=True, exist_ok=True)
+                    write_whole(self._cache, json.dumps(self.report.to_json(), separators=(",", ":")))
+                except OSError:
+                    pass  # A read-only home costs the next run another look, nothing else.
+        return self.report
 
 
 def _list(data_dir: Path) -> Listing:
@@ -77,9 +104,11 @@ def _list(data_dir: Path) -> Listing:
         raise InputError(f"{name}: cannot be looked at ({error.strerror}); remove it or mend it") from error
 
 
-def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
-    with Bar("looking at images", len(listing.ids), shown=progress) as bar:
-        gallery = gather(listing, progress=bar.update)
+def _examine(looking: Looking, strays: list[Finding], progress: bool) -> tuple[Report, bool]:
+    """The report, and whether it holds as long as no file changes: not where one was not given."""
+    listing = looking.listing
+    with Bar("looking at images", len(looking.left()), shown=progress) as bar:
+        gallery = gather(looking, progress=bar.update)
     even = blank(gallery)
     groups = identical(gallery)
     repeated = np.zeros(len(listing.ids), bool)
@@ -99,7 +128,7 @@ def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
         *file_findings.about_giveaways(listing, gallery),
     ]
     looks = [look for look in gallery.looks if not look.reason]
-    return Report(
+    report = Report(
         where=listing.where,
         class_names=listing.class_names,
         counts=counts,
@@ -113,6 +142,7 @@ def _examine(listing: Listing, strays: list[Finding], progress: bool) -> Report:
         identical=tuple(_names(listing, group) for group in identical(gallery, unreadable_too=True)),
         near_copies=tuple((listing.ids[one], listing.ids[other]) for one, other in pairs.rows[pairs.copy].tolist()),
     )
+    return report, all(look.lasting for look in gallery.looks)
 
 
 def _names(listing: Listing, rows: Sequence[int]) -> tuple[str, ...]:

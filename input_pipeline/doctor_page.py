@@ -5,9 +5,9 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-from input_pipeline.errors import InputError, printable
+from input_pipeline.encoded_files import read_encoded
+from input_pipeline.errors import printable
 from input_pipeline.findings import ADVICE, Finding, Item, Report, plural
-from input_pipeline.fingerprints import MAX_BYTES
 from input_pipeline.thumbnails import thumbnail
 
 _SIDE = 128
@@ -69,9 +69,7 @@ class _Album:
 
 def _thumbnail(path: Path) -> tuple[str, bool]:
     """A JPEG of at most _SIDE pixels a side in base64, and whether the picture itself is smaller than half of that."""
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError("too large")
-    data, longer_side = thumbnail(path.read_bytes(), _SIDE)
+    data, longer_side = thumbnail(read_encoded(path), _SIDE)
     return data, longer_side < _SIDE // 2
 
 

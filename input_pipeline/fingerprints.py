@@ -8,29 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from input_pipeline.encoded_files import MAX_BYTES
 from input_pipeline.errors import InputError, printable
-from input_pipeline.images import Listing, sniff
+from input_pipeline.images import sniff
 
 SIDE = 32
 CHROMA_SIDE = 4
 # Chroma of a picture without colour: what JPEG stores for grey.
 NEUTRAL = 128
-# One task for the pool: a hundred microseconds of work a file would drown in the cost of handing each over.
-_CHUNK = 32
-# Each thread may hold a decoded picture of MAX_PIXELS.
-_MAX_THREADS = 16
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -50,7 +39,8 @@ class Look:
     Pillow's, as stored ('RGB', 'L', 'P', 'CMYK', 'RGBA', 'I;16' ...). bits: per channel, 8 or 16. height, width:
     pixels, upright. orientation: EXIF, 1..8. animated: more than one frame. byte_size: encoded. digest: sha256 of the
     encoded bytes where another file has the same size, else b''. transparent: an alpha channel, or a colour or colours
-    of a palette that are to be seen through (PNG's tRNS, GIF's transparent index), used or not.
+    of a palette that are to be seen through (PNG's tRNS, GIF's transparent index), used or not. lasting: False where
+    the file was not given (no permission, a disk that failed), which may be mended and leave size and time as they are.
     """
 
     reason: str
@@ -64,6 +54,7 @@ class Look:
     byte_size: int = 0
     digest: bytes = b""
     transparent: bool = False
+    lasting: bool = True
 
 
 @dataclass(frozen=True)
@@ -83,64 +74,6 @@ class Gallery:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "readable", np.array([not look.reason for look in self.looks], bool))
-
-
-def gather(listing: Listing, *, progress: Callable[[int], object] = lambda done: None) -> Gallery:
-    """Look at every file of a folder's listing once, in threads.
-
-    progress: called with the number of files just finished. Raises ValueError for a listing without paths.
-    """
-    if listing.paths is None:
-        raise ValueError("only files can be looked over, and this listing has no paths")
-    count = len(listing.paths)
-    byte_sizes = [_byte_size(path) for path in listing.paths]
-    shared = {size for size, files in Counter(byte_sizes).items() if files > 1}
-    labels = np.full(count, -1, np.int32)
-    grey = np.zeros((count, SIDE, SIDE), np.uint8)
-    chroma = np.zeros((count, 2, CHROMA_SIDE, CHROMA_SIDE), np.uint8)
-
-    def work(rows: range) -> list[Look]:
-        looks = []
-        for i in rows:
-            found = _open(listing, i, byte_sizes[i])
-            if isinstance(found, Look):
-                looks.append(found)
-                continue
-            data, labels[i] = found
-            looks.append(look(data, grey[i], chroma[i], hashed=byte_sizes[i] in shared))
-        return looks
-
-    chunks = (range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
-    looks: list[Look] = []
-    threads = min(os.cpu_count() or 1, _MAX_THREADS)
-    # Pillow warns of odd EXIF and palettes: nothing that a reader of the report could act on.
-    with warnings.catch_warnings(), ThreadPoolExecutor(max_workers=threads) as pool:
-        warnings.simplefilter("ignore")
-        waiting = deque(pool.submit(work, chunk) for chunk in islice(chunks, 4 * threads))
-        while waiting:
-            done = waiting.popleft().result()
-            looks += done
-            progress(len(done))
-            waiting.extend(pool.submit(work, chunk) for chunk in islice(chunks, 1))
-    return Gallery(tuple(looks), labels, grey, chroma)
-
-
-def _byte_size(path: str) -> int:
-    """-1 where there is no such file: a dead link, say."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
-
-
-def _open(listing: Listing, i: int, byte_size: int) -> tuple[bytes, int] | Look:
-    """Encoded bytes and label of file i, or why there are none."""
-    if byte_size > MAX_BYTES:
-        return Look(f"{byte_size:,} bytes, more than any image of a sensible size", byte_size=byte_size)
-    try:
-        return listing.examine(i)
-    except OSError as error:
-        return Look(f"cannot be read ({error.strerror or error})", byte_size=max(byte_size, 0))
 
 
 def look(data: bytes, grey: np.ndarray, chroma: np.ndarray, *, hashed: bool = True) -> Look:

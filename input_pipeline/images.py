@@ -182,12 +182,14 @@ def audit(
     *,
     cache_dir: str | None = None,
     progress: bool = True,
+    also: Callable[[int, bytes, int], object] | None = None,
 ) -> Audit:
     """Read, sniff and decode every example once, in threads, or recall what earlier audits found of the same files.
 
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
     ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is large (`bars`).
+    also: called in threads with number, bytes and label of each example that is read.
     Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
     """
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
@@ -196,7 +198,7 @@ def audit(
         with verdicts.turn():
             rows = verdicts.whole()
             if rows is None:
-                rows = _examined(listing, decode, verdicts, progress)
+                rows = _examined(listing, decode, verdicts, progress, also)
                 verdicts.keep(rows)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     return Audit(
@@ -210,14 +212,18 @@ def audit(
 
 
 def _examined(
-    listing: Listing, decode: Callable[[bytes, str], tuple[int, int]], verdicts: Verdicts, progress: bool
+    listing: Listing,
+    decode: Callable[[bytes, str], tuple[int, int]],
+    verdicts: Verdicts,
+    progress: bool,
+    also: Callable[[int, bytes, int], object] | None,
 ) -> list[Row]:
     """The verdict on every example, the file read where there is none yet."""
     known = verdicts.single()
     unknown = [i for i in range(len(listing.ids)) if i not in known]
     bar = Bar("checking images", len(unknown), shown=progress)
     with bar, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        found = in_order(pool, lambda number: _verdict(listing, unknown[number], decode), len(unknown))
+        found = in_order(pool, lambda number: _verdict(listing, unknown[number], decode, also), len(unknown))
         try:
             for i, row in zip(unknown, found, strict=True):
                 known[i] = row
@@ -231,7 +237,12 @@ def _examined(
     return [known[i] for i in range(len(listing.ids))]
 
 
-def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int, int]]) -> Row:
+def _verdict(
+    listing: Listing,
+    i: int,
+    decode: Callable[[bytes, str], tuple[int, int]],
+    also: Callable[[int, bytes, int], object] | None,
+) -> Row:
     label = size = 0
     content = ""
     try:
@@ -245,6 +256,8 @@ def _verdict(listing: Listing, i: int, decode: Callable[[bytes, str], tuple[int,
                 "mend the disk or its network, or remove the file"
             ) from error
         return label, size, 0, 0, 0, content, f"cannot be read ({error.strerror or error})"
+    if also is not None:
+        also(i, data, label)
     reason, header = _header(data)
     if header is None:
         return label, size, 0, 0, 0, content, reason

@@ -7,6 +7,7 @@ again where an image came from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from input_pipeline.carving import carve, few_of_each
-from input_pipeline.doctor import look_over_listing
+from input_pipeline.doctor import Doctor
 from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
 from input_pipeline.folder import find_images
@@ -141,11 +142,15 @@ def open_source(
     _check(val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed, on_error=on_error)
     check_folds(folds, fold)
     listing = _list(source, data_dir, exclude)
-    found = audit(listing, _decode, cache_dir=cache_dir, progress=progress)
+    looking = Doctor(listing) if doctor and listing.paths is not None else None
+    with looking.quietly() if looking else contextlib.nullcontext():
+        # What the audit reads the doctor looks at as well: files may lie on a slow disk.
+        also = looking.take if looking else None
+        found = audit(listing, _decode, cache_dir=cache_dir, progress=progress, also=also)
     skipped = _unreadable(listing, found, on_error)
     splits = brought = _splits(listing, found)
     _check_classes(listing, splits)
-    report = look_over_listing(listing, progress=progress) if doctor and listing.paths is not None else None
+    report = looking.look_over(progress=progress) if looking else None
     if keep_copies_together and report is None:
         raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
     copies = families(report) if keep_copies_together and report else []

@@ -5,8 +5,8 @@ import io
 
 from PIL import Image, ImageOps
 
+from input_pipeline.encoded_files import MAX_BYTES
 from input_pipeline.errors import InputError
-from input_pipeline.fingerprints import MAX_BYTES
 from input_pipeline.images import sniff
 
 
