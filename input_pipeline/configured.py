@@ -10,8 +10,8 @@ from input_pipeline.crops import Crop
 from input_pipeline.sources import Source, open_source
 
 
-def open_data(config: ConfigDict) -> Source:
-    """The dataset that config.data names, looked over once."""
+def open_data(config: ConfigDict, *, progress: bool = True) -> Source:
+    """The dataset that config.data names, looked over once. progress: as for `open_source`."""
     data = config.data
     return open_source(
         data.source,
@@ -27,6 +27,7 @@ def open_data(config: ConfigDict) -> Source:
         doctor=data.doctor,
         drop_leaks=data.drop_leaks,
         keep_copies_together=data.keep_copies_together,
+        progress=progress,
     )
 
 

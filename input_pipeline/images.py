@@ -195,7 +195,7 @@ def audit(
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
     rows = verdicts.whole()
     if rows is None:
-        with verdicts.turn():
+        with verdicts.turn(told=progress):
             rows = verdicts.whole()
             if rows is None:
                 rows = _examined(listing, decode, verdicts, progress, also)

@@ -56,10 +56,11 @@ class Verdicts:
         return rows if len(rows) == len(self._listing.ids) and all(map(_settled, rows)) else None
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, *, told: bool = True) -> Iterator[None]:
         """Wait while another process audits the same files: of eight on a machine one reads them, the others recall.
 
-        The lock goes with the process that holds it. Where there can be none, nobody waits.
+        told: whether a line says so, where the set is large. The lock goes with the process that holds it. Where there
+        can be none, nobody waits.
         """
         path, new = self._folder / f"{self._key}.lock", not self._folder.exists()
         try:
@@ -69,7 +70,7 @@ class Verdicts:
             yield
             return
         try:
-            self._wait_for(lock)
+            self._wait_for(lock, told)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -78,15 +79,15 @@ class Verdicts:
                 with contextlib.suppress(OSError):
                     self._folder.rmdir()  # Where nothing came into it.
 
-    def _wait_for(self, lock: int) -> None:
-        told = len(self._listing.ids) < BAR_FROM
+    def _wait_for(self, lock: int, told: bool) -> None:
+        told = told and len(self._listing.ids) >= BAR_FROM
         while True:
             try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
+                if told:
                     print("Another process checks the same images: waiting for what it finds", file=sys.stderr)
-                told = True
+                told = False
                 time.sleep(_POLLED)
             except OSError:
                 return  # A file system without locks.

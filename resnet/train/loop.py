@@ -58,7 +58,8 @@ def train(
     begun = check_workdir(workdir, flat, new_length=new_length)
     mesh = parallel.make_mesh(config.run.mesh)
     parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
-    source = open_data(config)
+    # Of several processes, which all look, one tells how far it is.
+    source = open_data(config, progress=hosts.primary())
     check_splits(config, source, flagged)
     plan = make_plan(config, source)
     agreement.check_transfer(plan.transfer, begun=begun)
@@ -115,7 +116,7 @@ class Run(Stepping):
             try:
                 state = self.prepare(step, state)
             except Interrupted:
-                print(f"Stopped before step {step + 1}. The same command goes on from there.")
+                hosts.say(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
             settings = {**dict(flatten(self.config)), "run.writers": tuple(self.config.run.writers)}
             evaluated = self.progress.evaluated_step == step

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.bars import BAR_FROM
 from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
 from input_pipeline.images import MAX_PIXELS, MAX_SIDE, Audit, Listing, audit, sniff
@@ -233,6 +234,22 @@ def test_of_two_audits_of_the_same_files_one_reads_them(tmp_path):
         assert first.result().sizes.tolist() == second.result().sizes.tolist()
     assert len(seen) == 3
     assert [path.suffix for path in tmp_path.iterdir()] == [".json"]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_who_waits_for_another_process_says_so_where_it_speaks_for_all(tmp_path, capsys, told):
+    verdicts = Verdicts(listing_of([b""] * BAR_FROM), str(tmp_path), 1)
+    held, waiting = threading.Event(), threading.Thread(target=lambda: enter(verdicts.turn(told=told)))
+
+    def enter(turn) -> None:
+        with turn:
+            held.set()
+
+    with verdicts.turn():
+        waiting.start()
+        assert not held.wait(0.05)
+    waiting.join()
+    assert ("waiting for what it finds" in capsys.readouterr().err) == told
 
 
 def test_of_a_folder_only_what_changed_is_read_again(tmp_path):

@@ -38,9 +38,9 @@ def patch() -> None:
     open_data, eval_batches = loop.open_data, evaluation.eval_batches
     save, write, end = Checkpoints.save, MetricsWriter.write, Interruption.__exit__
 
-    def open_later(config: Any) -> Any:
+    def open_later(config: Any, **options: Any) -> Any:
         reached("open", 0)
-        return open_data(config)
+        return open_data(config, **options)
 
     def batches_later(split: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         for number, batch in enumerate(eval_batches(split, *args, **kwargs)):
