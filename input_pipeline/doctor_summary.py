@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from input_pipeline.errors import printable
 from input_pipeline.leaks import earlier, find_leaks
+from input_pipeline.shell_words import shell_word
 from input_pipeline.sources import Source
 
 # Told by `leak_lines` for the splits as this run has them, and by the audit for the decoder that feeds it.
@@ -51,6 +50,6 @@ def warning_lines(source: Source) -> list[str]:
     lines = [printable(f"{finding.level}: {finding.summary}") for finding in wanted[:_MOST]]
     more = f"{len(wanted) - _MOST} more; " if len(wanted) > _MOST else ""
     if lines:
-        where = printable(shlex.quote(source.report.where))
+        where = shell_word(source.report.where)
         lines.append(f"{more}each case: ./run.sh python -m input_pipeline.doctor {where}")
     return lines

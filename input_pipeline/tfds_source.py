@@ -6,13 +6,13 @@ It must have been prepared on this machine in a format of random access (array_r
 from __future__ import annotations
 
 import hashlib
-import shlex
 from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.folder import SPLIT_NAMES
 from input_pipeline.images import Listing
+from input_pipeline.shell_words import shell_word
 
 
 def find_examples(name: str, data_dir: str = "", exclude: tuple[str, ...] = ()) -> Listing:
@@ -35,8 +35,8 @@ def find_examples(name: str, data_dir: str = "", exclude: tuple[str, ...] = ()) 
         ) from error
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"config.data.source={printable(where)!r}: {_one_line(error)}") from error
-    remedy = f"prepare it with: tfds build {shlex.quote(name)} --file_format=array_record"
-    remedy += f" --data_dir={shlex.quote(folder)}" if folder else ""
+    remedy = f"prepare it with: tfds build {shell_word(name)} --file_format=array_record"
+    remedy += f" --data_dir={shell_word(folder)}" if folder else ""
     if not builder.is_prepared():
         raise InputError(f"{printable(where)}: not prepared under {printable(str(builder.data_dir))}; {remedy}")
     image_key, label_key = _keys(tfds, builder, where)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from input_pipeline.errors import printable
+from input_pipeline.shell_words import shell_word
 from resnet.study import report_figures, report_tables
 from resnet.study.report_pictures import (
     A_CELL,
@@ -24,7 +25,6 @@ from resnet.study.report_pictures import (
 from resnet.study.report_speed import speed_of
 from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
-from resnet.train.screen import word
 
 # Up to here the confusion matrix is a table of cells; beyond, a picture and the list of the most frequent confusions.
 TABLE_CLASSES, PAIRS = 30, 60
@@ -71,7 +71,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "device": f"{run.provenance.get('devices', 1)} × {run.provenance.get('device', 'unknown')}",
         "run": run,
         "doctor": findings,
-        "doctor_command": f"./run.sh python -m input_pipeline.doctor {word(findings.where)}" if findings else "",
+        "doctor_command": f"./run.sh python -m input_pipeline.doctor {shell_word(findings.where)}" if findings else "",
         "no_doctor": missing,
         "changed": changed,
         "configuration": everything,
@@ -242,5 +242,5 @@ def reproduction(run: RunRecord) -> dict[str, Any]:
         "command": f"./run.sh python {printable(str(run.provenance.get('command', '')))}",
         "revision": printable(str(revision).removesuffix("+changes")),
         "changed": str(revision).endswith("+changes"),
-        "report": f"./run.sh python -m resnet.study.report {word(str(run.folder))}",
+        "report": f"./run.sh python -m resnet.study.report {shell_word(str(run.folder))}",
     }

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 import jax
 
+from input_pipeline.shell_words import shell_words
 from input_pipeline.sources import Source
 from resnet.model import onednn_library
 
@@ -20,7 +20,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tens
 def provenance(source: Source) -> dict[str, Any]:
     """What config.json does not say and a second try needs to know; plain JSON values."""
     return {
-        "command": shlex.join(sys.argv),
+        "command": shell_words(sys.argv),
         "revision": revision(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := installed(name))},

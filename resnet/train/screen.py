@@ -1,6 +1,5 @@
 """What a run prints besides its progress bar: one screen at the start, a line per evaluation, the result at the end."""
 
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
+from input_pipeline.shell_words import shell_word
 from input_pipeline.sources import DEMO_DIR, Source
 from resnet.model.counting import count
 from resnet.model.onednn_library import description
@@ -180,7 +180,7 @@ def end(workdir: Path, outcome: Outcome | None, data: ConfigDict, *, validated: 
         lines.append(figures(outcome))
         chosen = "chosen on the validation split" if validated else "the newest"
         lines.append(f"(checkpoint of step {outcome.step}, {chosen})")
-    run, place = word(str(workdir)), word(data_place(data))
+    run, place = shell_word(str(workdir)), shell_word(data_place(data))
     lines += [
         "Next:",
         f"  ./run.sh python -m resnet.study.predict --checkpoint={run} IMAGE...",
@@ -196,8 +196,3 @@ def data_place(data: ConfigDict) -> str:
     if data.source.startswith("tfds:"):
         return str(data.source)  # Evaluation looks for it where the run had it.
     return data.dir or DEMO_DIR
-
-
-def word(name: str) -> str:
-    """`name` as one word of a shell's command line, safe in a line of the screen."""
-    return printable(shlex.quote(name))

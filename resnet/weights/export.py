@@ -10,7 +10,6 @@ torch need not be installed but for .pth.
 
 import importlib.util
 import os
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from input_pipeline.contract import CONTRACTS, Contract
 from input_pipeline.errors import InputError, printable
+from input_pipeline.shell_words import shell_words
 from resnet import command
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import load
@@ -117,7 +117,7 @@ def way_back(checkpoint: str | Path, out: Path) -> str:
         [
             "The file holds tensors alone; whoever reads it has to prepare images as this network's were. Back again:",
             *(f"(but for {printable(each)})" for each in lost),
-            f"  ./run.sh python -m resnet.weights.convert {printable(shlex.join(words))} --out=DIR",
+            f"  ./run.sh python -m resnet.weights.convert {shell_words(words)} --out=DIR",
         ]
     )
 

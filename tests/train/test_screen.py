@@ -1,6 +1,7 @@
 """What a run's screen says: of settings that so short a run does not come to, and of what to do next."""
 
-import shlex
+import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,12 +64,19 @@ def test_the_notes_stand_on_the_screen_of_a_run(tmp_path, capsys):
     assert len(lines) == 2
 
 
+def words(line: str) -> list[str]:
+    """What a shell makes of a line."""
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    return [os.fsdecode(word) for word in shown.split(b"\0")[:-1]]
+
+
 @pytest.mark.parametrize(
     ("source", "folder", "place"),
     [
         ("folder", "my data", "my data"),
         ("folder", "/data/it's $HOME", "/data/it's $HOME"),
-        ("folder", "new\nline", r"new\nline"),
+        ("folder", "new\nline", "new\nline"),
+        ("folder", "\x1b[31m\udcff", "\x1b[31m\udcff"),
         ("demo", "", ".data/demo"),
         ("demo", "elsewhere", "elsewhere"),
         ("tfds:mnist", "", "tfds:mnist"),
@@ -78,7 +86,8 @@ def test_the_notes_stand_on_the_screen_of_a_run(tmp_path, capsys):
 def test_the_next_commands_name_the_run_and_its_data_as_a_shell_takes_them(source, folder, place):
     data = config_with({"data.source": source, "data.dir": folder}).data
     printed = screen.end(Path("runs/a b"), None, data, validated=False)
-    predict, evaluate, report = (shlex.split(line) for line in printed.splitlines() if line.startswith("  ./run.sh"))
+    assert printed.replace("\n", "").isprintable()
+    predict, evaluate, report = (words(line) for line in printed.splitlines() if line.startswith("  ./run.sh"))
     assert predict[3:] == ["resnet.study.predict", "--checkpoint=runs/a b", "IMAGE..."]
     assert evaluate[3:] == ["resnet.study.evaluate", "--checkpoint=runs/a b", f"--data={place}"]
     assert report[3:] == ["resnet.study.report", "runs/a b"]
