@@ -25,6 +25,7 @@ from resnet.train.freezing import partition
 from resnet.train.interruption import SIGNALS, Handler, Interruption, farewell
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
+from resnet.train.predictions import room_of_predictions
 from resnet.train.progress import EpochBar
 from resnet.train.recalibration import recalibrated
 from resnet.train.result import test_run
@@ -67,7 +68,8 @@ def train(
     state = initial_state(config, plan, mesh)
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     needed = room_needed(workdir, keep=config.run.keep, total_steps=plan.total_steps, state_bytes=state_bytes)
-    check_room(workdir, needed)
+    tested = source.splits["test"].ids if "test" in source.splits else ()
+    check_room(workdir, needed, room_of_predictions(workdir, tested, len(source.class_names)))
     several = hosts.several()
     interruption = Interruption(afterwards=farewell(), of=SIGNALS) if several else Interruption(afterwards=afterwards)
     with interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,22 +29,34 @@ class KeptPredictions:
     step: int
 
 
+def room_of_predictions(workdir: Path, ids: Sequence[str], num_classes: int) -> int:
+    """Bytes that predictions.npz of these images will take in `workdir`; 0 where it is there already."""
+    if (workdir / PREDICTIONS_FILE).exists():
+        return 0
+    # NumPy keeps texts at the length of the longest, 4 bytes a character; besides them a label and a mark an image.
+    return len(ids) * (4 * num_classes + 4 * max(map(len, ids), default=0) + 5)
+
+
 def write_predictions(workdir: Path, predictions: KeptPredictions) -> None:
     """Write WORKDIR/predictions.npz (plain arrays, 4·C bytes an image) beside its place and rename it: never a part."""
     path = workdir / PREDICTIONS_FILE
+    # Of one name whichever process writes: what a kill leaves, which may take gigabytes, the next one overwrites.
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            probabilities=predictions.probabilities.astype(np.float32, copy=False),
-            labels=predictions.labels.astype(np.int32),
-            ids=np.array(predictions.ids, np.str_),
-            leaked=predictions.leaked.astype(bool),
-            step=np.int64(predictions.step),
-        )
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                probabilities=predictions.probabilities.astype(np.float32, copy=False),
+                labels=predictions.labels.astype(np.int32),
+                ids=np.array(predictions.ids, np.str_),
+                leaked=predictions.leaked.astype(bool),
+                step=np.int64(predictions.step),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_predictions(workdir: Path) -> KeptPredictions | None:

@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from input_pipeline.disk import require_room
 from input_pipeline.leaks import Leaks, find_leaks
 from input_pipeline.sources import Source
 from resnet.train import hosts, parallel
 from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
-from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, write_predictions
+from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, room_of_predictions, write_predictions
 from resnet.train.state import TrainState
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
 
     Writes predictions.npz, the line of kind 'test' and, of up to MOST_CONFUSED classes, confusion.png. None without a
     test split. A finished run that is started again reads its line instead; one that lacks predictions.npz writes that
-    anew, and no second line. Raises Interrupted when a signal arrives; nothing was written then.
+    anew, and no second line. Raises Interrupted when a signal arrives, and InputError for a disk without room for the
+    predictions; nothing was written then.
     """
     # Here, not above: evaluation of a checkpoint uses this file too, and these bring matplotlib and tensorboardX.
     from resnet.train.figures import confusion_pixels, write_confusion
@@ -86,6 +88,11 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     told = next(lines, None)
     if told and (run.workdir / PREDICTIONS_FILE).exists():
         return remembered(told)
+    if hosts.primary():
+        # Hours before it is written, and after as many in which others may have filled the disk.
+        ids, classes = run.source.splits["test"].ids, len(run.source.class_names)
+        needed = room_of_predictions(run.workdir, ids, classes)
+        require_room(run.workdir, needed, "predictions of the test images", "and the same command goes on from here")
     best = run.progress.best_step
     if best is not None and best != step:
         try:

@@ -116,9 +116,15 @@ def claimed(workdir: Path) -> Iterator[None]:
         yield
 
 
-def check_room(workdir: Path, needed: int) -> None:
-    """Raise InputError unless the disk under `workdir` (which need not exist yet) has `needed` bytes free."""
-    require_room(workdir, needed, "checkpoints", "lower --config.run.keep or give another --workdir")
+def check_room(workdir: Path, checkpoints: int, predictions: int = 0) -> None:
+    """Raise InputError unless the disk under `workdir` (which need not exist yet) has so many bytes free.
+
+    predictions: of predictions.npz, which is written when all training is done.
+    """
+    advice = "lower --config.run.keep or give another --workdir"
+    require_room(workdir, checkpoints, "checkpoints", advice)
+    if predictions:
+        require_room(workdir, checkpoints + predictions, "checkpoints and predictions.npz", advice)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Damage to a checkpoint is seen, named and stepped around, whatever it is; nothing of it is deleted."""
 
 import dataclasses
+import errno
 import random
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from input_pipeline.errors import InputError
 from resnet.train import integrity, loop
 from resnet.train.checkpoints import FOLDER, Checkpoints, Damaged, load, room_needed
 from resnet.train.integrity import MANIFEST, TIMES, fault, tidy
+from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, room_of_predictions, write_predictions
 from resnet.train.state import create_state
 from resnet.train.workdir import check_workdir
 from resnet.train.writers import read_metrics
@@ -241,3 +243,37 @@ def test_notes_of_a_later_version_are_refused_by_name(finished, tmp_path):
 def test_a_workdir_that_tensorstore_could_not_write_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"w\\udcf6rk is not UTF-8; give --workdir"):
         check_workdir(tmp_path / "w\udcf6rk", {})
+
+
+def test_the_predictions_need_room_which_is_asked_for_before_the_hours_that_make_them(finished, tmp_path, monkeypatch):
+    """At the start, and once more when training is done: others may have filled the disk meanwhile."""
+    run, config = tmp_path / "run", tiny_config(finished.parent / "data")
+    shutil.copytree(finished, run)
+    (run / PREDICTIONS_FILE).unlink()
+    monkeypatch.setattr(loop.Run, "predict", None)  # Whoever evaluates now, fails.
+    free = [10**9]
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(10**9, 0, free.pop()))
+    free[:] = [7, 10**9]
+    with pytest.raises(InputError, match=r"checkpoints and predictions\.npz need .* kB, the disk has 0 kB free"):
+        loop.train(config, run)
+    free[:] = [7, 10**9, 10**9]
+    with pytest.raises(
+        InputError, match=r"predictions of the test images need .* make room, and the same command goes"
+    ):
+        loop.train(config, run)
+    ids = ("a" * 30,) * 1000
+    kept = KeptPredictions(np.zeros((1000, 5), np.float32), np.zeros(1000, np.int32), ids, np.zeros(1000, bool), 1)
+    needed = room_of_predictions(tmp_path, ids, 5)
+    write_predictions(tmp_path, kept)
+    assert needed <= (tmp_path / PREDICTIONS_FILE).stat().st_size < needed + 5_000
+    assert room_of_predictions(tmp_path, ids, 5) == 0
+
+
+def test_predictions_that_the_disk_does_not_take_leave_nothing(tmp_path, monkeypatch):
+    def full(*arguments, **arrays):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.raises(OSError, match="No space"):
+        write_predictions(tmp_path, KeptPredictions(np.zeros((1, 2)), np.zeros(1), ("a",), np.zeros(1, bool), 1))
+    assert not list(tmp_path.iterdir())
