@@ -16,8 +16,9 @@ import jax
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet.train import hosts
-from resnet.train.checkpoints import Checkpoints
+from resnet.train.checkpoints import Checkpoints, Damaged
 from resnet.train.configuration import PLACES, differences, told
+from resnet.train.integrity import ABSENT
 from resnet.train.pretrained import Pretrained
 from resnet.train.recalibration import ALONE
 from resnet.train.transfer import Transfer
@@ -26,7 +27,7 @@ from resnet.train.workdir import LOCK
 
 # Keys that change nothing of what the devices compute together: where things lie, and what one process does by itself.
 OWN = (*PLACES, "data.threads", "run.hang_timeout", "run.writers")
-FACTS, TOKEN, NEWEST = "resnet/facts", "resnet/token", "resnet/newest"
+FACTS, TOKEN, NEWEST, WHOLE = "resnet/facts", "resnet/token", "resnet/newest", "resnet/whole/"
 # A process that is still reading its data is not late, and one that died ends all (`peers`).
 PATIENT_MILLISECONDS = 24 * 3600 * 1000
 # NFS lets a client believe for a minute (acdirmax) that a file is not there.
@@ -129,6 +130,23 @@ def newest_step(checkpoints: Checkpoints, clock: Callable[[], float] = time.mono
         time.sleep(min(1.0, FOLDER_SECONDS / 5))
         checkpoints.look_again()
     return step
+
+
+def check_whole(checkpoints: Checkpoints, step: int, clock: Callable[[], float] = time.monotonic) -> None:
+    """Return, in all processes together, when the checkpoint of `step` is whole to each; alone, do nothing.
+
+    Raises Damaged, in all of them, where it is not: who restored it alone would evaluate another network than the rest.
+    """
+    if not hosts.several():
+        return
+    until = clock() + FOLDER_SECONDS
+    while (why := checkpoints.fault(step)) == ABSENT and clock() < until:
+        time.sleep(min(1.0, FOLDER_SECONDS / 5))
+        checkpoints.look_again()
+    store().key_value_set(f"{WHOLE}{jax.process_index()}", json.dumps(why))
+    for rank in range(jax.process_count()):
+        if said := json.loads(store().blocking_key_value_get(f"{WHOLE}{rank}", PATIENT_MILLISECONDS)):
+            raise Damaged(f"{checkpoints.place(step)}: the checkpoint is damaged, as process {rank} sees it ({said})")
 
 
 def seen(file: Path) -> str:

@@ -88,6 +88,14 @@ class Checkpoints:
         """List the folder anew."""
         self._manager.reload()
 
+    def fault(self, step: int) -> str | None:
+        """What is wrong with the checkpoint of a step, None for a whole one."""
+        return integrity.fault(self._root / str(step))
+
+    def place(self, step: int) -> str:
+        """Its folder, to be printed."""
+        return printable(str(self._root / str(step)))
+
     def save(self, state: TrainState, meta: Meta) -> None:
         """Save under `meta.step`; what `meta.progress` names as its best_step is kept."""
         variables, training = divide(state)
@@ -124,9 +132,9 @@ class Checkpoints:
 
         Raises Damaged when the step's folder is gone or not what was written, InputError when it cannot be read.
         """
-        folder = self._root / str(step)
-        if why := integrity.fault(folder):
-            raise Damaged(f"{printable(str(folder))}: the checkpoint is damaged ({why})")
+        if why := self.fault(step):
+            raise Damaged(f"{self.place(step)}: the checkpoint is damaged ({why})")
+        stored_meta.check_files(self._root / str(step))
         shape = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)  # noqa: E731
         abstract = jax.tree.map(shape, like, jax.tree.broadcast(shardings, like))
         variables, training = divide(abstract)
@@ -141,7 +149,7 @@ class Checkpoints:
             check_progress(meta.progress, progress)
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             raise InputError(
-                f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
+                f"{self.place(step)}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
                 "go on from the checkpoint before it"
             ) from error
         return unite(restored["variables"], restored["training"]), meta

@@ -22,6 +22,9 @@ TIMES = "_CHECKPOINT_METADATA"
 COMMITTED = "commit_success.txt"
 ITEMS = ("variables", "meta")
 DAMAGED, REPLACED = "damaged-", "replaced-"
+ABSENT = "it is not there"
+# Ten million class names take less.
+MOST_JSON = 1 << 29
 
 
 def seal(folder: Path) -> None:
@@ -71,7 +74,7 @@ def fault(folder: Path, *, deep: bool = True) -> str | None:
     """
     try:
         if not folder.is_dir():
-            return "it is no folder" if folder.exists() else "it is not there"
+            return "it is no folder" if folder.exists() else ABSENT
         if not json_or_absent(folder / TIMES):
             return f"{TIMES} is damaged"
         if not (folder / MANIFEST).exists():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from input_pipeline.disk import require_room
 from input_pipeline.leaks import Leaks, find_leaks
 from input_pipeline.sources import Source
-from resnet.train import hosts, parallel
+from resnet.train import agreement, hosts, parallel
 from resnet.train.checkpoints import Damaged
 from resnet.train.evaluation import Predictions, summarise_subset
 from resnet.train.predictions import PREDICTIONS_FILE, KeptPredictions, room_of_predictions, write_predictions
@@ -96,6 +96,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
     best = run.progress.best_step
     if best is not None and best != step:
         try:
+            agreement.check_whole(run.checkpoints, best)
             like = run.like(best, state)
             state, _ = run.checkpoints.restore(best, like, parallel.state_shardings(run.mesh, like))
         except Damaged as damage:

@@ -1,12 +1,15 @@
 """Processes that were not given the same say in what they differ, before the run's folder is made."""
 
 import dataclasses
+import json
+from contextlib import nullcontext
 
 import jax
 import pytest
 
 from input_pipeline.errors import InputError
 from resnet.train import agreement, hosts
+from resnet.train.checkpoints import Damaged
 from resnet.train.configuration import flatten
 from resnet.train.loop import open_data
 from resnet.train.transfer import Transfer
@@ -117,3 +120,35 @@ def test_all_go_on_from_the_step_that_process_0_sees(act_as, monkeypatch):
     assert agreement.newest_step(Listing(None, 2, 4)) == 4
     with pytest.raises(InputError, match=r"process 1 does not see .*step 4 -> 2"):
         agreement.newest_step(Listing(None, 2))
+
+
+class Damages:
+    """Checkpoints with what is wrong with theirs, look by look."""
+
+    def __init__(self, *faults):
+        self.faults = list(faults)
+
+    def fault(self, step):
+        return self.faults[0]
+
+    def look_again(self):
+        self.faults = self.faults[1:] or self.faults
+
+    def place(self, step):
+        return f"run/checkpoints/{step}"
+
+
+@pytest.mark.parametrize("own", [(None,), ("it is not there", None)])
+def test_a_checkpoint_that_is_damaged_to_one_is_damaged_to_all(act_as, monkeypatch, own):
+    monkeypatch.setattr(agreement, "FOLDER_SECONDS", 0.2)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    store = agreement.store()
+    for rank, theirs, damaged in ((0, None, False), (0, "it is empty", True), (1, "it is empty", True)):
+        store.values[f"{agreement.WHOLE}{1 - rank}"] = json.dumps(theirs)
+        act_as(rank)
+        with pytest.raises(Damaged, match=f"checkpoints/2: .*process {1 - rank}.*empty") if damaged else nullcontext():
+            agreement.check_whole(Damages(*own), 2)
+    store.values[f"{agreement.WHOLE}1"] = json.dumps(None)
+    act_as(0)
+    with pytest.raises(Damaged, match=r"as process 0 sees it .*not there"):
+        agreement.check_whole(Damages("it is not there"), 2)
