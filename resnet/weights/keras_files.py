@@ -4,6 +4,7 @@ Read with h5py alone, link by link: nothing outside the file is ever opened and 
 """
 
 import io
+import math
 import re
 import zipfile
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ VARIABLES: dict[str, tuple[str, ...]] = {
 WEIGHTS_MEMBER = "model.weights.h5"
 # Trained weights hardly compress; far beyond this, an archive is meant to fill the memory.
 MOST_COMPRESSION = 20
+# HDF5 picks chunks of up to 1 MB by itself, whatever is in them.
+SMALL_CHUNK = 1 << 21
+# NumPy's kinds. Elements of others may lie elsewhere, a thousand in the place of one.
+NUMBERS = "biuf"
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -36,7 +41,9 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             info = archive.getinfo(WEIGHTS_MEMBER)
-            if info.file_size > MOST_COMPRESSION * info.compress_size:
+            # What it says of its compressed size may be a lie as well.
+            packed = min(info.compress_size, path.stat().st_size)
+            if info.file_size > MOST_COMPRESSION * packed:
                 raise fault(path, f"{WEIGHTS_MEMBER} would swell to {info.file_size} bytes; it is no Keras file")
             content = archive.read(info)
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
@@ -58,8 +65,11 @@ def read_hdf5(file: Path | io.BytesIO, size: int, source: str) -> dict[str, np.n
                 if parts[0].startswith("optimizer"):
                     continue
                 claimed += dataset.nbytes
-                if claimed > size:
+                # Reading one number unpacks the chunk that it lies in, of up to 4 GB.
+                if claimed > size or chunk_bytes(dataset) > size + SMALL_CHUNK:
                     raise fault(source, f"{printable(dataset.name)} claims more data than the file has; it is damaged")
+                if dataset.dtype.kind not in NUMBERS:
+                    raise fault(source, f"{printable(dataset.name)} holds no numbers; it is of no network's weights")
                 name = tensor_name(parts, group, source)
                 if name in arrays:
                     raise fault(source, f"two tensors are called {printable(name)}")
@@ -71,6 +81,11 @@ def read_hdf5(file: Path | io.BytesIO, size: int, source: str) -> dict[str, np.n
             source, f"damaged HDF5 file ({printable(str(error).splitlines()[0][:120])}); fetch it again"
         ) from error
     return arrays
+
+
+def chunk_bytes(dataset: Any) -> int:
+    """Of one chunk when unpacked; 0 for a dataset that lies in one piece, as it is."""
+    return math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
 
 
 def datasets(

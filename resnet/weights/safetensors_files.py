@@ -27,6 +27,8 @@ DTYPES: dict[str, np.dtype] = {
 }
 # The format's own limit.
 MOST_HEADER_BYTES = 100_000_000
+# Of a tensor; NumPy takes no more than 64.
+MOST_SIDES = 32
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -99,4 +101,6 @@ def parse(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
 
 
 def whole_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+    """At most MOST_SIDES, none negative or above what 63 bits hold: the product of longer ones would take for ever."""
+    short = isinstance(values, list) and len(values) <= MOST_SIDES
+    return short and all(type(value) is int and 0 <= value < 1 << 63 for value in values)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from input_pipeline.errors import printable
+from input_pipeline.errors import InputError, printable
 from resnet.weights.faults import fault
 from resnet.weights.pickle_depth import MOST_DEPTH, deepest_tuple
 
@@ -64,9 +64,15 @@ def check_zip(path: Path) -> None:
     """Raise InputError unless every member is stored uncompressed and matches its checksum; torch checks neither."""
     try:
         with zipfile.ZipFile(path) as archive:
-            packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+            members = archive.infolist()
+            packed = [info.filename for info in members if info.compress_type != zipfile.ZIP_STORED]
+            if not packed and sum(info.file_size for info in members) > path.stat().st_size:
+                # Thousands that lie upon each other would take hours to check.
+                raise fault(path, "its members claim more data than the file has; it is damaged")
             damaged = packed[0] if packed else archive.testzip()
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise fault(path, f"damaged ({first_line(error)}); fetch it again") from error
     if damaged:
         what = (
