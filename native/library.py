@@ -1,7 +1,8 @@
 """Makes a shared library of C sources of this project, with the machine's C compiler, the first time that it is needed.
 
 What is made is kept in the user's cache, one file for each content of the sources and of the interface that they are
-compiled against, each compiler and its options. Imports nothing of the project.
+compiled against, each compiler and its options. What another user has put there is not loaded. Imports nothing of the
+project but `own_folders`.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from native.own_folders import check_own, is_own
 
 _COMPILERS = ("cc", "gcc", "clang")
 _OPTIONS = ("-O3", "-shared", "-fPIC", "-pthread")
@@ -24,7 +27,8 @@ def compiled(name: str, sources: Sequence[Path], *, headers: Sequence[Path] = ()
     name: of its folder in the cache. headers: of others, by which one version of theirs is told from another. options:
     to the compiler, behind the source.
 
-    Raises FileNotFoundError without a compiler, CalledProcessError with what it said, OSError for an unwritable cache.
+    Raises FileNotFoundError without a compiler, CalledProcessError with what it said, OSError for an unwritable cache
+    and one of another user.
     """
     compiler = next(filter(None, map(shutil.which, (os.environ.get("CC", ""), *_COMPILERS))), None)
     if not compiler:
@@ -34,13 +38,17 @@ def compiled(name: str, sources: Sequence[Path], *, headers: Sequence[Path] = ()
     digest = hashlib.sha256(b"\0".join([*contents, *words])).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / name
     library = folder / f"{digest}.so"
-    if library.exists():
+    check_own(folder)
+    if is_own(library):
         return library
     folder.mkdir(parents=True, exist_ok=True)
+    check_own(folder)
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own, library.name)
         command = [compiler, *_OPTIONS, "-o", str(made), str(sources[0]), *options]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=_LONGEST_SECONDS)
+        # Where the umask leaves all the right to write, nobody could trust it.
+        made.chmod(0o755)
         # In one step: other processes may be at it too, or be killed.
         made.replace(library)
     return library

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from input_pipeline.errors import InputError, printable
+from native.own_folders import check_own
 from resnet import allocation
 from resnet.model.errors import SpecError
 from resnet.out_of_memory import out_of_memory
@@ -178,6 +179,11 @@ def quieten() -> None:
     if not os.environ.get(CACHE_VARIABLE):
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = str(Path(base) / "resnet-jax" / "xla")
+        try:
+            # It holds programs, which JAX would load and run.
+            check_own(Path(folder))
+        except OSError:
+            return
         # JAX reads it when imported. That takes seconds, so it is not done here: a slip in the flags is told at once.
         os.environ[CACHE_VARIABLE] = folder
         if "jax" in sys.modules:

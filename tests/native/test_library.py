@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.metadata
+import os
 import shutil
 import subprocess
 
@@ -54,6 +55,24 @@ def test_what_fails_is_told_in_one_line_and_leaves_nothing(sources, cache):
     assert "error: " in said
     assert "\n" not in said
     assert not list(cache.iterdir())
+
+
+@needs_compiler
+def test_what_another_user_may_have_put_there_is_not_loaded(sources, cache, monkeypatch):
+    made = compiled("sum", sources)
+    made.write_text("planted")
+    made.chmod(0o666)
+    cache.chmod(0o777)
+    assert ctypes.CDLL(str(compiled("sum", sources))).sum(2, 3) == 6
+    assert not cache.stat().st_mode & 0o002
+    if os.getuid():
+        monkeypatch.setattr(os, "getuid", lambda: made.stat().st_uid + 1)
+    else:  # root, whose files anybody may trust
+        os.chown(cache.parent, 12345, -1)
+    with pytest.raises(PermissionError) as refused:
+        compiled("sum", sources)
+    assert "belongs to another user" in reason(refused.value)
+    assert "set XDG_CACHE_HOME" in reason(refused.value)
 
 
 def test_a_missing_compiler_and_a_cache_that_cannot_be_written_are_named(sources, tmp_path, monkeypatch):
