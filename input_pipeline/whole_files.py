@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,9 @@ def beside(path: Path) -> Iterator[Path]:
 
     Where what is done in between raises, nothing is left of it. Raises OSError where the disk refuses.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Made here, under a name that nobody can guess: in /tmp a link of somebody else's could lead to any file of ours.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    part.touch(exist_ok=False)
     try:
         yield part
         os.replace(part, path)

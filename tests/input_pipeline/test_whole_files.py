@@ -43,3 +43,13 @@ def test_the_old_file_stands_until_the_end_and_after_an_error(tmp_path):
 def test_a_disk_that_refuses_is_an_error(tmp_path):
     with pytest.raises(OSError, match="No such file"):
         write_whole(tmp_path / "absent" / "page.html", "text")
+
+
+def test_a_link_that_lies_in_wait_is_not_followed(tmp_path, monkeypatch):
+    """In /tmp anybody may make one; that its name cannot be guessed is the first defence, this the second."""
+    monkeypatch.setattr("secrets.token_hex", lambda count: "guessed")
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / ".page.html.guessed.part").symlink_to("mine")
+    with pytest.raises(FileExistsError):
+        write_whole(tmp_path / "page.html", "text")
+    assert (tmp_path / "mine").read_text() == "precious"
