@@ -114,7 +114,8 @@ class Guard:
     """Around an ASGI application: nothing is asked of anybody else, by the page or on its behalf.
 
     Answers carry POLICY. A request to a name that is none of this server's is refused (a stranger's page could have its
-    name lead here), and so is one to fetch an address for the browser, which gradio's file route would do.
+    name lead here), one that another page sends, and one to fetch an address for the browser, which gradio's file route
+    would do.
     """
 
     def __init__(self, application: Any, host: str) -> None:
@@ -144,6 +145,9 @@ class Guard:
         name = headers.get(b"host", b"").decode("latin-1")
         bare = name.rpartition(":")[0] if name.rpartition(":")[2].isdigit() else name
         strange = self._names is not None and bare not in self._names
+        # Browsers say which page a request comes from, and send an upload to anybody without asking first.
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        strange = strange or (bool(origin) and origin.partition("://")[2] != name)
         path = scope["path"].lower()
         return strange or "=http:" in path or "=https:" in path
 

@@ -154,6 +154,24 @@ def test_nothing_is_fetched_for_a_stranger(served):
     assert status("/") == 200
 
 
+@pytest.mark.parametrize(
+    ("host", "asked", "refused"),
+    [
+        ("127.0.0.1", {"host": "127.0.0.1:7860"}, False),
+        ("127.0.0.1", {"host": "localhost:7860", "origin": "http://localhost:7860"}, False),
+        ("127.0.0.1", {"host": "evil.example:7860"}, True),
+        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "http://evil.example"}, True),
+        ("127.0.0.1", {"host": "127.0.0.1:7860", "origin": "null"}, True),
+        ("0.0.0.0", {"host": "demo.example:7860", "origin": "http://demo.example:7860"}, False),
+        ("0.0.0.0", {"host": "192.0.2.7:7860", "origin": "http://evil.example"}, True),
+    ],
+)
+def test_what_another_page_sends_is_refused(host, asked, refused):
+    """A browser uploads to anybody without asking: a stranger's page could fill this machine's disk."""
+    headers = [(name.encode(), value.encode()) for name, value in asked.items()]
+    assert demo.Guard(None, host)._refused({"headers": headers, "path": "/gradio_api/upload"}) == refused
+
+
 @needs_gradio
 def test_ctrl_c_ends_it_and_leaves_nothing(served):
     address, process, folder = served
