@@ -122,6 +122,9 @@ def read_arrays(file: Path, image_size: int) -> ResidentData:
     """
     name = printable(str(file))
     try:
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            # Opening a pipe would wait for a writer.
+            raise ValueError("no ordinary file")
         with zipfile.ZipFile(file) as archive:
             _check_bytes(sum(member.file_size for member in archive.infolist()), name)
         with np.load(file, allow_pickle=False) as stored:
@@ -131,7 +134,7 @@ def read_arrays(file: Path, image_size: int) -> ResidentData:
                 for split in SPLITS
                 if f"{split}_images" in stored
             }
-    except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, TypeError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of arrays"

@@ -22,7 +22,10 @@ from input_pipeline.images import sniff
 from input_pipeline.sources import open_source
 from input_pipeline.stream import decode_eval
 from resnet.model.spec import ResNetSpec
-from resnet.train.checkpoints import Meta, load
+from resnet.study.run_record import read_run
+from resnet.train.checkpoints import FOLDER, Meta, load
+from resnet.train.integrity import MANIFEST, TIMES
+from resnet.train.predictions import read_predictions
 from resnet.weights import formats
 from tests import bad_input_table, bombs
 from tests.bombs import encoded
@@ -198,6 +201,9 @@ META = {
     "huge_image": lambda meta: meta | {"image_size": 10**9},
     "word_for_a_number": lambda meta: meta | {"image_size": "224"},
     "infinite_crop": lambda meta: meta | {"resize_shorter": float("inf")},
+    "resized_to_gigabytes": lambda meta: meta | {"image_size": 4096, "resize_shorter": 16.0},
+    "split_by_a_word": lambda meta: meta | {"config": {"data.val_fraction": "half"}},
+    "exclude_no_texts": lambda meta: meta | {"config": {"data.exclude": [{}]}},
     "endless_number": lambda meta: meta | {"resize_shorter": 10**400},
     "endless_stage": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [10**12]}},
     "endless_stages": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [1] * 100}},
@@ -241,6 +247,56 @@ def test_a_checkpoint_of_links_and_pipes_is_refused(tmp_path):
     (step / "variables" / "link").symlink_to("/etc/passwd")
     with refused("no checkpoint holds"):
         load(step)
+
+
+@pytest.mark.parametrize("name", [TIMES, MANIFEST, "meta/metadata"])
+def test_a_pipe_in_place_of_what_is_looked_at_first_is_not_waited_for(name, tmp_path):
+    """Also in a run's folder, where the best checkpoint is looked for."""
+    checkpoint_seeds(tmp_path)
+    step = tmp_path / "run" / FOLDER / "3"
+    step.parent.mkdir(parents=True)
+    (tmp_path / "step").rename(step)
+    if name != MANIFEST:
+        (step / MANIFEST).unlink()
+    (step / name).unlink(missing_ok=True)
+    os.mkfifo(step / name)
+    for place in (step, tmp_path / "run"):
+        with refused("no ordinary file|none of the checkpoints can be read"):
+            load(place)
+    (step / name).unlink()
+    (step / name).write_bytes(b"[" * 100_000)
+    with refused():
+        load(step)
+
+
+@pytest.mark.parametrize("name", ["config.json", "classes.json", "metrics.jsonl", "predictions.npz"])
+def test_a_run_of_pipes_and_endless_nesting_is_refused(name, tmp_path):
+    files = {"config.json": "{}", "classes.json": '["a"]', "metrics.jsonl": "", "provenance.json": "{}"}
+    for file, text in files.items():
+        (tmp_path / file).write_text(text)
+    read_run(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with refused(name):
+        read_run(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).write_text("[" * 100_000 + "\n{}\n")
+    with refused(name):
+        read_run(tmp_path)
+
+
+def test_predictions_that_would_swell_are_refused(tmp_path):
+    whole = {"labels": np.zeros(1, np.int32), "ids": np.array(["a"]), "leaked": np.zeros(1, bool), "step": 1}
+    np.savez_compressed(tmp_path / "predictions.npz", probabilities=np.zeros((1, 100_000), np.float32), **whole)
+    with refused("compressed"):
+        read_predictions(tmp_path)
+    np.savez(tmp_path / "predictions.npz", probabilities=np.zeros((1, 2), np.float32), **whole)
+    data = (tmp_path / "predictions.npz").read_bytes()
+    lie = b"(999999999999, 2), }"
+    assert b"(1, 2), }".ljust(len(lie)) in data
+    (tmp_path / "predictions.npz").write_bytes(data.replace(b"(1, 2), }".ljust(len(lie)), lie))
+    with refused():
+        read_predictions(tmp_path)
 
 
 def test_docs_say_what_was_printed():

@@ -20,14 +20,13 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.leaks import without_leaks
 from input_pipeline.sources import Source, Split, open_source
 from resnet import command
+from resnet.train.stored_meta import MOST_PIXELS, MOST_RESIZED_PIXELS
 
 if TYPE_CHECKING:
     from resnet.study.inference import Model
     from resnet.train.checkpoints import Meta
     from resnet.train.result import Outcome
 
-# As for config.data.image_size (input_pipeline/recipe_values.py).
-MOST_PIXELS = 4096
 SPLITS = ("train", "val", "test", "all")
 
 
@@ -83,7 +82,7 @@ def main() -> int:
         print(json.dumps({**report, **more, **outcome.values()}))
     else:
         unusual = "" if dtype == "float32" else f", {dtype}"
-        contract = model.meta.contract.name
+        contract = printable(model.meta.contract.name)
         print(f"Checkpoint of step {model.meta.step}, contract {contract}, {describe_crop(model)}{unusual}")
         print(*screen.skipped(source, "--json lists all"), screen.figures(outcome), sep="\n")
     return 0
@@ -114,7 +113,10 @@ def at_size(model: Model, image_size: int) -> Model:
     if not image_size:
         return model
     model.meta.spec.check_image_size(image_size)
-    return dataclasses.replace(model, crop=dataclasses.replace(model.crop, image_size=image_size))
+    crop = dataclasses.replace(model.crop, image_size=image_size)
+    if crop.shorter_side > MOST_RESIZED_PIXELS:
+        raise InputError(f"--image_size={image_size} makes the shorter side {crop.shorter_side:,} pixels; lower it")
+    return dataclasses.replace(model, crop=crop)
 
 
 def is_arrays(data: str) -> bool:

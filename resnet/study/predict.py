@@ -110,7 +110,7 @@ def tell_lines(model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str
     for result in answers:
         if not results:
             own = "; sigmoids: each class by itself" if model.meta.loss == "sigmoid" else ""
-            tqdm.write(f"Contract {model.meta.contract.name}, {describe_crop(model)}{own}")
+            tqdm.write(f"Contract {printable(model.meta.contract.name)}, {describe_crop(model)}{own}")
         results.append(result)
         ranked = (f"{printable(item['class'])} {item['probability']:.1%}" for item in result.get("top", ()))
         said = f"not read: {printable(result['error'])}" if "error" in result else ", ".join(ranked)

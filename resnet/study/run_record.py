@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
+from input_pipeline.ordinary_files import read_ordinary
 from resnet.train.configuration import flatten, make_spec, steps_of
+from resnet.train.integrity import MOST_JSON
 from resnet.train.predictions import KeptPredictions, read_predictions
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE
 from resnet.train.writers import read_metrics
@@ -113,8 +115,8 @@ def read_run(folder: Path) -> RunRecord:
 def read_json(path: Path, kind: type) -> Any:
     """What a JSON file holds. Raises InputError unless that is a `kind`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        value = json.loads(read_ordinary(path, MOST_JSON, "any such file"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{printable(str(path))} cannot be read; restore it") from error
     if not isinstance(value, kind):
         raise InputError(f"{printable(str(path))} holds no {kind.__name__}; restore it")

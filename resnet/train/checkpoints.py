@@ -292,6 +292,7 @@ def find_step(folder: Path) -> Path:
     for step in steps:
         if integrity.fault(root / str(step), deep=False):
             continue
+        stored_meta.check_files(root / str(step))
         try:
             stored = checkpointer.restore(root / str(step), ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
             best = stored["progress"].get("best_step")

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.errors import printable
+from input_pipeline.ordinary_files import read_ordinary
 
 MANIFEST = "integrity.json"
 # Orbax rewrites it once more after the manifest is made; it holds times only.
@@ -79,11 +80,11 @@ def fault(folder: Path, *, deep: bool = True) -> str | None:
             return f"{TIMES} is damaged"
         if not (folder / MANIFEST).exists():
             return fault_without_manifest(folder)
-        stored = json.loads((folder / MANIFEST).read_bytes())["files"]
+        stored = json.loads(read_ordinary(folder / MANIFEST, MOST_JSON, "any manifest"))["files"]
         wanted = {str(name): (int(about["size"]), str(about["sha256"])) for name, about in stored.items()}
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"{MANIFEST} is damaged"
     try:
         return difference(folder, wanted, deep=deep)
@@ -125,10 +126,10 @@ def fault_without_manifest(folder: Path) -> str | None:
 def json_or_absent(path: Path) -> bool:
     """Whether a file is JSON, or not there at all. Raises OSError for one that cannot be read."""
     try:
-        json.loads(path.read_bytes())
+        json.loads(read_ordinary(path, MOST_JSON, "any metadata"))
     except FileNotFoundError:
         return True
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

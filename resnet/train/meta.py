@@ -75,3 +75,6 @@ def check_progress(stored: dict[str, Any], kind: type) -> None:
     """Raise InputError for notes of a checkpoint that the dataclass `kind`, whose fields they are, does not know."""
     for name in sorted(stored.keys() - {field.name for field in dataclasses.fields(kind)}):
         raise stored_meta.fault(f"progress.{printable(name[:80])} is unknown")
+    for name, value in stored.items() if kind is Progress else ():
+        if not (value is None or type(value) in (int, float)):
+            raise stored_meta.fault(f"progress.{name} must be a number, not {type(value).__name__}")

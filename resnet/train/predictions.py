@@ -68,6 +68,7 @@ def read_predictions(workdir: Path) -> KeptPredictions | None:
     if not path.exists():
         return None
     try:
+        check_stored(path)
         with np.load(path, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("probabilities", "labels", "ids", "leaked", "step")}
         probabilities, labels, ids, leaked = (arrays[name] for name in ("probabilities", "labels", "ids", "leaked"))
@@ -83,9 +84,21 @@ def read_predictions(workdir: Path) -> KeptPredictions | None:
         if not sound:
             raise ValueError("its arrays do not belong together")
         step = int(arrays["step"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{printable(str(path))} cannot be read ({printable(str(error))[:200]}); remove it, "
             "and the same training command writes it again"
         ) from error
     return KeptPredictions(probabilities, labels, tuple(ids.tolist()), leaked, step)
+
+
+def check_stored(path: Path) -> None:
+    """Raise ValueError for a file that would swell, or whose reading would wait: what is written here does neither."""
+    if not path.is_file():
+        raise ValueError("it is no ordinary file")
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("it is compressed")
+    if sum(member.file_size for member in members) > path.stat().st_size:
+        raise ValueError("it claims more than it has")

@@ -46,8 +46,8 @@ class Pretrained:
     def describe(self) -> str:
         """One line for the start of a run."""
         return (
-            f"{printable(self.source)}: {name_of(self.spec) or describe(self.spec)}, contract {self.contract.name} "
-            f"({self.contract.interpolation}), {self.image_size} px; {self.head}"
+            f"{printable(self.source)}: {name_of(self.spec) or describe(self.spec)}, contract "
+            f"{printable(self.contract.name)} ({self.contract.interpolation}), {self.image_size} px; {self.head}"
         )
 
 

@@ -16,6 +16,8 @@ from input_pipeline.errors import InputError, printable
 # Beyond every published network (ResNet-1202 has 600 blocks); tracing 4,000 blocks would take a minute.
 MOST_BLOCKS, MOST_CHANNELS, MOST_CLASSES = 1_000, 1 << 16, 10_000_000
 MOST_PIXELS = 4096
+# Of the crop. An image that is resized to a square of 16,384 pixels takes 0.8 GB.
+MOST_RESIZED, MOST_RESIZED_PIXELS = 16, 4 * MOST_PIXELS
 
 FIELDS: dict[str, type] = {
     "spec": dict,
@@ -27,6 +29,19 @@ FIELDS: dict[str, type] = {
     "config": dict,
     "progress": dict,
     "fingerprint": str,
+}
+READ_KEYS: dict[str, type] = {
+    "data.source": str,
+    "data.dir": str,
+    "data.exclude": list,
+    "data.val_fraction": float,
+    "data.test_fraction": float,
+    "data.per_class": int,
+    "data.split_seed": int,
+    "data.doctor": bool,
+    "data.drop_leaks": bool,
+    "data.keep_copies_together": bool,
+    "run.eval_flip": bool,
 }
 
 
@@ -47,11 +62,25 @@ def check(stored: Any) -> dict[str, Any]:
             raise fault(f"{name} must be of type {kind.__name__}, not {type(value).__name__}")
     in_range("image_size", stored["image_size"], 1, MOST_PIXELS)
     if stored["resize_shorter"] != 0:
-        in_range("resize_shorter", stored["resize_shorter"], 1, 16)
+        in_range("resize_shorter", stored["resize_shorter"], 1, MOST_RESIZED)
+        resized = stored["image_size"] * stored["resize_shorter"]
+        in_range("image_size x resize_shorter", resized, 1, MOST_RESIZED_PIXELS)
     in_range("step", stored["step"], 0, (1 << 63) - 1)
+    check_config(stored["config"])
     check_spec(stored["spec"])
     check_classes(stored["class_names"], stored["spec"])
     return dict(stored)
+
+
+def check_config(config: dict[str, Any]) -> None:
+    """The keys by which evaluation finds and splits the data as the run did; the others are only shown and compared."""
+    for key, kind in READ_KEYS.items():
+        value = config.get(key, kind())
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise fault(f"config.{key} must be of type {kind.__name__}, not {type(value).__name__}")
+    if not all(isinstance(name, str) for name in config.get("data.exclude", [])):
+        raise fault("config.data.exclude must be a list of texts")
+    in_range("config.data.per_class", config.get("data.per_class", 0), 0, 1 << 30)
 
 
 def check_spec(spec: dict[str, Any]) -> None:

@@ -12,7 +12,9 @@ from typing import Any
 
 from input_pipeline.disk import amount, first_standing, require_room
 from input_pipeline.errors import InputError, printable
+from input_pipeline.ordinary_files import read_ordinary
 from resnet.train.configuration import FREE, LENGTH, PLACES, differences, told
+from resnet.train.integrity import MOST_JSON
 
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
 # What a run that was killed before its configuration was written may have left: as good as an empty folder.
@@ -68,8 +70,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The flat configuration that a run's directory has. Raises InputError where it cannot be read."""
     stored = workdir / CONFIG
     try:
-        return dict(json.loads(stored.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(json.loads(read_ordinary(stored, MOST_JSON, "any configuration")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise InputError(
             f"{printable(str(stored))} cannot be read; restore it or give --workdir a new folder"
         ) from error

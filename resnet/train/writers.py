@@ -139,6 +139,8 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     What was NaN or infinite is None. Raises InputError if there is no such file or another line is damaged.
     """
     path = Path(workdir) / METRICS_FILE
+    if path.exists() and not path.is_file():
+        raise InputError(f"{printable(str(path))} is no ordinary file; restore it")
     try:
         return [record for record, _ in _records(path)]
     except FileNotFoundError:
@@ -153,7 +155,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 record = json.loads(line)
                 if not isinstance(record["step"], int):
                     raise TypeError
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 # Only a last line can be a write that was cut short; after it the file has nothing more.
                 if file.read(1) == b"":
                     return

@@ -19,11 +19,9 @@ from resnet import command
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import Meta, save_converted
 from resnet.train.state import Variables
+from resnet.train.stored_meta import MOST_PIXELS, MOST_RESIZED, MOST_RESIZED_PIXELS
 from resnet.weights import classes, formats, mapping, names, zoo
 from resnet.weights.recognise import Recognised, describe, hold_against, name_of, recognise
-
-# As far as a checkpoint may say (resnet/train/stored_meta.py).
-MOST_RESIZED = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +126,28 @@ def convert(
         progress["head"] = "none"
     # CIFAR's images have the network's size already.
     usual = 0.0 if spec.stem == "cifar" else kept.resize_shorter
+    shorter = usual if resize_shorter == -1 else resize_shorter
+    check_sides(side, shorter)
     meta = Meta(
         spec=spec,
         class_names=class_names(spec, recognised.has_head, class_file),
         contract=kept,
         image_size=side,
-        resize_shorter=usual if resize_shorter == -1 else resize_shorter,
+        resize_shorter=shorter,
         progress=progress,
     )
     return Converted(variables, meta, file, recognised)
+
+
+def check_sides(side: int, resize_shorter: float) -> None:
+    """Raise InputError for a crop that no checkpoint may say."""
+    if side > MOST_PIXELS:
+        raise InputError(f"--image_size={side} must be at most {MOST_PIXELS}")
+    if side * resize_shorter > MOST_RESIZED_PIXELS:
+        raise InputError(
+            f"--image_size={side} with --resize_shorter={resize_shorter:g} makes the shorter side "
+            f"{side * resize_shorter:,.0f} pixels, more than {MOST_RESIZED_PIXELS:,}; lower one of them"
+        )
 
 
 def adapt_input(variables: Variables, spec: ResNetSpec, in_channels: int) -> ResNetSpec:
