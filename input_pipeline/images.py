@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from input_pipeline.bars import Bar
-from input_pipeline.encoded_files import MAX_COMMENTS, MAX_SCANS, comments, scans, webp_size
+from input_pipeline.encoded_files import MAX_COMMENTS, MAX_EXIF, MAX_SCANS, comments, exif_blocks, scans, webp_size
 from input_pipeline.errors import InputError, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
@@ -78,6 +78,8 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
         return _too_large(width, height), None
     if kind == "JPEG" and scans(data) > MAX_SCANS:
         return f"has {scans(data):,} scans, more than {MAX_SCANS}: save it anew", None
+    if kind == "JPEG" and exif_blocks(data) > MAX_EXIF:
+        return f"has {exif_blocks(data):,} blocks of EXIF, more than {MAX_EXIF}: save it without", None
     if kind == "GIF" and comments(data) > MAX_COMMENTS:
         return f"has a comment of {comments(data):,} bytes: save it without", None
     try:

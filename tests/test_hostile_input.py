@@ -15,7 +15,7 @@ from PIL import Image
 
 from input_pipeline.crops import Crop
 from input_pipeline.doctor import look_over
-from input_pipeline.encoded_files import MAX_COMMENTS, MAX_SCANS, first_frame, read_encoded
+from input_pipeline.encoded_files import MAX_COMMENTS, MAX_EXIF, MAX_SCANS, first_frame, read_encoded
 from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
 from input_pipeline.images import sniff
@@ -68,7 +68,7 @@ def test_a_jpeg_of_endless_scans_is_refused():
 
 
 def test_a_gif_of_endless_comments_is_refused():
-    """Pillow joins their blocks one by one: 100 MB of them take minutes."""
+    """Pillow joins their blocks one by one: 30 MB of them take more than a minute."""
     data = encoded(Image.new("P", (8, 8)), "GIF")
     at = data.index(b"\x2c")
     blocks = b"\x21\xfe" + (b"\xff" + bytes(255)) * (MAX_COMMENTS // 256 - 1) + b"\0"
@@ -76,6 +76,15 @@ def test_a_gif_of_endless_comments_is_refused():
         sniff(long, "comments")
         with refused("has a comment"):
             sniff(long.replace(b"\x21\xfe\xff", b"\x21\xfe\xff" + bytes(255) + b"\xff"), "comments")
+
+
+def test_a_jpeg_of_endless_exif_is_refused():
+    """Pillow joins its blocks one by one as well: 100 MB of them take 46 s."""
+    data = encoded(Image.new("RGB", (8, 8)), "JPEG")
+    block = b"\xff\xe1\0\x0aExif\0\0xx"
+    sniff(data[:2] + block * MAX_EXIF + data[2:], "exif")
+    with refused("blocks of EXIF"):
+        sniff(data[:2] + block * (MAX_EXIF + 1) + data[2:], "exif")
 
 
 @pytest.mark.parametrize("size", [(1, 65_535), (65_535, 1)])
