@@ -67,9 +67,10 @@ def model() -> ConfigDict:
 def data() -> ConfigDict:
     """config.data: what is fed, and everything that happens to an image before the network."""
     c = ConfigDict()
-    # folder (DATA_DIR/CLASS/* or DATA_DIR/{train,val,test}/CLASS/*), demo (drawn on first use), or tfds:NAME.
+    # folder (DATA_DIR/CLASS/* or DATA_DIR/{train,val,test}/CLASS/*), demo (drawn on first use), tfds:NAME, or arrays (a
+    # .npz file of decoded images at image_size, with the splits that it has; no TensorFlow needed, docs/feeding.md).
     c.source = "folder"
-    # The folder of images; for tfds: its data_dir ('' = tfds' own default).
+    # The folder of images; for tfds: its data_dir ('' = tfds' own default); for arrays the file.
     c.dir = ""
     # Class folders to leave out, such as ('BACKGROUND_Google',).
     c.exclude = ()

@@ -79,10 +79,13 @@ def lay_out(sizes: np.ndarray, image_size: int, most_bytes: int) -> Layout | Non
 
 
 def canvas_of(split: Split, layout: Layout, interpolation: str, *, progress: bool = True) -> np.ndarray:
-    """The canvas uint8[N, height, width, 3] of a split, kept on disk and read-only; see `decoded.kept_rows`.
+    """The canvas uint8[N, height, width, 3] of a split, kept on disk and read-only; see `decoded.kept_rows`. Of images
+    that are arrays, and not reduced, these themselves.
 
     interpolation: 'bilinear' or 'bicubic', of the images that the layout reduces.
     """
+    if split.pixels is not None and not layout.reduced:
+        return split.pixels
 
     def decode(i: int, row: np.ndarray) -> None:
         rows, columns = (int(size) for size in layout.sizes[i])

@@ -1,18 +1,29 @@
 """What config.data says, put together: the dataset, the crops, the augmentation. Training and the preview share it."""
 
 import dataclasses
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import Contract
 from input_pipeline.crops import Crop
-from input_pipeline.sources import Source, open_source
+from input_pipeline.sources import ARRAYS, Source, check_place, open_source
 
 
 def open_data(config: ConfigDict, *, progress: bool = True) -> Source:
-    """The dataset that config.data names, looked over once. progress: as for `open_source`."""
+    """The dataset that config.data names, looked over once. progress: as for `open_source`.
+
+    A file of arrays has the splits that it has: nothing is held out, left out or looked over.
+    Raises InputError for what the user can mend.
+    """
     data = config.data
+    if data.source == ARRAYS:
+        # Here, not above: it imports jax.
+        from input_pipeline.resident import read_arrays
+
+        check_place(data.source, data.dir)
+        return read_arrays(Path(data.dir), data.image_size).as_source(ARRAYS)
     return open_source(
         data.source,
         data.dir,
@@ -32,8 +43,12 @@ def open_data(config: ConfigDict, *, progress: bool = True) -> Source:
 
 
 def make_crop(config: ConfigDict, contract: Contract, kind: str, resize_shorter: float) -> Crop:
-    """The crop of config.data, of the given kind. resize_shorter: for evaluation, where the key leaves it open (-1)."""
+    """The crop of config.data, of the given kind. resize_shorter: for evaluation, where the key leaves it open (-1).
+
+    Arrays are at the network's size: where the key leaves it open, nothing is resized.
+    """
     data = config.data
+    resize_shorter = 1.0 if data.source == ARRAYS else resize_shorter
     return Crop(
         kind=kind,
         image_size=data.image_size,

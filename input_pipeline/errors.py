@@ -8,6 +8,10 @@ class InputError(ValueError):
     """
 
 
+class MissingPackage(InputError):
+    """A package that an image needs to be read is not installed: no verdict on the image."""
+
+
 def printable(name: str) -> str:
     """`name` with control characters (newlines, terminal escapes) and lone surrogates escaped: safe in a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in name)

@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from input_pipeline.bars import Bar
 from input_pipeline.encoded_files import MAX_COMMENTS, MAX_EXIF, MAX_SCANS, comments, exif_blocks, scans, webp_size
-from input_pipeline.errors import InputError, printable
+from input_pipeline.errors import InputError, MissingPackage, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
 from input_pipeline.verdicts import Row, Verdicts
@@ -189,10 +189,11 @@ def audit(
     """Read, sniff and decode every example once, in threads, or recall what earlier audits found of the same files.
 
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
-    Exception it raises makes the example unreadable. cache_dir: default resnet-jax/audit under $XDG_CACHE_HOME or
-    ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is large (`bars`).
-    also: called in threads with number, bytes and label of each example that is read.
-    Raises InputError when the disk fails in a way that may pass, and does not for ten seconds.
+    Exception it raises makes the example unreadable, but for MissingPackage. cache_dir: default resnet-jax/audit under
+    $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is
+    large (`bars`). also: called in threads with number, bytes and label of each example that is read.
+    Raises InputError when the disk fails in a way that may pass, and does not for ten seconds, and MissingPackage as
+    `decode` does.
     """
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
     rows = verdicts.whole()
@@ -266,6 +267,8 @@ def _verdict(
     stored = (header.height, header.width) if header.orientation < 5 else (header.width, header.height)
     try:
         decoded = decode(data, listing.ids[i])
+    except MissingPackage:  # No verdict on the image, which would be remembered.
+        raise
     except Exception as error:  # Any: one strange file must not end the audit of all the others.
         message = str(error).removeprefix(f"{printable(listing.ids[i])}: ") or type(error).__name__
         return label, size, 0, 0, 0, content, f"{header.format}, {printable(message[:300])}"

@@ -32,8 +32,6 @@ from input_pipeline.stream import eval_batches
 CROPS = ("pad", "none")
 # Decoded bytes that a resident set may take: a tenth of a large accelerator's memory. CIFAR-10 takes 0.2 GB.
 MOST_BYTES = 8 * 1024**3
-# The `config.data.source` that reads a file of `write_arrays`.
-ARRAYS = "arrays"
 _DECODED_AT_A_TIME = 256
 _CLASSES = "class_names"
 
@@ -175,7 +173,7 @@ def _as_split(name: str, split: Images) -> Split:
     ids = tuple(f"{name}#{index}" for index in range(count))
     contents = np.array([content_of(np.ascontiguousarray(image).data) for image in split.images], "S32")
     sizes, upright = np.full((count, 2), size, np.int32), np.ones(count, np.int8)
-    return Split(name, split.labels, ids, sizes, upright, None, contents, read)
+    return Split(name, split.labels, ids, sizes, upright, None, contents, read, split.images)
 
 
 def step_rows(order: Order, crop: Crop, start: int, count: int) -> dict[str, np.ndarray]:

@@ -1,4 +1,5 @@
 """Where examples come from: an image folder, a tfds dataset or the drawn demo, opened as one `Source` of splits.
+(A file of arrays is opened by `resident.read_arrays`, and is a `Source` too.)
 
 The walk: list the candidates (`folder`, `demo`, `tfds_source`), read and decode each once (`images.audit`), leave out
 or refuse what cannot be read, carve the splits that are missing, fingerprint what is left. Nobody downstream asks
@@ -28,6 +29,8 @@ from input_pipeline.retries import patiently
 
 DEMO_DIR = ".data/demo"
 SPLITS = ("train", "val", "test")
+# The `config.data.source` of a file of arrays.
+ARRAYS = "arrays"
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Split:
     (after the EXIF orientation is applied). orientations: int8[N], EXIF orientation 1..8, 1 = upright as stored.
     paths: absolute file paths, None where an example is no file of its own. contents: S32[N], equal where the encoded
     bytes are (`images.content_of`). read: encoded bytes of example i, through hiccups of the disk (`retries`); raises
-    OSError.
+    OSError. pixels: uint8[N, S, S, 3], RGB, of examples that were arrays to begin with; `read` encodes these.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Split:
     paths: tuple[str, ...] | None
     contents: np.ndarray
     read: Callable[[int], bytes]
+    pixels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,6 +71,7 @@ class Split:
             paths=None if self.paths is None else tuple(self.paths[i] for i in rows),
             contents=self.contents[rows],
             read=lambda i: read(int(rows[i])),
+            pixels=None if self.pixels is None else self.pixels[rows],
         )
 
     def digest(self) -> str:
@@ -182,14 +187,21 @@ def _check(*, val_fraction: float, test_fraction: float, split_seed: int, on_err
 
 
 def check_place(source: str, data_dir: str) -> None:
-    """What `open_source` would say of these at once: raises InputError for an unknown source or a missing folder."""
+    """What opening these would say at once: raises InputError for an unknown source or a missing folder or file."""
     if source == "folder":
         if not data_dir:
             raise InputError("config.data.dir is empty: name the folder of images")
         if not os.path.isdir(data_dir):
             raise InputError(f"{printable(data_dir)}: no such folder; name a folder of images with --config.data.dir")
+    elif source == ARRAYS:
+        if not data_dir:
+            raise InputError("config.data.dir is empty: name the .npz file of arrays")
+        if not os.path.isfile(data_dir):
+            raise InputError(f"{printable(data_dir)}: no such file; name a file of arrays with --config.data.dir")
     elif source != "demo" and not source.startswith("tfds:"):
-        raise InputError(f"config.data.source={source!r}: choose 'folder', 'demo' or 'tfds:NAME' (tfds:caltech101)")
+        raise InputError(
+            f"config.data.source={source!r}: choose 'folder', 'demo', 'tfds:NAME' (tfds:caltech101) or 'arrays'"
+        )
 
 
 def _list(source: str, data_dir: str, exclude: tuple[str, ...]) -> Listing:

@@ -2,7 +2,8 @@
 
 Every step is planned from its number alone (`order`, `crops`), so a run resumes at any step at no cost, and an error in
 the graph, which names no file, is traced to the example by reading that step's examples again one at a time.
-TensorFlow is imported when the first batch or image is asked for, and never sees a GPU.
+TensorFlow is imported when the first batch or image is asked for, and never sees a GPU. Images that are arrays already
+go without it (`array_batches`).
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from input_pipeline import array_batches
 from input_pipeline import decode as graph
 from input_pipeline.crops import Crop, boxes, stored_boxes
 from input_pipeline.cuts import Cut, cuts
-from input_pipeline.errors import InputError, printable
+from input_pipeline.errors import InputError, MissingPackage, printable
 from input_pipeline.muting import muted_errors
 from input_pipeline.order import Order, evaluation_batches
 from input_pipeline.retries import is_transient
@@ -111,6 +113,16 @@ def eval_batches(
     return _batches(split, crop, plan, 0, len(steps), _threads(threads))
 
 
+def eval_image(split: Split, i: int, crop: Crop) -> np.ndarray:
+    """Example i of `split`, upright and cut as in evaluation: uint8[S, S, 3].
+
+    Raises InputError naming it where it cannot be decoded, OSError where it cannot be read.
+    """
+    if split.pixels is not None and array_batches.taken_as_they_are(split, crop):
+        return split.pixels[i]
+    return decode_eval(split.read(i), crop, int(split.orientations[i]), split.ids[i])
+
+
 def decode(data: bytes, name: str = "the image") -> np.ndarray:
     """The pixels of an encoded image as stored (not turned upright): uint8[H, W, 3], RGB.
 
@@ -153,7 +165,7 @@ def decode_resized(
 
 
 def _tensorflow() -> Any:
-    """The module, imported and started by the first call."""
+    """The module, imported and started by the first call. Raises MissingPackage where it cannot be imported."""
     with _LOCK:
         return _started_tensorflow()
 
@@ -163,7 +175,10 @@ def _started_tensorflow() -> Any:
     # Hides start-up notes, one of them marked as an error though it only names a slower path.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with muted_errors():
-        import tensorflow as tf
+        try:
+            import tensorflow as tf
+        except ImportError as error:
+            raise missing_tensorflow(_reason(error)) from error
 
         if tf.config.get_visible_devices("GPU"):
             # Its first operation would take nearly all of the accelerator's memory, which JAX needs.
@@ -171,6 +186,13 @@ def _started_tensorflow() -> Any:
         # The first operation says once more what the import said.
         tf.constant(0)
     return tf
+
+
+def missing_tensorflow(why: str) -> MissingPackage:
+    return MissingPackage(
+        f"TensorFlow, which decodes and resizes images, cannot be imported ({why}); install tensorflow-cpu, or give "
+        "images of the network's size as a file of arrays, which needs neither (docs/feeding.md)"
+    )
 
 
 def _rows(batch_size: int, shard: tuple[int, int], key: str) -> slice:
@@ -191,6 +213,15 @@ def _threads(threads: int | None) -> int:
 
 
 def _batches(
+    split: Split, crop: Crop, plan: Callable[[int], _Plan], start: int, stop: int | None, threads: int
+) -> Iterator[Batch]:
+    """The batches of steps [start, stop), out of arrays or decoded."""
+    if array_batches.need_no_decoder(split, crop):
+        return array_batches.batches(split, crop, plan, start, stop)
+    return _decoded(split, crop, plan, start, stop, threads)
+
+
+def _decoded(
     split: Split, crop: Crop, plan: Callable[[int], _Plan], start: int, stop: int | None, threads: int
 ) -> Iterator[Batch]:
     """Walk the steps; after an error find its example or, where all of them read well by now, go on from that step."""

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from configs import default
@@ -13,6 +14,21 @@ def tiny_data(folder: Path, per_class: int = 8) -> Path:
     data = folder / "data"
     write_demo(data, per_class=(per_class, per_class // 2))
     return data
+
+
+def tiny_arrays(folder: Path) -> Path:
+    """A small file of arrays under `folder`: noise of three classes at 16 px, which needs no decoder."""
+    from input_pipeline.resident import Images, make_resident, write_arrays
+
+    generator = np.random.default_rng(0)
+
+    def split(count: int) -> Images:
+        pixels = generator.integers(0, 256, (count, 16, 16, 3), np.uint8)
+        return Images(pixels, np.arange(count, dtype=np.int32) % 3)
+
+    splits = {"train": split(24), "val": split(9), "test": split(9)}
+    write_arrays(make_resident(("a", "b", "c"), splits), folder / "set.npz")
+    return folder / "set.npz"
 
 
 def tiny_config(data: Path) -> ConfigDict:

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
-from input_pipeline import recipe
+from input_pipeline import recipe, sources
 from input_pipeline.errors import InputError, printable
 from resnet import command
 from resnet.study.ablation_alike import flat_config
@@ -164,15 +164,14 @@ def open_data(config: ConfigDict, flagged: Collection[str] = ()) -> ResidentData
     flagged: the keys that were given as flags. Raises InputError for what the user can mend.
     """
     from input_pipeline.contract import contract_by_name
-    from input_pipeline.resident import ARRAYS, decode_source, read_arrays
+    from input_pipeline.resident import decode_source, read_arrays
     from resnet.train.plan import make_crop
 
     data = config.data
-    if data.source == ARRAYS:
-        if not data.dir:
-            raise InputError("config.data.dir is empty: name the .npz file of arrays")
+    if data.source == sources.ARRAYS:
+        sources.check_place(data.source, data.dir)
         arrays = read_arrays(Path(data.dir), data.image_size)
-        check_splits(config, arrays.as_source(ARRAYS), flagged)
+        check_splits(config, arrays.as_source(sources.ARRAYS), flagged)
         return arrays
     from resnet.train.loop import open_data as open_source
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from input_pipeline.carving import MAKE_NONE
 from input_pipeline.errors import InputError, printable
 from input_pipeline.leaks import without_leaks
-from input_pipeline.sources import Source, Split, open_source
+from input_pipeline.sources import ARRAYS, Source, Split, open_source
 from resnet import command
 from resnet.train.stored_meta import MOST_PIXELS, MOST_RESIZED_PIXELS
 
@@ -214,7 +214,7 @@ def open_like(
 def arrays_source(data: str, image_size: int) -> Source:
     """The dataset in a file of arrays, with the splits that it brings."""
     # Here, not above: it imports jax.
-    from input_pipeline.resident import ARRAYS, read_arrays
+    from input_pipeline.resident import read_arrays
 
     return read_arrays(Path(data), image_size).as_source(ARRAYS)
 
@@ -274,6 +274,7 @@ def join(splits: list[Split]) -> Split:
         which = int(np.searchsorted(starts, index, side="right")) - 1
         return splits[which].read(index - int(starts[which]))
 
+    arrays = [split.pixels for split in splits if split.pixels is not None]
     from_files = [split.paths for split in splits if split.paths is not None]
     return Split(
         name="all",
@@ -284,6 +285,7 @@ def join(splits: list[Split]) -> Split:
         paths=tuple(path for paths in from_files for path in paths) if len(from_files) == len(splits) else None,
         contents=np.concatenate([split.contents for split in splits]),
         read=read,
+        pixels=np.concatenate(arrays) if len(arrays) == len(splits) else None,
     )
 
 

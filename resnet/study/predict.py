@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from input_pipeline.encoded_files import read_encoded
-from input_pipeline.errors import InputError, printable
+from input_pipeline.errors import InputError, MissingPackage, printable
 from input_pipeline.folder import IMAGE_EXTENSIONS, SUPPORTED_EXTENSIONS, supported_images
 from input_pipeline.images import sniff
 from input_pipeline.stream import decode_eval
@@ -210,6 +210,8 @@ def read_group(model: Model, paths: list[Path], skip: bool) -> tuple[list[np.nda
         try:
             images.append(read_image(model, path))
             reasons.append("")
+        except MissingPackage:
+            raise
         except InputError as error:
             if not skip:
                 advice = "mend it or leave it out, or have --on_error=skip go on without it"

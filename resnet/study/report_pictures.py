@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from input_pipeline.configured import open_data
 from input_pipeline.errors import InputError, printable
-from input_pipeline.sources import DEMO_DIR, Split, open_source
+from input_pipeline.sources import ARRAYS, DEMO_DIR, Split
 from input_pipeline.thumbnails import encoded, thumbnail
 from resnet.study.run_record import RunRecord
 from resnet.train.predictions import KeptPredictions
@@ -50,26 +51,16 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
 
     Raises InputError where the data are not there any more, or are other data than the run's.
     """
-    config = run.full_config().data
-    folder = data_dir or config.dir or (DEMO_DIR if config.source == "demo" else "")
-    if not config.source.startswith("tfds:") and not Path(folder).is_dir():
+    config = run.full_config()
+    data = config.data
+    data.dir = folder = data_dir or data.dir or (DEMO_DIR if data.source == "demo" else "")
+    if data.source == "demo":
+        # Else its images would be drawn anew where they are missing.
+        data.source = "folder"
+    there = Path(folder).is_file() if data.source == ARRAYS else Path(folder).is_dir()
+    if not data.source.startswith("tfds:") and not there:
         raise InputError(f"the data are not at {printable(folder)}; --data=DATA_DIR says where they are")
-    source = open_source(
-        # 'demo' would draw its images anew where they are missing.
-        "folder" if config.source == "demo" else config.source,
-        folder,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        per_class=config.per_class,
-        folds=config.folds,
-        fold=config.fold,
-        split_seed=config.split_seed,
-        on_error=config.on_error,
-        exclude=tuple(config.exclude),
-        doctor=config.doctor,
-        drop_leaks=config.drop_leaks,
-        keep_copies_together=config.keep_copies_together,
-    )
+    source = open_data(config)
     if not source.is_of(run.provenance.get("dataset", {}).get("fingerprint", "")):
         raise InputError(f"the data at {printable(folder)} are not those of the run (other files, labels or splits)")
     if "test" not in source.splits or (run.predictions and source.splits["test"].ids != run.predictions.ids):
@@ -142,7 +133,7 @@ def with_heat(chosen: list[Mistake], split: Split, predictions: KeptPredictions,
     # Here, not above: they import jax, orbax and TensorFlow.
     from jax import lax
 
-    from input_pipeline.stream import decode_eval
+    from input_pipeline.stream import eval_image
     from resnet.study.gradcam import heat_maps, overlay
     from resnet.study.inference import load_model
 
@@ -153,9 +144,7 @@ def with_heat(chosen: list[Mistake], split: Split, predictions: KeptPredictions,
     model = dataclasses.replace(model, network=model.network.clone(backend=lax.conv_general_dilated))
     rows = np.array([mistake.row for mistake in chosen])
     try:
-        images = np.stack(
-            [decode_eval(split.read(row), model.crop, int(split.orientations[row]), split.ids[row]) for row in rows]
-        )
+        images = np.stack([eval_image(split, row, model.crop) for row in rows.tolist()])
     except OSError as error:
         raise InputError(f"a test image cannot be read ({error.strerror})") from error
     predicted, _ = answers(predictions)

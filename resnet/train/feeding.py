@@ -7,6 +7,7 @@ one and where to cut; the pixels are on the devices already, and the compiled st
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from input_pipeline.array_batches import need_no_decoder, taken_as_they_are
 from input_pipeline.canvas import Layout, canvas_of, lay_out
 from input_pipeline.crops import Crop, boxes
 from input_pipeline.decoded import kept_rows
@@ -22,8 +24,8 @@ from input_pipeline.device_crops import cut_boxes
 from input_pipeline.errors import InputError
 from input_pipeline.order import Order
 from input_pipeline.resident import MOST_BYTES, cut
-from input_pipeline.sources import Split
-from input_pipeline.stream import decode_eval
+from input_pipeline.sources import Source, Split
+from input_pipeline.stream import eval_image, missing_tensorflow
 from resnet.train import parallel
 from resnet.train.evaluation import Interrupted
 from resnet.train.steps import Batch
@@ -64,6 +66,24 @@ def choose_feed(
         f"config.data.feed='resident': {len(split):,} images for {crop.image_size} px take more than "
         f"{MOST_BYTES / 1e9:.1f} GB decoded; take stream"
     )
+
+
+def require_decoder(source: Source, resident: Resident | None, train_crop: Crop, eval_crop: Crop) -> None:
+    """Raise MissingPackage where images are to be decoded or resized on the host and TensorFlow is not installed.
+
+    Asked before a run begins, whose first step or evaluation would else be where it ends.
+    """
+    if importlib.util.find_spec("tensorflow") is not None:
+        return
+    train = source.splits["train"]
+    if resident is None:
+        ready = need_no_decoder(train, train_crop)
+    elif resident.layout is None:
+        ready = taken_as_they_are(train, train_crop)
+    else:
+        ready = train.pixels is not None and not resident.layout.reduced
+    if not (ready and all(taken_as_they_are(split, eval_crop) for split in source.splits.values())):
+        raise missing_tensorflow("it is not installed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +151,12 @@ def reading_until(stop: Callable[[], bool], read: Callable[[int], bytes]) -> Cal
 
 
 def evaluation_images(split: Split, crop: Crop) -> np.ndarray:
-    """uint8[N, S, S, 3]: each image cut as in evaluation, kept on disk."""
+    """uint8[N, S, S, 3]: each image cut as in evaluation, kept on disk; of arrays at that size these themselves."""
+    if split.pixels is not None and taken_as_they_are(split, crop):
+        return split.pixels
 
     def decode(i: int, row: np.ndarray) -> None:
-        row[:] = decode_eval(split.read(i), crop, int(split.orientations[i]), split.ids[i])
+        row[:] = eval_image(split, i, crop)
 
     about = [crop.image_size, crop.resize_shorter, crop.interpolation]
     return kept_rows(split, (crop.image_size, crop.image_size, 3), decode, about)

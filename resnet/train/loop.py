@@ -20,6 +20,7 @@ from resnet.train.checkpoints import Checkpoints, room_needed
 from resnet.train.configuration import flatten, validate
 from resnet.train.continuing import changed_data, go_on
 from resnet.train.evaluation import Interrupted, evaluate_split
+from resnet.train.feeding import require_decoder
 from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
 from resnet.train.interruption import SIGNALS, Handler, Interruption, farewell
@@ -63,6 +64,7 @@ def train(
     source = open_data(config, progress=hosts.primary())
     check_splits(config, source, flagged)
     plan = make_plan(config, source)
+    require_decoder(source, plan.resident, plan.seen_crop, plan.eval_crop)
     agreement.check_transfer(plan.transfer, begun=begun)
     agreement.check_alike(flat, source, plan.pretrained)
     state = initial_state(config, plan, mesh)

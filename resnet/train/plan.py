@@ -56,6 +56,12 @@ class Plan:
     # None: images are streamed.
     resident: Resident | None
 
+    @property
+    def seen_crop(self) -> Crop:
+        """How training images are cut: a probe that sees each once sees it as evaluation does."""
+        once = self.transfer.mode == "probe" and self.transfer.views == 1
+        return self.eval_crop if once else self.train_crop
+
     def epoch(self, step: int) -> float:
         """Epochs done after `step` steps."""
         return step / self.steps_per_epoch

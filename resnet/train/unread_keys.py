@@ -35,7 +35,15 @@ _OF_RANDAUGMENT = (
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
-    "data.keep_copies_together": (lambda c: c["data.doctor"], "data.doctor=True"),
+    # A file of arrays is taken as it is.
+    **{
+        f"data.{key}": (lambda c: c["data.source"] != "arrays", "data.source is not arrays")
+        for key in ("exclude", "per_class", "on_error", "drop_leaks")
+    },
+    "data.keep_copies_together": (
+        lambda c: c["data.doctor"] and c["data.source"] != "arrays",
+        "data.doctor=True and data.source is not arrays",
+    ),
     # The features are of one size.
     "data.eval_image_size": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
     "data.feed": (lambda c: c["transfer.mode"] != "probe", "transfer.mode is not probe"),
