@@ -19,6 +19,7 @@ from input_pipeline.errors import InputError, printable
 from native.own_folders import check_own
 from resnet import allocation
 from resnet.model.errors import SpecError
+from resnet.no_device import no_device
 from resnet.out_of_memory import out_of_memory
 
 CACHE_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
@@ -73,7 +74,7 @@ def run(main: Callable[[], int | None]) -> None:
         print("interrupted", file=sys.stderr)
         code = 130
     except Exception as error:
-        said = out_of_memory(error)
+        said = out_of_memory(error) or no_device(error)
         if said is None:
             raise
         code = refuse(said)

@@ -11,9 +11,15 @@ import jax
 import numpy as np
 import pytest
 
+from input_pipeline.contract import CONTRACTS
 from input_pipeline.errors import InputError
 from resnet import command
 from resnet.model.errors import SpecError
+from resnet.model.spec import ResNetSpec
+from resnet.train import checkpoints
+from resnet.train.checkpoints import Meta
+from tests import commands
+from tests.networks import random_variables
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,7 +34,7 @@ def _what_the_tests_hear():
 
 
 def raising(error: BaseException):
-    def main() -> int:
+    def main(*arguments: object) -> int:
         raise error
 
     return main
@@ -86,7 +92,60 @@ def test_memory_that_does_not_do_is_told_with_what_helps(take, what, ended):
     assert len(line.splitlines()) == 1
 
 
-@pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.EBADF, "a bug"), AssertionError("a bug")])
+def test_a_device_that_does_not_do_is_no_fault_of_the_checkpoint(tmp_path, monkeypatch, ended):
+    spec = ResNetSpec(block="basic", stage_sizes=(1,), width=8, stem="cifar", num_classes=2)
+    weights = tmp_path / "weights"
+    checkpoints.save_converted(weights, random_variables(spec), Meta(spec, ("x", "y"), CONTRACTS["torch"], 8, 1.0))
+    full = type("JaxRuntimeError", (RuntimeError,), {})("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "abstract_variables", raising(full))
+        assert ended(lambda: checkpoints.load(weights))[1].startswith("error: out of memory (Out of memory while")
+    absent = raising(RuntimeError("Unable to initialize backend 'cuda': no driver"))
+    monkeypatch.setattr(checkpoints.jax, "local_devices", absent)
+    assert ended(lambda: checkpoints.load(weights))[1].startswith("error: JAX cannot compute here")
+
+
+def test_a_platform_that_is_not_there_is_named():
+    """JAX asserts without a word where the one that JAX_PLATFORMS names is none of the machine's."""
+    code = "import jax; from resnet import command; command.run(jax.devices)"
+    done = commands.run_fresh(
+        sys.executable, "-c", code, environment={"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "-1"}
+    )
+    assert done.code == 2
+    assert done.err.startswith(("error: JAX_PLATFORMS=cuda names no device", "error: JAX cannot compute here"))
+
+
+def test_memory_of_a_gpu_that_others_hold_is_told(monkeypatch, ended):
+    error = type("JaxRuntimeError", (RuntimeError,), {})("RESOURCE_EXHAUSTED: Out of memory while trying to allocate")
+    assert "nvidia-smi" not in ended(raising(error))[1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "CUDA_VISIBLE_DEVICES" in ended(raising(error))[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        (
+            "Unable to initialize backend 'cuda': CUDA driver version is insufficient (set JAX_PLATFORMS='')\nmore",
+            "error: JAX cannot compute here (Unable to initialize backend 'cuda': CUDA driver version is insufficient",
+        ),
+        (
+            "FAILED_PRECONDITION: DNN library initialization failed. Look at the errors above for more details.",
+            "error: the GPU cannot be used (FAILED_PRECONDITION: DNN library initialization failed.",
+        ),
+    ],
+)
+def test_a_device_that_cannot_be_used_is_told_with_what_helps(said, line, ended):
+    code, told = ended(raising(RuntimeError(said)))
+    assert code == 2
+    assert told.startswith(line)
+    assert "nvidia-smi" in told
+    assert len(told.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ValueError("a bug"), OSError(errno.EBADF, "a bug"), AssertionError("a bug")]
+)
 def test_our_own_faults_keep_their_traceback(error):
     with pytest.raises(type(error), match="a bug"):
         command.run(raising(error))

@@ -22,6 +22,7 @@ from input_pipeline.disk import amount
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
+from resnet.out_of_memory import out_of_memory
 from resnet.train import hosts, integrity, stored_meta
 from resnet.train.meta import Meta, Progress, check_progress
 from resnet.train.state import TrainState, Variables
@@ -151,6 +152,8 @@ class Checkpoints:
             meta = Meta.from_json(restored["meta"])
             check_progress(meta.progress, progress)
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
+            if out_of_memory(error):
+                raise
             raise InputError(
                 f"{self.place(step)}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
                 "go on from the checkpoint before it"
@@ -225,8 +228,10 @@ def unite(variables: Variables, training: dict[str, Any]) -> TrainState:
 def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     """Variables and meta of a run's workdir (its best checkpoint), one step's folder, or converted weights.
 
-    Raises InputError that names the folder when it is none of these or cannot be read.
+    Raises InputError that names the folder when it is none of these or cannot be read, and what JAX raises where it has
+    no device, or one without memory.
     """
+    jax.local_devices()  # Here, where the lack of one is not taken for a fault of the checkpoint.
     folder = find_step(Path(checkpoint).absolute())
     if why := integrity.fault(folder):
         raise InputError(f"{printable(str(folder))}: the checkpoint cannot be read ({why}); take another step's folder")
@@ -237,6 +242,8 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
         arguments = ocp.args.StandardRestore(abstract_variables(meta.spec))
         variables = checkpointer.restore(folder, ocp.args.Composite(variables=arguments))["variables"]
     except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
+        if out_of_memory(error):
+            raise
         raise InputError(
             f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); take another step's folder"
         ) from error
