@@ -59,11 +59,30 @@ install() {
   else
     install_with_uv "$file"
   fi
-  if [ "$file" = requirements.txt ] && command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1; then
-    echo "Installing JAX' CUDA plugin for $(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"
-    "$(uv_path)" pip install --quiet --python .venv/bin/python "jax[cuda13]>=0.10.2,<0.12"
-  fi
   touch "$stamp"
+}
+
+# JAX' plugin where an NVIDIA driver answers, also where it came after the environment; once per content of
+# requirements.txt. CUDA 13 needs driver 580 and compute capability 7.5; older ones have CUDA 12's plugin.
+install_cuda_plugin() {
+  local stamp driver capability cuda=cuda13
+  stamp=".venv/.installed-$(cat requirements.txt | cksum | tr -c '[:alnum:]\n' '-')-cuda-plugin"
+  [ -e "$stamp" ] && return
+  command -v nvidia-smi >/dev/null 2>&1 && driver=$(gpu_says driver_version) || return 0
+  # A driver that does not know this question is an old one.
+  capability=$(gpu_says compute_cap) || capability=
+  if awk -v d="$driver" -v c="$capability" 'BEGIN { exit !((d + 0 > 0 && d + 0 < 580) || (c + 0 > 0 && c + 0 < 7.5)) }'; then
+    cuda=cuda12
+  fi
+  echo "Installing JAX' plugin for $(gpu_says name), driver $driver: $cuda"
+  "$(uv_path)" pip install --quiet --python .venv/bin/python "jax[$cuda]>=0.10.2,<0.12"
+  touch "$stamp"
+}
+
+# gpu_says WHAT: of the first GPU; fails where no driver answers.
+gpu_says() {
+  local all
+  all=$(nvidia-smi "--query-gpu=$1" --format=csv,noheader 2>/dev/null) && [ -n "$all" ] && echo "${all%%$'\n'*}"
 }
 
 uv_path() {
@@ -84,6 +103,7 @@ install_with_uv() {
 setup() {
   make_environment
   install requirements.txt
+  install_cuda_plugin
   local extra
   for extra in "$@"; do install "requirements-$extra.txt"; done
 }
