@@ -14,8 +14,10 @@ from pathlib import Path
 
 # <malloc.h>
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
-# What the drivers of accelerators put there: NVIDIA, AMD, TPUs.
-_ACCELERATORS = ("nvidia0", "kfd", "accel0", "vfio/0")
+# What the drivers of accelerators put into _DEVICES: NVIDIA, AMD, TPUs. A container that was given one of several may
+# have nvidia3 alone.
+_DEVICES = Path("/dev")
+_ACCELERATORS = ("nvidia[0-9]*", "kfd", "accel[0-9]*", "vfio/[0-9]*")
 _STATM = Path("/proc/self/statm")
 # Calls after which a loop has its blocks again, and by how much they may outgrow what they were then.
 _SETTLED, _GROWTH = 4, 1.3
@@ -85,7 +87,7 @@ def _computes_elsewhere() -> bool:
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms:
         return platforms.split(",")[0] != "cpu"
-    return any(Path("/dev", name).exists() for name in _ACCELERATORS)
+    return any(any(_DEVICES.glob(pattern)) for pattern in _ACCELERATORS)
 
 
 def _has_settings() -> bool:

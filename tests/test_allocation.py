@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from resnet import allocation
+
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 
@@ -49,6 +51,16 @@ def test_accelerators_and_the_users_own_settings_are_left_alone(settings):
     kept, faults = kept_and_faults(**settings)
     assert kept == "False"
     assert faults > 10_000
+
+
+@pytest.mark.parametrize(("device", "elsewhere"), [("nvidia3", True), ("vfio/1", True), ("nvidiactl", False)])
+def test_an_accelerator_is_known_by_whichever_of_its_devices_is_there(device, elsewhere, tmp_path, monkeypatch):
+    """A container given the fourth of a machine's GPUs has no nvidia0."""
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(allocation, "_DEVICES", tmp_path)
+    (tmp_path / device).parent.mkdir(exist_ok=True)
+    (tmp_path / device).touch()
+    assert allocation._computes_elsewhere() == elsewhere
 
 
 # Steps that take and free 50 MB. Before the first and the eleventh something takes 300, and a block that outlives it
