@@ -14,7 +14,13 @@ from input_pipeline.shell_words import shell_words
 from input_pipeline.sources import Source
 from resnet.model import onednn_library
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tensorflow-cpu", "tensorflow"),
+    # Whose kernels they are decides the last digits on a GPU.
+    *("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+)
+# JAX' words for a precision of float32 products that lets a GPU take TF32.
+_COARSE = (None, "default", "fastest", "high", "tensorfloat32", "TF32_TF32_F32")
 
 
 def provenance(source: Source) -> dict[str, Any]:
@@ -29,6 +35,7 @@ def provenance(source: Source) -> dict[str, Any]:
         "processes": jax.process_count(),
         # Of the figures of one CPU it decides the speed and the last digits; several have no part in it.
         **({"convolutions": onednn_library.description()} if one_cpu() else {}),
+        **({"float32_products": "TF32"} if tf32_products() else {}),
         "dataset": {
             "source": source.name,
             "fingerprint": source.fingerprint,
@@ -42,6 +49,19 @@ def provenance(source: Source) -> dict[str, Any]:
 
 def one_cpu() -> bool:
     return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+def tf32_products() -> bool:
+    """Whether products and convolutions of float32 numbers are computed in TF32, with 10 bits of mantissa for 23.
+
+    That is JAX' default on NVIDIA's GPUs from Ampere on (jax.lax.Precision), and what torch does for convolutions.
+    """
+    device = jax.local_devices()[0]
+    precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    if device.platform != "gpu" or precision not in _COARSE:
+        return False
+    generation = str(getattr(device, "compute_capability", "")).partition(".")[0]
+    return generation.isdigit() and int(generation) >= 8
 
 
 def revision(*, but_for: Sequence[str] = ()) -> str | None:

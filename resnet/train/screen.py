@@ -15,6 +15,7 @@ from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan, schedule_settings
 from resnet.train.pretrained import Pretrained
+from resnet.train.provenance import tf32_products
 from resnet.train.result import Outcome
 from resnet.train.schedules import never_drops
 from resnet.train.state import TrainState
@@ -24,13 +25,13 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     """Dataset, network, device, schedule and place, one line each."""
     images = ", ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {config.run.dtype}{convolutions(config)}"
+    dtype = f"{config.run.dtype}{convolutions(config)}{products(config)}"
     optim = config.optim
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {sides(config)} px, "
         f"feed {'resident' if plan.resident else 'stream'}",
         f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
-        f"Device    {device}",
+        f"Device    {jax.device_count()} x {jax.devices()[0].device_kind}, {dtype}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
         f"Run       {printable(str(workdir))}",
@@ -76,6 +77,12 @@ def convolutions(config: ConfigDict) -> str:
     """Whose they are, where it is a question: small networks are twice as fast by oneDNN, which may be missing."""
     alone = jax.default_backend() == "cpu" and jax.device_count() == 1 and config.run.dtype == "float32"
     return f", convolutions by {description()}" if alone else ""
+
+
+def products(config: ConfigDict) -> str:
+    """What float32 means for a GPU's convolutions, where it is not what it says."""
+    coarse = config.run.dtype == "float32" and tf32_products()
+    return " (products in TF32; with JAX_DEFAULT_MATMUL_PRECISION=highest in float32)" if coarse else ""
 
 
 def multiply_adds(plan: Plan, image_size: int) -> str:

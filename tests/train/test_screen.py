@@ -5,9 +5,10 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 
-from resnet.train import loop, screen
+from resnet.train import loop, provenance, screen
 from resnet.train.loop import Run
 from resnet.train.meta import Progress
 from resnet.train.plan import make_plan
@@ -68,6 +69,25 @@ def words(line: str) -> list[str]:
     """What a shell makes of a line."""
     shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
     return [os.fsdecode(word) for word in shown.split(b"\0")[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "precision", "coarse"),
+    [
+        ("gpu", "9.0", None, True),
+        ("gpu", "8.0", "default", True),
+        ("gpu", "9.0", "highest", False),
+        ("gpu", "7.0", None, False),
+        ("gpu", "gfx942", None, False),
+        ("cpu", "", None, False),
+    ],
+)
+def test_float32_that_a_gpu_multiplies_in_tf32_is_told(monkeypatch, platform, capability, precision, coarse):
+    device = SimpleNamespace(platform=platform, compute_capability=capability)
+    monkeypatch.setattr(provenance.jax, "local_devices", lambda: [device])
+    with jax.default_matmul_precision(precision):
+        assert ("products in TF32" in screen.products(config_with({}))) == coarse
+        assert screen.products(config_with({"run.dtype": "bfloat16"})) == ""
 
 
 @pytest.mark.parametrize(
