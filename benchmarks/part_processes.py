@@ -54,15 +54,18 @@ def run_all(
     longest: float,
     out: str,
     small: bool,
+    earlier: Sequence[dict[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Run the groups one after the other within `seconds`; their rows, saved after each. A part may be its own group.
+
+    earlier: rows of an earlier call, which stay before the new ones.
 
     A group's parts compile side by side for `longest` seconds at most, and then measure in turn, each for as long
     again. out: the JSON file; '' for benchmarks/results/BENCHMARK_DEVICE.json. A part that fails or runs out of time
     leaves a row that says so under 'failed'.
     """
     deadline = time.monotonic() + seconds
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = list(earlier)
     for group in groups:
         parts = [group] if isinstance(group, Part) else list(group)
         for part, found in run_group(module, parts, deadline, longest, small):
@@ -81,7 +84,7 @@ def run_group(
     beside a measurement takes its cores and, to tune, its device (torch.compile(max-autotune) took 210 s and more).
     """
     if deadline - time.monotonic() <= LEAST_SECONDS:
-        yield from ((part, {"failed": "no time left"}) for part in parts)
+        yield from ((part, {"failed": "no time left", "wall_seconds": 0.0}) for part in parts)
         return
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         waiting = [Started(module, part, Path(folder) / str(number), small) for number, part in enumerate(parts)]
@@ -163,5 +166,10 @@ def reason(stderr: str, code: int) -> str:
 def save(benchmark: str, out: str, rows: list[dict[str, Any]], small: bool) -> None:
     """Write what is known so far: a call that is cut off leaves it."""
     device = next((row["device"] for row in rows if "device" in row), "unknown")
-    name = re.sub(r"[^a-z0-9]+", "_", f"{benchmark}_{device}".lower())
-    record.write(benchmark, {"small": small, "rows": rows}, out or record.RESULTS / f"{name}.json", device=device)
+    file = out or record.RESULTS / f"{name_of(benchmark, device)}.json"
+    record.write(benchmark, {"small": small, "rows": rows}, file, device=device)
+
+
+def name_of(benchmark: str, device: str) -> str:
+    """What a benchmark's results on a device are called: 'gpu_nvidia_h100_80gb_hbm3'."""
+    return re.sub(r"[^a-z0-9]+", "_", f"{benchmark}_{device}".lower())
