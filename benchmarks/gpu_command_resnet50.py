@@ -25,7 +25,7 @@ def loop_beside_step(shell: Shell, work: Path, *, small: bool) -> None:
         "train_main.py", "--config=configs/default.py", f"--workdir={workdir}", f"--config.model.name={model}",
         "--config.data.source=arrays", f"--config.data.dir={arrays}", "--config.data.feed=resident",
         f"--config.data.image_size={side}", "--config.data.crop=none", "--config.data.flip=none",
-        f"--config.data.batch_size={batch}", "--config.run.dtype=bfloat16",
+        f"--config.data.batch_size={batch}", "--config.run.dtype=bfloat16", "--config.optim.lr=0.001",
         f"--config.run.steps={steps}", f"--config.run.log_every={steps // 6}",
         *(f"--config.run.{kind}_every=1000.0" for kind in ("eval", "checkpoint")),
     )  # fmt: skip
