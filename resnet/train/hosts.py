@@ -16,6 +16,7 @@ import jax
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.recipe import first_line
+from resnet.no_device import no_device
 
 Result = TypeVar("Result")
 # JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `lifeline.Lifeline`.
@@ -61,7 +62,8 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:
-        raise InputError(unmet(where, first_line(error))) from error
+        # A device that this process cannot use is no fault of the peers.
+        raise InputError(no_device(error) or unmet(where, first_line(error))) from error
     finally:
         heed_no_more()
 

@@ -181,6 +181,15 @@ def test_peers_that_do_not_come_are_told(monkeypatch):
         hosts.join("h:1", 2, 0, {})
 
 
+def test_a_gpu_that_a_process_cannot_use_is_no_fault_of_its_peers(monkeypatch):
+    def refuse(**arguments: object) -> None:
+        raise RuntimeError("Unable to initialize backend 'cuda': driver too old")
+
+    monkeypatch.setattr(jax.distributed, "initialize", refuse)
+    with pytest.raises(InputError, match=r"^JAX cannot compute here \(Unable to initialize backend 'cuda': driver"):
+        hosts.join("h:1", 2, 0, {})
+
+
 def test_processes_with_different_numbers_of_devices_are_refused():
     device = collections.namedtuple("device", "process_index")
     hosts.check_devices([device(0), device(1)])
