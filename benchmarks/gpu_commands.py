@@ -35,7 +35,7 @@ PARTS = (
     *("predict", "report", "ablation", "again_cold", "deterministic", "counting"),
 )
 # Seconds of one part at most.
-LONGEST = 150
+LONGEST = 240
 # Images of each class in --write's file.
 IMAGES = {"train": 1000, "val": 200, "test": 200}
 DEVICE = "import jax; print(jax.local_devices()[0].device_kind)"
