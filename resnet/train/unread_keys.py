@@ -52,7 +52,10 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         "data.per_class=0 and data.folds=0",
     ),
     # What is left of a few a class is the test split already.
-    "data.folds": (lambda c: c["data.per_class"] == 0, "data.per_class=0"),
+    "data.folds": (
+        lambda c: c["data.per_class"] == 0 and c["data.source"] != "arrays",
+        "data.per_class=0 and data.source is not arrays",
+    ),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),
