@@ -16,18 +16,19 @@ Advance = Callable[..., Any]
 _SMALL = 4096
 
 
-def advanced_if(finite: jax.Array, advance: Advance, old: Any, *given: Any) -> Any:
+def advanced_if(finite: jax.Array, advance: Advance, old: Any, *given: Any, of_any_shape: bool = True) -> Any:
     """advance(old, *given) where `finite` (bool scalar) holds, else `old`; chosen by platform when lowered.
 
     On a CPU a branch: with a selection both the new parameters and the new momentum read both old ones, so that neither
     can be written in its place, and XLA copies them first (ResNet-50: 29 ms and 102 MB, with a branch 17 ms and none).
     Elsewhere a selection, because a branch makes a GPU ask the host.
-    Where a CPU is the only device, `advance` finds all that has more than one axis as [1, numbers].
+    Where a CPU is the only device, `advance` finds all that has more than one axis as [1, numbers], unless its result
+    is not `of_any_shape`: an optimizer that looks at rows, columns or output channels computed another update there.
     """
     # Traced once for both, which for ResNet-50 is a tenth of all tracing.
     advance = jax.jit(advance, inline=True)
     shapes = jax.tree.map(jnp.shape, old)
-    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+    if of_any_shape and jax.default_backend() == "cpu" and jax.device_count() == 1:
         old, given = flat(old), flat(given)
     new = jax.lax.platform_dependent(
         finite, old, *given, cpu=partial(by_branch, advance), default=partial(by_selection, advance)

@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet
 from resnet.model.spec import HEAD
-from resnet.train.optimizer import OptimizerSettings, make_optimizer
+from resnet.train.optimizer import OptimizerSettings, alike, make_optimizer
 from resnet.train.transfer import Transfer
 from resnet.weights.names import variable_shapes
 
@@ -194,7 +194,8 @@ def grouped(
     decay included, as a parameter group's `lr` does in torch.optim.
     """
     if not staged:
-        return optax.chain(make_optimizer(settings, schedule), scale_by_name(factors))
+        whole = make_optimizer(settings, schedule)
+        return alike(optax.chain(whole, scale_by_name(factors)), whole)
     clip = optax.clip_by_global_norm(settings.clip_norm) if settings.clip_norm > 0 else optax.identity()
     inner = make_optimizer(dataclasses.replace(settings, clip_norm=0.0), schedule)
     scale = scale_by_name(factors)
@@ -212,7 +213,7 @@ def grouped(
             new.append(state)
         return scale.update(updates, optax.EmptyState())[0], tuple(new)
 
-    return optax.GradientTransformation(init, update)
+    return alike(optax.GradientTransformation(init, update), inner)
 
 
 def scale_by_name(factors: Mapping[str, float]) -> optax.GradientTransformation:

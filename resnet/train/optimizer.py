@@ -14,6 +14,22 @@ import optax
 from input_pipeline.errors import InputError
 
 OPTIMIZERS = ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop")
+# Those whose updates are proven (tests/train/test_optimizer.py) to be the same whatever the shape of a kernel.
+OF_ANY_SHAPE = ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop")
+
+
+class OfAnyShape(optax.GradientTransformation):
+    """An optimizer to which a kernel is so many numbers: element by element, or by the norm of all of them.
+
+    A step may hand it kernels as [1, numbers] (advancing.advanced_if), and does with no other.
+    """
+
+    __slots__ = ()
+
+
+def alike(optimizer: optax.GradientTransformation, of: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`optimizer`, which does no more with shapes than `of` does: OfAnyShape where that is."""
+    return OfAnyShape(optimizer.init, optimizer.update) if isinstance(of, OfAnyShape) else optimizer
 
 
 @dataclass(frozen=True)
@@ -60,7 +76,8 @@ def make_optimizer(settings: OptimizerSettings, schedule: optax.Schedule) -> opt
     if settings.name in ("sgd", "adam", "rmsprop") and settings.weight_decay > 0:
         chain.append(optax.add_decayed_weights(settings.weight_decay, mask=decayed))
     chain.extend(_rule(settings, schedule))
-    return optax.chain(*chain)
+    optimizer = optax.chain(*chain)
+    return OfAnyShape(optimizer.init, optimizer.update) if settings.name in OF_ANY_SHAPE else optimizer
 
 
 def decayed(params: Any) -> Any:
@@ -128,7 +145,9 @@ def _rule(settings: OptimizerSettings, schedule: optax.Schedule) -> list[optax.G
         return [adam, *decay, rate]
     if settings.name == "lamb":
         return [adam, *decay, optax.masked(optax.scale_by_trust_ratio(), decayed), rate]
-    return [adam, rate]
+    if settings.name == "adam":
+        return [adam, rate]
+    raise _fault("name", settings.name, "_rule of resnet/train/optimizer.py has no line for it")
 
 
 def _check(settings: OptimizerSettings) -> None:

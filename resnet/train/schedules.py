@@ -81,6 +81,8 @@ def _after_warmup(
         return optax.schedules.cosine_decay_schedule(lr, decay_steps=remaining, alpha=final_lr / lr if lr else 0.0)
     if settings.schedule == "polynomial":
         return optax.schedules.polynomial_schedule(lr, final_lr, power=settings.power, transition_steps=remaining)
+    if settings.schedule != "step":
+        raise _fault("schedule", settings.schedule, "_after_warmup of resnet/train/schedules.py has no line for it")
     scales: dict[int, float] = {}
     # Two drops may fall on one step: both count.
     for boundary in (step - warmup_steps for step in _drops(settings, steps_per_epoch)):

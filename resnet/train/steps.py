@@ -18,6 +18,7 @@ from resnet.train.advancing import advanced_if, all_finite, averaged, norm_of
 from resnet.train.freezing import Names, merge, moving_statistics, partition
 from resnet.train.losses import Loss, probabilities
 from resnet.train.metrics import eval_sums, train_sums
+from resnet.train.optimizer import OfAnyShape
 from resnet.train.state import TrainState, Variables
 
 Batch = dict[str, jax.Array]
@@ -116,7 +117,8 @@ def make_keyed_step(
             return {"params": params, "batch_stats": batch_stats, "opt_state": opt_state, "ema": ema}
 
         before = {"params": old, "batch_stats": state.batch_stats, "opt_state": state.opt_state, "ema": state.ema}
-        after = advanced_if(finite, advance, before, total, weight, batch_stats)
+        of_any_shape = isinstance(optimizer, OfAnyShape)
+        after = advanced_if(finite, advance, before, total, weight, batch_stats, of_any_shape=of_any_shape)
         pulse = {"loss": sums["loss"] / sums["count"], "bad_steps": jnp.where(finite, 0, state.bad_steps + 1)}
         if "stop" in batch:
             pulse["stop"] = batch["stop"].max()

@@ -32,6 +32,23 @@ _OF_RANDAUGMENT = (
     "randaugment_noise",
     "randaugment_probability",
 )
+# Key of config.optim -> the optimizers whose rule reads it (tests/train/test_optimizer.py holds them to that).
+READ_BY_OPTIMIZERS = {
+    "momentum": ("sgd", "lars", "rmsprop"),
+    "nesterov": ("sgd", "lars", "rmsprop"),
+    "beta1": ("adam", "adamw", "lamb"),
+    "beta2": ("adam", "adamw", "lamb", "rmsprop"),
+    "epsilon": ("adam", "adamw", "lamb", "rmsprop"),
+    "trust_coefficient": ("lars",),
+}
+
+
+def _one_of(key: str, names: tuple[str, ...]) -> tuple[Callable[[Flat], bool], str]:
+    """(condition, words) of what acts where `key` is one of these."""
+    words = f" is {', '.join(names[:-1])} or {names[-1]}" if len(names) > 1 else f"={names[0]!r}"
+    return lambda c: c[key] in names, f"{key}{words}"
+
+
 # Key -> (condition under which something reads it, the same in words). A key set for nothing is a mistake worth a word:
 # the user believes that it acts.
 READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
@@ -63,18 +80,7 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         f"data.{key}": (lambda c: c["data.auto_augment"] == "randaugment", "data.auto_augment='randaugment'")
         for key in _OF_RANDAUGMENT
     },
-    "optim.momentum": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
-    "optim.nesterov": (lambda c: c["optim.name"] in ("sgd", "lars", "rmsprop"), "optim.name is sgd, lars or rmsprop"),
-    "optim.beta1": (lambda c: c["optim.name"] in ("adam", "adamw", "lamb"), "optim.name is adam, adamw or lamb"),
-    "optim.beta2": (
-        lambda c: c["optim.name"] in ("adam", "adamw", "lamb", "rmsprop"),
-        "optim.name is adam, adamw, lamb or rmsprop",
-    ),
-    "optim.epsilon": (
-        lambda c: c["optim.name"] in ("adam", "adamw", "lamb", "rmsprop"),
-        "optim.name is adam, adamw, lamb or rmsprop",
-    ),
-    "optim.trust_coefficient": (lambda c: c["optim.name"] == "lars", "optim.name='lars'"),
+    **{f"optim.{key}": _one_of("optim.name", names) for key, names in READ_BY_OPTIMIZERS.items()},
     # Where nothing is mixed an image is of one class whole.
     "optim.target_threshold": (
         lambda c: c["optim.loss"] == "sigmoid" and bool(c["data.mixup"] or c["data.cutmix"]),
@@ -83,10 +89,7 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
     "optim.step_epochs": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.step_factor": (lambda c: c["optim.schedule"] == "step", "optim.schedule='step'"),
     "optim.power": (lambda c: c["optim.schedule"] == "polynomial", "optim.schedule='polynomial'"),
-    "optim.final_lr": (
-        lambda c: c["optim.schedule"] in ("cosine", "polynomial"),
-        "optim.schedule is cosine or polynomial",
-    ),
+    "optim.final_lr": _one_of("optim.schedule", ("cosine", "polynomial")),
     "run.epochs": (lambda c: c["run.steps"] == 0, "run.steps=0"),
     "model.shortcut_scale": (lambda c: c["model.shortcut_transform"] == "scale", "model.shortcut_transform='scale'"),
     "model.gate_bias": (

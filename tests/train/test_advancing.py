@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import export
 
@@ -35,6 +36,18 @@ def test_a_gpu_is_given_no_branch():
     # Two, over constants, are what is left of the choice of platform.
     assert (cuda.count("stablehlo.case"), "stablehlo.select" in cuda) == (2, True)
     assert (cpu.count("stablehlo.case"), "stablehlo.select" in cpu) == (3, False)
+
+
+def test_only_an_optimizer_of_any_shape_is_given_kernels_as_rows():
+    """One that looks at output channels computed another update where a CPU is the only device."""
+    gradient = {"kernel": jnp.arange(12.0).reshape(3, 4)}
+    zeros = jax.tree.map(jnp.zeros_like, gradient)
+    by_hand = gradient["kernel"].mean(axis=1, keepdims=True) - gradient["kernel"]
+    optimizer = optax.chain(optax.centralize(), optax.sgd(1.0))
+    update = lambda old, g: optimizer.update(g, optimizer.init(old), old)[0]  # noqa: E731
+    found = [advanced_if(jnp.asarray(True), update, zeros, gradient, of_any_shape=known) for known in (False, True)]
+    np.testing.assert_allclose(found[0]["kernel"], by_hand, rtol=1e-6)
+    assert not np.allclose(found[1]["kernel"], by_hand)
 
 
 @pytest.mark.parametrize("sizes", [(3, 5), (5000,), (7, 6000, 1, 4096), ()])

@@ -15,8 +15,9 @@ from input_pipeline.errors import InputError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec
 from resnet.model.traced_program import operations
+from resnet.train import freezing
 from resnet.train.freezing import Stage, frozen_parts, grouped, joined_state, make_stages, merge, multipliers, partition
-from resnet.train.optimizer import OptimizerSettings, make_optimizer
+from resnet.train.optimizer import OfAnyShape, OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import Recipe, accumulate, make_train_step, sum_names
 from resnet.train.transfer import Transfer
@@ -240,6 +241,16 @@ def test_the_first_multiplier_that_matches_counts_and_one_of_1_shields_from_the_
     assert multipliers(plan, names, frozenset(names)) == {"layer1_0/conv1/kernel": 0.1, "fc/kernel": 3.0}
     # Of layer the first, which rests, and the second, which learns: it acts.
     assert "layer1_0/conv1/kernel" in multipliers(transfer(multipliers=factors(layer=0.1)), names, frozenset(names[1:]))
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_stages_and_multipliers_do_no_more_with_shapes_than_their_optimizer(known, monkeypatch):
+    """What goes by rows and columns is given kernels as they are under them too."""
+    inner = optax.centralize()
+    inner = OfAnyShape(inner.init, inner.update) if known else inner
+    monkeypatch.setattr(freezing, "make_optimizer", lambda settings, schedule: inner)
+    stages = stages_of(("layer2", 1.0)) + stages_of(multipliers=factors(layer=0.1))
+    assert [isinstance(stage.optimizer, OfAnyShape) for stage in stages] == [known] * 3
 
 
 def test_a_run_that_freezes_nothing_has_one_stage_and_the_plain_optimizer():

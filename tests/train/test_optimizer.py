@@ -12,7 +12,16 @@ import optax
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train.optimizer import OPTIMIZERS, OptimizerSettings, decayed, ema_update, make_optimizer
+from resnet.train.optimizer import (
+    OF_ANY_SHAPE,
+    OPTIMIZERS,
+    OfAnyShape,
+    OptimizerSettings,
+    decayed,
+    ema_update,
+    make_optimizer,
+)
+from resnet.train.unread_keys import READ_BY_OPTIMIZERS
 
 STEPS = 20
 Params = dict[str, dict[str, np.ndarray]]
@@ -193,6 +202,40 @@ def test_without_gradients_only_kernels_move(name: str) -> None:
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     moved = jax.tree.map(lambda update: bool(jnp.any(update != 0)), updates)
     assert moved == decayed(params)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_optimizer_reads_the_numbers_that_are_said_to_be_read(name: str) -> None:
+    """And no others: READ_BY_OPTIMIZERS refuses those that would do nothing, and may refuse none that acts."""
+    others = {"momentum": 0.5, "nesterov": True, "beta1": 0.5, "beta2": 0.6, "epsilon": 0.5, "trust_coefficient": 0.5}
+    assert others.keys() == READ_BY_OPTIMIZERS.keys()
+    plain = OptimizerSettings(name, weight_decay=0.1)
+    found = {}
+    for key, value in {**others, "weight_decay": 0.3}.items():
+        same = jax.tree.map(np.array_equal, moved(plain), moved(dataclasses.replace(plain, **{key: value})))
+        found[key] = not all(jax.tree.leaves(same))
+    assert found.pop("weight_decay")
+    assert found == {key: name in names for key, names in READ_BY_OPTIMIZERS.items()}
+
+
+def moved(settings: OptimizerSettings, shape: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Params:
+    """The second update, of parameters and gradients in another shape."""
+    optimizer = make_optimizer(settings, rate)
+    params = jax.tree.map(lambda leaf: jnp.asarray(shape(leaf)), parameters())
+    state = optimizer.init(params)
+    for step in range(2):
+        updates, state = optimizer.update(jax.tree.map(shape, gradients(step)), state, params)
+    return updates
+
+
+@pytest.mark.parametrize("name", OF_ANY_SHAPE)
+def test_of_any_shape_the_updates_are_the_same_in_another(name: str) -> None:
+    """As a step on the only CPU gives them (advancing.flat)."""
+    settings = OptimizerSettings(name, weight_decay=0.1, clip_norm=1.0)
+    assert isinstance(make_optimizer(settings, rate), OfAnyShape)
+    lying = moved(settings, lambda leaf: leaf.reshape(1, -1) if leaf.ndim > 1 else leaf)
+    for one, other in zip(jax.tree.leaves(moved(settings)), jax.tree.leaves(lying), strict=True):
+        np.testing.assert_allclose(np.ravel(one), np.ravel(other), rtol=1e-5)
 
 
 def test_clipping_comes_before_decay_and_bounds_the_global_norm() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from input_pipeline.errors import InputError
-from resnet.train.schedules import SCHEDULES, ScheduleSettings, make_schedule, never_drops
+from resnet.train.schedules import ENDS, SCHEDULES, ScheduleSettings, make_schedule, never_drops
+from resnet.train.unread_keys import READ_ONLY_IF
 
 
 def rates(config: ScheduleSettings, steps_per_epoch: float, total_steps: int) -> np.ndarray:
@@ -95,6 +96,16 @@ def test_cosine_matches_its_formula(
     expected = final * lr + (1 - final) * lr * (1 + np.cos(np.pi * t)) / 2
     np.testing.assert_allclose(values[first:], expected, rtol=1e-4, atol=1e-6 * lr)
     np.testing.assert_allclose(values[:first], lr * (np.arange(first) + 1) / max(first, 1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_what_hangs_on_the_end_of_the_run_is_said_to(name: str) -> None:
+    """By ENDS a longer run is told of its jump, and by READ_ONLY_IF a final rate that nothing reads is refused."""
+    settings = ScheduleSettings(name, lr=1.0, step_epochs=(2.0,), final_lr=0.0)
+    short, longer = rates(settings, 2.0, 10), rates(settings, 2.0, 20)[:10]
+    assert (not np.array_equal(short, longer)) == (name in ENDS)
+    ends_elsewhere = not np.array_equal(short, rates(dataclasses.replace(settings, final_lr=0.5), 2.0, 10))
+    assert ends_elsewhere == READ_ONLY_IF["optim.final_lr"][0]({"optim.schedule": name})
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

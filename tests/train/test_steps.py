@@ -19,7 +19,7 @@ from resnet.model.network import ResNet, evaluate
 from resnet.model.spec import CHOICES, ResNetSpec
 from resnet.train import parallel
 from resnet.train.losses import balanced_weights
-from resnet.train.optimizer import OptimizerSettings, make_optimizer
+from resnet.train.optimizer import OfAnyShape, OptimizerSettings, make_optimizer
 from resnet.train.state import TrainState, create_state
 from resnet.train.steps import (
     Recipe,
@@ -101,6 +101,22 @@ def test_one_batch_is_learnt_by_heart(learner):
     assert int(state.bad_steps_total) == 0
     assert int(state.step) == len(losses) == float(state.sums["steps"])
     assert float(state.sums["loss"]) == pytest.approx(8 * sum(losses), rel=1e-4)
+
+
+def test_only_an_optimizer_that_is_known_may_be_given_kernels_in_another_shape():
+    """A rule by output channels computed another update on a CPU than on a GPU."""
+    seen = []
+
+    def update(updates, state, params=None):
+        seen.append({leaf.ndim for leaf in jax.tree.leaves(updates)})
+        return updates, state
+
+    spec = dataclasses.replace(TINY, stage_sizes=(1,))
+    for kind in (optax.GradientTransformation, OfAnyShape):
+        optimizer = kind(lambda params: (), update)
+        step = make_train_step(ResNet(spec, backend=LAX), optimizer, recipe())
+        jax.eval_shape(step, state_for(spec, optimizer), batch_of(4))
+    assert seen == [{1, 2, 4}, {1, 2}]
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():
