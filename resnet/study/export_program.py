@@ -13,7 +13,7 @@ from resnet.train.state import Variables
 
 # Names of the one input and the one output, where a format has names.
 INPUT, OUTPUT = "images", "probabilities"
-# By the loss that a network was trained with.
+# By Meta.outputs.
 MEANINGS = {
     "softmax": "softmax: the probability of each class",
     "sigmoid": "sigmoid: the probability of each class by itself, so that they need not add up to 1",
@@ -81,7 +81,7 @@ def describe(model: Model, source: dict[str, Any]) -> dict[str, Any]:
             "name": OUTPUT,
             "dtype": "float32",
             "shape": ["batch", len(meta.class_names)],
-            "meaning": f"{MEANINGS[meta.loss]}, in the order of class_names",
+            "meaning": f"{MEANINGS[meta.outputs]}, in the order of class_names",
         },
         "class_names": list(meta.class_names),
         "contract": meta.contract.to_json(),

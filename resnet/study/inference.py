@@ -154,10 +154,11 @@ def crop_values(crop: Crop) -> dict[str, Any]:
 def load_model(checkpoint: str | Path) -> Model:
     """The model in a run's workdir (its best checkpoint), a step's folder or converted weights.
 
-    Raises InputError for anything else, for a network without a head, and for one that does not take RGB, which is all
-    that images are read as.
+    Raises InputError for anything else, for a network without a head or of a loss that this code does not know, and for
+    one that does not take RGB, which is all that images are read as.
     """
     variables, meta = load(checkpoint)
+    meta.check_loss()
     if meta.progress.get("head") == "none":
         where = printable(str(checkpoint))
         raise InputError(

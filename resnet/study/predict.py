@@ -89,7 +89,7 @@ def tell_json(checkpoint: str, model: Model, answers: Iterator[dict[str, Any]]) 
     about = {
         "checkpoint": checkpoint,
         "contract": model.meta.contract.to_json(),
-        "probabilities": model.meta.loss,
+        "probabilities": model.meta.outputs,
         "image_size": model.crop.image_size,
         "crop": crop_values(model.crop),
         "images": results,
@@ -109,7 +109,7 @@ def tell_lines(model: Model, answers: Iterator[dict[str, Any]]) -> list[dict[str
     results: list[dict[str, Any]] = []
     for result in answers:
         if not results:
-            own = "; sigmoids: each class by itself" if model.meta.loss == "sigmoid" else ""
+            own = "; sigmoids: each class by itself" if model.meta.outputs == "sigmoid" else ""
             tqdm.write(f"Contract {printable(model.meta.contract.name)}, {describe_crop(model)}{own}")
         results.append(result)
         ranked = (f"{printable(item['class'])} {item['probability']:.1%}" for item in result.get("top", ()))

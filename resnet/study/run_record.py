@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs.default import get_config as default_config
 from input_pipeline.errors import InputError, printable
 from input_pipeline.ordinary_files import read_ordinary
-from resnet.train.configuration import flatten, make_spec, steps_of
+from resnet.train.configuration import BEST_METRICS, flatten, make_spec, steps_of
 from resnet.train.integrity import MOST_JSON
 from resnet.train.predictions import KeptPredictions, read_predictions
 from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE
@@ -63,7 +63,10 @@ class RunRecord:
         """The validation that chose the checkpoint: best by run.best_metric, of equal ones the latest."""
         metric = self.config.get("run.best_metric", "top1")
         rated = [line for line in reversed(self.of_kind("val")) if line.get(metric) is not None]
-        return (min if metric == "loss" else max)(rated, key=lambda line: line[metric]) if rated else None
+        # Of a metric that this code does not know nobody can say which way is better.
+        if not rated or metric not in BEST_METRICS:
+            return None
+        return (min if BEST_METRICS[metric] else max)(rated, key=lambda line: line[metric])
 
     def full_config(self) -> ConfigDict:
         """The configuration as an object, without keys that there are no more."""

@@ -54,6 +54,9 @@ PLACES = ("data.dir", "transfer.weights")
 # What decides when a run ends, and may differ where that is asked for.
 LENGTH = ("run.epochs", "run.steps", "run.early_stopping")
 
+# What the best checkpoint may be chosen by, figures of metrics.summarise: whether less of it is better.
+BEST_METRICS = {"top1": False, "balanced_accuracy": False, "loss": True}
+
 # Epochs, counted in fractions: above 0, and no more than arithmetic on steps can bear.
 POSITIVE, MOST_EPOCHS = ("run.epochs", "run.eval_every", "run.checkpoint_every"), 1e9
 
@@ -68,7 +71,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "transfer.bn": NORM_MODES,
     "run.dtype": ("float32", "bfloat16"),
     "run.remat": ("none", "block", "stage"),
-    "run.best_metric": ("top1", "balanced_accuracy", "loss"),
+    "run.best_metric": tuple(BEST_METRICS),
 }
 
 

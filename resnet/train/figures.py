@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from input_pipeline.errors import InputError, printable
+from resnet.train.configuration import BEST_METRICS
 from resnet.train.writers import METRICS_FILE, read_metrics
 
 CURVES_FILE = "curves.png"
@@ -31,7 +32,7 @@ def write_curves(workdir: str | os.PathLike[str], best_metric: str = "top1") -> 
 
     Against the epoch: 'loss' and 'top1' (0..1) of the lines of kind train and val, and 'learning_rate' of train.
     Training curves of many points are shown as they are, faintly, under their running mean. Marked is the validation
-    that was best by `best_metric`, of equal ones the latest; lower is better for 'loss' only. Values that are null are
+    that was best by `best_metric`, of equal ones the latest (configuration.BEST_METRICS). Values that are null are
     left out. Raises InputError if there is no metrics.jsonl or nothing of these in it.
     """
     records = [record for record in read_metrics(workdir) if record.get("kind") in ("train", "val")]
@@ -107,7 +108,7 @@ def _confusion(confusion: Any, class_names: Sequence[str], dpi: int) -> Figure:
 def _best(records: list[dict[str, Any]], metric: str) -> dict[str, Any] | None:
     """The last of the validation records with the best value of `metric`; None if none has one."""
     rated = [record for record in reversed(records) if record["kind"] == "val" and record.get(metric) is not None]
-    choose = min if metric == "loss" else max
+    choose = min if BEST_METRICS.get(metric) else max
     return choose(rated, key=lambda record: record[metric]) if rated else None
 
 

@@ -220,14 +220,15 @@ class Run(Stepping):
                     summary = self.predict("val", state).summary
                 except Interrupted:
                     return state, False
-            value = float(summary[self.config.run.best_metric])
-            best = self.note(step, value)
+            metric = self.config.run.best_metric
+            value = summary.get(metric)
+            best = self.note(step, math.nan if value is None else float(value))
             brief = {name: value for name, value in summary.items() if name not in LARGE}
             self.writer.write(step, self.plan.epoch(step), "val", brief)
             if best and "confusion" in summary:
                 # Not of every evaluation: of hundreds the event files would grow by megabytes.
                 self.writer.show(step, "val/confusion", confusion_pixels(summary["confusion"], self.source.class_names))
-            self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best))
+            self.bar.write(screen.evaluation(step, self.plan.epoch(step), "val", summary, best, metric))
         self.progress.evaluated_step = step
         with self.wait.paused(), self.bar.paused():
             self.save(step, state)

@@ -8,6 +8,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.errors import SpecError
 from resnet.model.spec import ResNetSpec
 from resnet.train import stored_meta
+from resnet.train.losses import OUTPUTS
 
 FORMAT = 1
 
@@ -36,8 +37,24 @@ class Meta:
         """The loss that it was trained with, one of losses.LOSSES; converted weights count as trained with softmax.
 
         So timm has it, whose weights of "ResNet strikes back" were trained with sigmoids: it gives their softmax.
+        Raises InputError as `check_loss` does.
         """
-        return "sigmoid" if self.config.get("optim.loss") == "sigmoid" else "softmax"
+        self.check_loss()
+        return str(self.config.get("optim.loss", "softmax"))
+
+    @property
+    def outputs(self) -> str:
+        """What its probabilities are by that loss: 'softmax', or 'sigmoid', each class' own. Raises as `loss` does."""
+        return OUTPUTS[self.loss]
+
+    def check_loss(self) -> None:
+        """Raise InputError for a loss that this code does not know: what its logits mean is not known either."""
+        kind = self.config.get("optim.loss", "softmax")
+        if kind not in OUTPUTS:
+            raise InputError(
+                f"the checkpoint was trained with config.optim.loss={printable(str(kind)[:40])!r}, which "
+                "resnet/train/losses.py does not know; use the code that trained it"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` is the inverse."""

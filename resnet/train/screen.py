@@ -141,13 +141,17 @@ def entered(stage: Stage, plan: Plan) -> str:
     return f"step {stage.start}  epoch {plan.epoch(stage.start):.1f}  from here on learn {', '.join(blocks)}"
 
 
-def evaluation(step: int, epoch: float, split: str, summary: dict[str, Any], best: bool) -> str:
-    """One evaluation in one line; the best so far is marked."""
+def evaluation(
+    step: int, epoch: float, split: str, summary: dict[str, Any], best: bool, best_metric: str = "top1"
+) -> str:
+    """One evaluation in one line, with what 'best' goes by; the best so far is marked."""
     top5 = f"  top-5 {summary['top5']:.2%}" if "top5" in summary else ""
     mark = "  (best so far)" if best else ""
-    return (
-        f"step {step}  epoch {epoch:.1f}  {split} top-1 {summary['top1']:.2%}{top5}  loss {summary['loss']:.4f}{mark}"
-    )
+    chosen_by = ""
+    if best_metric not in ("top1", "loss") and summary.get(best_metric) is not None:
+        chosen_by = f"  {best_metric} {summary[best_metric]:.4f}"
+    figures = f"top-1 {summary['top1']:.2%}{top5}  loss {summary['loss']:.4f}{chosen_by}"
+    return f"step {step}  epoch {epoch:.1f}  {split} {figures}{mark}"
 
 
 def figures(outcome: Outcome) -> str:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from input_pipeline.sources import Source
 from input_pipeline.stream import train_batches
 from resnet.train import diagnosis, hosts, parallel, peers, screen
+from resnet.train.configuration import BEST_METRICS
 from resnet.train.dispatch import Dispatch, loops_pay, next_dispatch, repeat
 from resnet.train.feeding import Kept
 from resnet.train.freezing import Stage, joined_state
@@ -57,8 +58,7 @@ class Stepping:
         self.reset = parallel.compile_placed(reset_sums, mesh, donate_argnums=0)
         # Of several processes one traces; they do the same.
         self.profiler = Profiler(config.run.profile if hosts.primary() else "", workdir / TENSORBOARD_FOLDER)
-        # 'loss' is better when lower.
-        self.sign = -1 if config.run.best_metric == "loss" else 1
+        self.sign = -1 if BEST_METRICS[config.run.best_metric] else 1
         self.threads = config.data.threads or None
         self.feed: Iterator[dict[str, jax.Array]] | None = None
         # Images on the devices, where the feed is resident; put there before the first batch.

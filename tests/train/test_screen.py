@@ -36,6 +36,15 @@ def test_a_rate_that_stays_is_told_and_one_that_drops_once_is_not():
     assert notes({"run.steps": 6}) == []
 
 
+def test_the_figure_that_chooses_the_best_is_shown():
+    summary = {"top1": 0.5, "loss": 1.0, "balanced_accuracy": 0.25}
+    line = "step 3  epoch 1.0  val top-1 50.00%  loss 1.0000"
+    assert screen.evaluation(3, 1.0, "val", summary, False) == line
+    assert screen.evaluation(3, 1.0, "val", summary, True, "loss") == f"{line}  (best so far)"
+    balanced = screen.evaluation(3, 1.0, "val", summary, True, "balanced_accuracy")
+    assert balanced == f"{line}  balanced_accuracy 0.2500  (best so far)"
+
+
 def can_stop_early(patience: int, every: int, total: int) -> bool:
     """Whether evaluations that grow ever worse end a run before its last step."""
     config = SimpleNamespace(run=SimpleNamespace(early_stopping=patience))
