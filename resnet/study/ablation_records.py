@@ -29,7 +29,8 @@ class Curves:
 
     train_*: means since the line before, over the augmented training images. test_*: over the test split. diverged: the
     step by which a seed had too many non-finite steps in a row. seconds: of training alone, without compilation and
-    evaluation, over `images` images of all seeds. start: the diagnosis before step 0.
+    evaluation, over `images` images of all seeds. start: the diagnosis before step 0. code: train.code.code of what
+    trained it, one after the other where it went on with another; empty of records of November 2026 and before.
     """
 
     train_step: list[int] = dataclasses.field(default_factory=list)
@@ -42,6 +43,7 @@ class Curves:
     seconds: float = 0.0
     images: int = 0
     start: Diagnosis = dataclasses.field(default_factory=dict)
+    code: list[str] = dataclasses.field(default_factory=list)
 
     def well(self, values: list[float | None]) -> list[float | None]:
         """Of one value a seed those of the seeds that did not diverge; means and ranges are over these."""

@@ -31,6 +31,7 @@ from resnet.study.ablation_records import (
     identity_of,
 )
 from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.train.code import code
 from resnet.train.dispatch import Dispatch, next_dispatch
 from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
@@ -116,12 +117,16 @@ class VariantRun:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def begin(self) -> tuple[int, TrainState]:
-        """(step, states) to start from: the newest checkpoint's or fresh ones."""
+        """(step, states) to start from: the newest checkpoint's or fresh ones; what code goes on is noted."""
         size = self.variant.config.data.image_size
         newest = self.checkpoints.latest_step()
         if newest is None:
+            self.curves.code = [code()]
             return 0, jax.device_put(program.first_states(self.plan, self.study.seeds, size), self.data.device)
         state = self.restore(newest)
+        if newest < self.plan.total_steps and self.curves.code[-1:] not in ([], [code()]):
+            print(f"{self.variant.name}: the code is not that of the {newest:,} steps done; table.md will say so.")
+            self.curves.code.append(code())
         print(f"{self.variant.name}: going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
 

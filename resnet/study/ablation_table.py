@@ -78,9 +78,10 @@ def setting(study: Study, records: Records) -> str:
     what = ", ".join(sorted({record.device for record in records.values()})) or "no device yet"
     steps = f"{config.run.steps:,} steps" if config.run.steps else f"{config.run.epochs:g} epochs"
     seeds = ", ".join(map(str, study.seeds))
+    rules = dict.fromkeys(f"{one.config.optim.name} {one.config.optim.schedule}" for one in study.variants)
     return (
-        f"{steps} of {config.data.batch_size} images at {config.data.image_size} px, {config.optim.name} "
-        f"{config.optim.schedule}, {config.run.dtype}; seeds {seeds}, trained together; {what}."
+        f"{steps} of {config.data.batch_size} images at {config.data.image_size} px, {' or '.join(rules)}, "
+        f"{config.run.dtype}; seeds {seeds}, trained together; {what}."
     )
 
 
@@ -144,6 +145,7 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         "best evaluation, which flatters, because the test split chose it.",
         *how_compared(study, records),
         *losses_note(study, records),
+        *code_note(records),
         "Images/s: training images of all seeds together, without compilation and evaluation.",
     ]
     lines += [f"[{number}] {on_a_line(source)}" for number, source in enumerate(sources, start=1)]
@@ -164,6 +166,21 @@ def losses_note(study: Study, records: Records) -> list[str]:
     return [
         "The variants minimise different losses, which cannot be compared (in curves.png and variants/NAME.json), "
         f"nor can the norms of their gradients below; errors can. {of}."
+    ]
+
+
+def code_note(records: Records) -> list[str]:
+    """That not all variants were trained by the same code, where that is so: a difference may be the code's."""
+    of: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if record.curves.code:
+            of.setdefault(", then ".join(record.curves.code), []).append(name)
+    if len(of) < 2 and not any(", " in each for each in of):
+        return []
+    told = "; ".join(f"{each}: {', '.join(names)}" for each, names in of.items())
+    return [
+        "**Not all of it was trained by the same code**, so that a difference may be the code's and not the variant's; "
+        f"delete the variants/NAME.json of what is to be trained anew. By the number of the code: {told}."
     ]
 
 

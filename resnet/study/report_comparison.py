@@ -12,6 +12,7 @@ from resnet.study.report_speed import speed_of
 from resnet.study.report_tables import not_finite
 from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
+from resnet.train.code import changed
 from resnet.train.metrics import wilson_interval
 
 # What training is measured against, besides the labels; test and validation know none of these.
@@ -24,6 +25,8 @@ def comparison(runs: list[RunRecord]) -> str:
     labels = [report_figures.label(name) for name in names]
     script, places = report_figures.embedded(report_figures.curves(runs, labels))
     shown = {run.config["optim.loss"] for run in runs}
+    known = [name for name in report_tables.LOSS_NAMES if name in shown]
+    kinds = [*known, *sorted(shown.difference(known))]
     context = {
         "title": f"{len(runs)} runs compared",
         "names": names,
@@ -38,10 +41,11 @@ def comparison(runs: list[RunRecord]) -> str:
         ],
         "not_finite": [(name, told) for run, name in zip(runs, names, strict=True) if (told := not_finite(run))],
         "other_targets": other_targets(runs),
-        "losses": [(name, meaning) for name, meaning in report_tables.LOSS_NAMES.items() if name in shown],
+        "losses": [(name, report_tables.loss_name(name)) for name in kinds],
         "differing": differing(runs),
         "repeats": repeats(runs, names),
         "other_data": other_data(runs),
+        "other_sources": other_sources(runs),
     }
     return render("comparison.html", context, figure_script=script)
 
@@ -72,6 +76,14 @@ def run_names(runs: list[RunRecord]) -> list[str]:
 def other_targets(runs: list[RunRecord]) -> list[str]:
     """The keys that make training losses of one kind incomparable and on which the runs differ."""
     return [key for key in TARGET_KEYS if len({str(run.config.get(key)) for run in runs}) > 1]
+
+
+def other_sources(runs: list[RunRecord]) -> list[str]:
+    """The files of the code that are not the same in all runs; none where a run has not noted its own."""
+    noted = [each for run in runs if isinstance(each := run.provenance.get("sources"), list)]
+    if len(noted) < len(runs):
+        return []
+    return sorted({printable(file) for each in noted[1:] for file in changed(noted[0], each)})
 
 
 def row(run: RunRecord, key: report_figures.Key, first: RunRecord | None) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def page(run: RunRecord, *, data_dir: str = "", doctor: bool = False) -> str:
         "thins": report_figures.thins([run]),
         "star": report_figures.MARK,
         "not_finite": report_tables.not_finite(run),
-        "loss": report_tables.LOSS_NAMES.get(run.config["optim.loss"], run.config["optim.loss"]),
+        "loss": report_tables.loss_name(run.config["optim.loss"]),
         "result": result(run),
         "classes": class_section(run),
         "pictures": pictures,
@@ -242,5 +242,6 @@ def reproduction(run: RunRecord) -> dict[str, Any]:
         "command": f"./run.sh python {printable(str(run.provenance.get('command', '')))}",
         "revision": printable(str(revision).removesuffix("+changes")),
         "changed": str(revision).endswith("+changes"),
+        "new_code": [entry.get("after_step") for entry in run.provenance.get("new_code", [])],
         "report": f"./run.sh python -m resnet.study.report {shell_word(str(run.folder))}",
     }

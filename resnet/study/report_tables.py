@@ -17,6 +17,11 @@ LONGEST_NAME = 80
 LOSS_NAMES = {"softmax": "cross-entropy in nats", "sigmoid": "binary cross-entropy in nats, mean over the classes"}
 
 
+def loss_name(kind: str) -> str:
+    """What a figure called loss is; of a loss of somebody's own its name in the configuration."""
+    return LOSS_NAMES.get(kind, printable(kind))
+
+
 @dataclasses.dataclass(frozen=True)
 class ClassRow:
     """One class of the test split; None where a figure has no meaning (nothing was said, or is, of the class)."""

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from input_pipeline.sources import Source
 from resnet.model.network import initialise
 from resnet.train import parallel
+from resnet.train.code import sources
 from resnet.train.plan import Plan
 from resnet.train.pretrained import Pretrained, adopt
 from resnet.train.provenance import provenance
@@ -21,7 +22,7 @@ from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE, write_json
 def start_directory(workdir: Path, flat: dict[str, Any], source: Source, pretrained: Pretrained | None) -> None:
     """Write what the directory of a new run says of it."""
     weights = {"weights": {"source": pretrained.source, "sha256": pretrained.digest}} if pretrained else {}
-    write_json(workdir / PROVENANCE, provenance(source) | weights)
+    write_json(workdir / PROVENANCE, provenance(source) | weights | {"sources": list(sources())})
     write_json(workdir / CLASSES, list(source.class_names))
     # Last: a folder with a configuration in it is a run, one without may be a beginning that was cut short.
     write_json(workdir / CONFIG, flat)

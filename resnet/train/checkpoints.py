@@ -23,7 +23,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
 from resnet.out_of_memory import out_of_memory
-from resnet.train import hosts, integrity, stored_meta
+from resnet.train import hosts, integrity, stored_meta, structure
 from resnet.train.meta import Meta, Progress, check_progress
 from resnet.train.state import TrainState, Variables
 
@@ -134,7 +134,8 @@ class Checkpoints:
 
         shardings: a tree of shardings like `like`, or one for all. progress: the dataclass that meta.progress is of.
 
-        Raises Damaged when the step's folder is gone or not what was written, InputError when it cannot be read.
+        Raises Damaged when the step's folder is gone or not what was written, InputError when it cannot be read or has
+        a state of another structure.
         """
         if why := self.fault(step):
             raise Damaged(f"{self.place(step)}: the checkpoint is damaged ({why})")
@@ -154,6 +155,13 @@ class Checkpoints:
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             if out_of_memory(error):
                 raise
+            stored = {"variables": variables, "training": training}
+            if told := structure.difference(self._root / str(step), stored):
+                # Those before it are alike: moved away one by one, all would be lost.
+                raise InputError(
+                    f"{self.place(step)}: the checkpoint is of another network or optimizer than this code makes "
+                    f"({told}); go on with the code that wrote it, or give --workdir a new folder"
+                ) from error
             raise InputError(
                 f"{self.place(step)}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
                 "go on from the checkpoint before it"

@@ -1,4 +1,4 @@
-"""A run that goes on: the same data and weights, wherever they lie now, and a length that may be another one."""
+"""A run that goes on: the same data and weights, wherever they lie now, and a length and code that may be others."""
 
 import json
 from pathlib import Path
@@ -10,6 +10,7 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet.train import integrity
 from resnet.train.checkpoints import FOLDER
+from resnet.train.code import gone_on_with
 from resnet.train.configuration import LENGTH, PLACES, differences, flatten, steps_of
 from resnet.train.plan import Plan, schedule_settings
 from resnet.train.pretrained import Pretrained
@@ -18,24 +19,29 @@ from resnet.train.workdir import CONFIG, PROVENANCE, read_config, write_json
 
 
 def go_on(config: ConfigDict, workdir: Path, source: Source, plan: Plan) -> list[str]:
-    """Write down where the data and weights of a begun run lie now and how long it is; lines to print of its length.
+    """Write down where the data and weights of a begun run lie now, how long it is and what code goes on with it; lines
+    to print of its length and its code.
 
-    A length that changes is noted in provenance.json, with the steps that were done by then. Raises InputError, before
-    anything is written, for other data or weights than the run began with and for fewer steps than it has done.
+    A length or code that changes is noted in provenance.json, with the steps that were done by then. Raises InputError,
+    before anything is written, for other data or weights than the run began with and for fewer steps than it has done.
     """
     before, now = read_config(workdir), dict(flatten(config))
     provenance = read_provenance(workdir)
     check_same(workdir, provenance, source, plan.pretrained)
     changes = differences(before, now, now.keys() - set(LENGTH))
-    lines = []
+    done = max(integrity.step_numbers(workdir / FOLDER), default=0)
+    noted, lines = provenance, []
     if changes:
-        done = max(integrity.step_numbers(workdir / FOLDER), default=0)
         check_done(config, workdir, done, plan)
         earlier = [entry for entry in provenance.get("new_lengths", []) if entry.get("after_step") != done]
-        provenance["new_lengths"] = [*earlier, {"after_step": done, "changes": changes}]
-        # Before the configuration: a run whose length is new says since when.
-        write_json(workdir / PROVENANCE, provenance)
+        noted = noted | {"new_lengths": [*earlier, {"after_step": done, "changes": changes}]}
         lines = described(config, before, done, plan)
+    if done < plan.total_steps:
+        noted, told = gone_on_with(noted, done)
+        lines += told
+    if noted != provenance:
+        # Before the configuration: a run whose length is new says since when.
+        write_json(workdir / PROVENANCE, noted)
     after = before | {key: now[key] for key in (*LENGTH, *PLACES)}
     if after != before:
         write_json(workdir / CONFIG, after)

@@ -29,7 +29,7 @@ def provenance(source: Source) -> dict[str, Any]:
         "command": shell_words(sys.argv),
         "revision": revision(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := installed(name))},
+        "versions": versions(),
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "processes": jax.process_count(),
@@ -80,6 +80,11 @@ def revision(*, but_for: Sequence[str] = ()) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+changes" if changed else "")
+
+
+def versions() -> dict[str, str]:
+    """Package -> version, of those of PACKAGES that are installed."""
+    return {name: version for name in PACKAGES if (version := installed(name))}
 
 
 def installed(package: str) -> str | None:

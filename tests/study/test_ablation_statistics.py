@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from configs.ablations.study import study as recipe_of
+from configs.default import get_config as default_config
 from resnet.study import ablation_curves
 from resnet.study.ablation_config import Published, read_study
 from resnet.study.ablation_curves import FILE, write_curves
@@ -55,6 +57,21 @@ def test_last_best_mean_and_deviation():
     assert own.best_mean == pytest.approx(40 / 3)
     assert own.difference is None
     assert own.interval is None
+
+
+def test_variants_of_two_codes_are_told_apart():
+    """By none that noted no code: it came in November 2026."""
+    base = default_config()
+    base.data.crop = "pad"
+    study = read_study(recipe_of(base, {"resnet20": {}, "plain20": {"optim": {"name": "lamb"}}}, baseline="resnet20"))
+    records = {"resnet20": dataclasses.replace(BASE, curves=dataclasses.replace(BASE.curves, code=["a1"]))}
+    words = "Not all of it was trained by the same code"
+    for of_plain, told in ([], None), (["a1"], None), (["b2"], "b2: plain20"), (["a1", "b2"], "a1, then b2: plain20"):
+        curves = dataclasses.replace(OTHER.curves, code=of_plain)
+        table = markdown("t", study, {**records, "plain20": dataclasses.replace(OTHER, curves=curves)})
+        assert (words in table) == (told is not None)
+        assert told is None or f"By the number of the code: a1: resnet20; {told}." in table
+    assert "sgd cosine or lamb cosine, float32" in table
 
 
 def test_differences_are_paired_by_seed():

@@ -35,6 +35,24 @@ def test_runs_of_two_losses_are_marked_and_those_of_one_are_not(tmp_path):
     assert warning not in comparison([softmax, a_run(tmp_path, "three")])
 
 
+def test_a_loss_that_is_not_known_is_told_by_its_name(tmp_path):
+    softmax, own = a_run(tmp_path, "one"), a_run(tmp_path, "two", **{"optim.loss": "focal"})
+    assert "different losses, whose values cannot be compared" in comparison([softmax, own])
+    assert "Loss: focal." in comparison([own, own])
+
+
+def test_runs_of_different_code_name_its_files(tmp_path):
+    one, two = a_run(tmp_path, "one"), a_run(tmp_path, "two")
+    one.provenance["sources"] = ["resnet/train/losses.py 1", "resnet/train/steps.py 1"]
+    words = "These runs are of different code: <code>resnet/train/losses.py</code>."
+    assert words not in comparison([one, two])
+    two.provenance["sources"] = ["resnet/train/losses.py 2", "resnet/train/steps.py 1"]
+    assert words in comparison([one, two])
+    assert "went on with other code" not in page(one)
+    one.provenance["new_code"] = [{"after_step": 5, "files": ["resnet/train/losses.py"]}]
+    assert "<b>but it went on with other code</b> after step 5" in page(one)
+
+
 def test_a_spike_and_a_gap_outlive_thinning(tmp_path):
     losses: list[float | None] = [1.0] * 10_000
     losses[4_321], losses[7_000] = 99.0, None

@@ -6,11 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import optax
 import pytest
 
 from input_pipeline.errors import InputError
 from resnet.study.run_record import read_run
-from resnet.train import loop
+from resnet.train import code, loop, optimizer
 from resnet.train.continuing import check_same
 from resnet.train.writers import read_metrics
 from tests.tiny import tiny_config, tiny_data
@@ -132,6 +133,58 @@ def test_a_run_that_stopped_early_says_so_and_can_be_let_on(data, tmp_path, caps
     config.run.early_stopping = 0
     assert loop.train(config, tmp_path / "run", new_length=True) == 0
     assert read_run(tmp_path / "run").last_step == 12
+
+
+def test_a_run_that_goes_on_with_other_code_says_so(data, ended, monkeypatch, capsys):
+    """Also where nothing was committed: the revision is the same then."""
+    name, before = "resnet/train/losses.py", (ended / "provenance.json").read_bytes()
+    others = tuple(line if not line.startswith(name) else f"{name} 0123456789abcdef" for line in code.sources())
+    monkeypatch.setattr(code, "sources", lambda: others)
+    assert loop.train(of_length(data, 4), ended) == 0
+    assert (ended / "provenance.json").read_bytes() == before
+    capsys.readouterr()
+    assert loop.train(of_length(data, 5), ended, new_length=True) == 0
+    assert f"the code is not that of step 4, the last one done: {name}. What is done" in capsys.readouterr().out
+    (entry,) = read_run(ended).provenance["new_code"]
+    assert (entry["after_step"], entry["files"], entry["moved"]) == (4, [name], [])
+
+
+def test_an_optimizer_of_another_state_is_told_and_no_checkpoint_is_to_be_moved_away(data, ended, monkeypatch):
+    """As it was told of damage, each of them would have been moved in turn."""
+    made = optimizer._rule
+    monkeypatch.setattr(optimizer, "_rule", lambda *given: [optax.scale_by_adam(), *made(*given)[1:]])
+    words = (
+        r"checkpoints/4: .* another network or optimizer .*\(opt_state\.1\.count is absent in it and of shape \(\) here"
+    )
+    with pytest.raises(InputError, match=words) as refused:
+        loop.train(of_length(data, 5), ended, new_length=True)
+    assert "move" not in str(refused.value)
+
+
+def test_what_is_noted_of_code_and_packages(monkeypatch):
+    mine = code.sources()
+    assert "resnet/train/code.py" in {line.split()[0] for line in mine}
+    begun = {"sources": list(mine), "versions": code.versions(), "revision": "begun"}
+    assert code.gone_on_with(begun, 7) == (begun, [])
+    # Of a version that noted none.
+    assert code.gone_on_with({"revision": "old"}, 7) == ({"revision": "old"}, [])
+    monkeypatch.setattr(code, "sources", lambda: ("a 1", "b 1"))
+    monkeypatch.setattr(code, "versions", lambda: {**begun["versions"], "jax": "0.0.1"})
+    fresh, lines = code.gone_on_with(begun, 0)
+    assert (fresh["sources"], fresh["revision"] != "begun", lines) == (["a 1", "b 1"], True, [])
+    later, (line,) = code.gone_on_with(begun, 7)
+    assert {key: later[key] for key in begun} == begun
+    assert f", {len(mine) + 2 - 4} more, jax {begun['versions']['jax']} -> 0.0.1. What is done" in line
+    damaged = begun | {"new_code": [{"after_step": 1}]}
+    assert code.gone_on_with(damaged, 7) == (damaged, [])
+    assert code.gone_on_with(later, 9) == (later, [])
+    # Back to the first code: before a step of the other was done there is nothing to tell, behind one there is.
+    monkeypatch.setattr(code, "sources", lambda: mine)
+    monkeypatch.setattr(code, "versions", lambda: begun["versions"])
+    assert code.gone_on_with(later, 7) == (begun, [])
+    again, (line,) = code.gone_on_with(later, 9)
+    assert "not that of step 9" in line
+    assert [entry["after_step"] for entry in again["new_code"]] == [7, 9]
 
 
 def test_data_may_move_but_not_change(tmp_path):
