@@ -209,7 +209,7 @@ def test_an_optimizer_reads_the_numbers_that_are_said_to_be_read(name: str) -> N
     """And no others: READ_BY_OPTIMIZERS refuses those that would do nothing, and may refuse none that acts."""
     others = {"momentum": 0.5, "nesterov": True, "beta1": 0.5, "beta2": 0.6, "epsilon": 0.5, "trust_coefficient": 0.5}
     assert others.keys() == READ_BY_OPTIMIZERS.keys()
-    plain = OptimizerSettings(name, weight_decay=0.1)
+    plain = OptimizerSettings(name, beta2=0.9, weight_decay=0.1)
     found = {}
     for key, value in {**others, "weight_decay": 0.3}.items():
         same = jax.tree.map(np.array_equal, moved(plain), moved(dataclasses.replace(plain, **{key: value})))
@@ -219,11 +219,11 @@ def test_an_optimizer_reads_the_numbers_that_are_said_to_be_read(name: str) -> N
 
 
 def moved(settings: OptimizerSettings, shape: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Params:
-    """The second update, of parameters and gradients in another shape."""
+    """The fourth update, of parameters and gradients in another shape."""
     optimizer = make_optimizer(settings, rate)
     params = jax.tree.map(lambda leaf: jnp.asarray(shape(leaf)), parameters())
     state = optimizer.init(params)
-    for step in range(2):
+    for step in range(4):
         updates, state = optimizer.update(jax.tree.map(shape, gradients(step)), state, params)
     return updates
 
