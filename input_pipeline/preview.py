@@ -5,6 +5,7 @@
 The very batch that a run of this recipe trains on at that step: order, crops and every draw are functions of the seed.
 """
 
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -124,13 +125,21 @@ def describe(config: ConfigDict, which: str, *, plain: bool) -> str:
         parts.append(f"crop {data.crop}{more.get(data.crop, '')}")
         parts += [f"flip {data.flip}"] if data.flip != "none" else []
         parts += [_operations(data)] if data.auto_augment != "none" else []
-        for name in ("brightness", "contrast", "saturation", "hue", "erasing", "mixup", "cutmix"):
-            parts += [f"{name} {data[name]:g}"] if data[name] else []
+        parts += [f"{name} {data[name]:g}" for name in _kinds() if data[name]]
     smoothing = config.optim.label_smoothing
     parts += [f"label smoothing {smoothing:g}"] if smoothing and not plain else []
     own = " (or the weights' own)" if data.contract == "auto" and config.transfer.mode != "scratch" else ""
     parts.append(f"contract {USUAL_CONTRACT if data.contract == 'auto' else data.contract}{own}")
     return "; ".join(parts)
+
+
+def _kinds() -> list[str]:
+    """The kinds of augmentation whose strength is a number of config.data, a reader's own too, as they are declared."""
+    # Here, not above: that file imports jax.
+    from input_pipeline.augment import Augmentation
+
+    own = [name for name in Augmentation.__annotations__ if name != "label_smoothing"]
+    return [field.name for field in dataclasses.fields(Augmentation) if field.name in own and field.type is float]
 
 
 def _operations(data: ConfigDict) -> str:

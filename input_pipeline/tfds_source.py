@@ -35,8 +35,7 @@ def find_examples(name: str, data_dir: str = "", exclude: tuple[str, ...] = ()) 
         ) from error
     except (ValueError, TypeError, AssertionError) as error:
         raise InputError(f"config.data.source={printable(where)!r}: {_one_line(error)}") from error
-    remedy = f"prepare it with: tfds build {shell_word(name)} --file_format=array_record"
-    remedy += f" --data_dir={shell_word(folder)}" if folder else ""
+    remedy = f"prepare it with: ./run.sh python -c {_preparing(name, folder)}"
     if not builder.is_prepared():
         raise InputError(f"{printable(where)}: not prepared under {printable(str(builder.data_dir))}; {remedy}")
     image_key, label_key = _keys(tfds, builder, where)
@@ -44,11 +43,21 @@ def find_examples(name: str, data_dir: str = "", exclude: tuple[str, ...] = ()) 
         sources = _open_splits(tfds, builder, image_key, label_key)
     except NotImplementedError as error:
         raise InputError(
-            f"{printable(where)}: prepared in a format without random access; {remedy} --overwrite"
+            f"{printable(where)}: prepared in a format without random access; remove "
+            f"{printable(str(builder.data_dir))}, and {remedy}"
         ) from error
     if "train" not in sources:
         raise InputError(f"{printable(where)}: has no train split with labels")
     return _listing(where, builder, sources, (image_key, label_key), exclude)
+
+
+def _preparing(name: str, folder: str | None) -> str:
+    """The program that prepares a dataset, quoted for a shell. Not `tfds build`: it imports apache_beam, which is not
+    among our packages."""
+    place = f", data_dir={folder!r}" if folder else ""
+    builder = f"tfds.builder({name!r}{place}, file_format='array_record')"
+    program = f"import tensorflow_datasets as tfds; {builder}.download_and_prepare()"
+    return shell_word(program) if set(program) & set('"$`\\!') else f'"{program}"'
 
 
 def _one_line(error: BaseException) -> str:

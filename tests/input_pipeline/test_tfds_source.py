@@ -1,8 +1,13 @@
 """On a tiny dataset that tfds itself writes to disk: its mock of data sources knows neither splits nor files."""
 
 import io
+import re
+import shlex
+import sys
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -97,8 +102,24 @@ def test_what_tfds_does_not_know_is_named(tmp_path):
 
 
 def test_the_command_that_prepares_a_dataset_is_said(tmp_path):
-    with pytest.raises(InputError, match="tfds build tf_flowers --file_format=array_record --data_dir="):
+    """One that runs here, as it is typed: tfds' own command wants a package that we do not have."""
+    with pytest.raises(InputError, match=r"prepare it with: \./run\.sh python -c ") as refused:
         find_examples("tf_flowers", str(tmp_path))
+    (program,) = shlex.split(str(refused.value).partition("python -c ")[2])
+    asked = {}
+    tfds_seen = types.SimpleNamespace(builder=lambda name, **how: asked.update(name=name, **how) or mock.Mock())
+    with mock.patch.dict(sys.modules, tensorflow_datasets=tfds_seen):
+        exec(program, {})
+    assert asked == {"name": "tf_flowers", "data_dir": str(tmp_path), "file_format": "array_record"}
+
+
+def test_a_format_without_random_access_says_what_to_remove(tmp_path):
+    _Pictures(data_dir=tmp_path).download_and_prepare()
+    folder = tmp_path / "tiny_pictures" / "1.0.0"
+    with pytest.raises(
+        InputError, match=rf"without random access; remove {re.escape(str(folder))}, and prepare it with: "
+    ):
+        find_examples("tiny_pictures", str(tmp_path))
 
 
 def test_what_is_no_image_classification_is_refused(tmp_path):
