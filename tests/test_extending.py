@@ -6,6 +6,7 @@ import os
 import types
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from resnet.study import evaluate
 from resnet.study.inference import load_model
 from resnet.study.run_record import read_run
 from resnet.train import configuration, evaluation, loop, losses, metrics, optimizer, schedules, unread_keys
+from resnet.train.meta import Meta, OtherCode
 from resnet.train.predictions import read_predictions
 from resnet.train.writers import read_metrics
 from tests.commands import ROOT
@@ -158,6 +160,17 @@ def test_what_a_loop_of_ones_own_shows_runs(run, monkeypatch, capsys, tmp_path):
 def test_a_checkpoint_of_a_loss_that_is_not_known_is_refused(run, monkeypatch):
     monkeypatch.delitem(losses.OUTPUTS, "focal")
     with pytest.raises(InputError, match=r"trained with config\.optim\.loss='focal', which .* does not know"):
+        load_model(run[1])
+
+
+def test_a_checkpoint_of_a_field_that_is_not_known_is_no_damaged_one(run, monkeypatch):
+    """And no other step of its run is any better."""
+    stored = json.loads(json.dumps(load_model(run[1]).meta.to_json()))
+    stored["spec"]["attention"] = 4
+    with pytest.raises(OtherCode, match="its network has attention, which this code's ResNetSpec has not"):
+        Meta.from_json(stored)
+    monkeypatch.setattr(Meta, "from_json", Mock(side_effect=OtherCode("own words")))
+    with pytest.raises(InputError, match=r"checkpoints/\d+: own words$"):
         load_model(run[1])
 
 

@@ -24,7 +24,7 @@ from resnet.model.network import ResNet, initialise
 from resnet.model.spec import ResNetSpec
 from resnet.out_of_memory import out_of_memory
 from resnet.train import hosts, integrity, stored_meta, structure
-from resnet.train.meta import Meta, Progress, check_progress
+from resnet.train.meta import Meta, OtherCode, Progress, check_progress
 from resnet.train.state import TrainState, Variables
 
 FOLDER = "checkpoints"
@@ -249,6 +249,9 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
         meta = Meta.from_json(checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"])
         arguments = ocp.args.StandardRestore(abstract_variables(meta.spec))
         variables = checkpointer.restore(folder, ocp.args.Composite(variables=arguments))["variables"]
+    except OtherCode as error:
+        # Nor can another step's: all of a run are of one network.
+        raise InputError(f"{printable(str(folder))}: {error}") from error
     except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
         if out_of_memory(error):
             raise

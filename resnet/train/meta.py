@@ -13,6 +13,10 @@ from resnet.train.losses import OUTPUTS
 FORMAT = 1
 
 
+class OtherCode(InputError):
+    """A checkpoint of a network that this code does not know: whole, but not for this code."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """What a checkpoint says of itself.
@@ -64,12 +68,19 @@ class Meta:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> "Meta":
-        """The inverse of `to_json`. Raises InputError for another format and for anything that no `to_json` writes."""
+        """The inverse of `to_json`. Raises OtherCode for a network with a field that ResNetSpec has not, InputError for
+        another format and for anything that no `to_json` writes."""
         if not isinstance(stored, dict) or stored.get("format") != FORMAT:
             raise InputError(
                 "the checkpoint was written in another format than this version reads; use the version that wrote it"
             )
         fields = stored_meta.check({name: value for name, value in stored.items() if name != "format"})
+        own = sorted(fields["spec"].keys() - {field.name for field in dataclasses.fields(ResNetSpec)})
+        if own:
+            named = ", ".join(printable(name[:80]) for name in own[:3])
+            raise OtherCode(
+                f"its network has {named}, which this code's ResNetSpec has not; use the code that wrote it"
+            )
         try:
             spec = ResNetSpec(**fields["spec"] | {"stage_sizes": tuple(fields["spec"]["stage_sizes"])})
         except (TypeError, SpecError) as error:  # TypeError: a field that it has not.
