@@ -1,4 +1,4 @@
-"""What the processes of a run must have alike: configuration, data, weights, one folder, and the same checkpoint in it.
+"""What the processes of a run must have alike: configuration, code, data, weights, one folder, the same checkpoint.
 
 JAX asks for none of it. With other images on one host a run went on to its end, every example of that host the wrong
 one; with other programs the processes wait for each other for ever.
@@ -15,7 +15,7 @@ import jax
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
-from resnet.train import hosts
+from resnet.train import code, hosts
 from resnet.train.checkpoints import Checkpoints, Damaged
 from resnet.train.configuration import PLACES, differences, told
 from resnet.train.integrity import ABSENT
@@ -58,6 +58,7 @@ def check_alike(config: Mapping[str, Any], source: Source, pretrained: Pretraine
         # As JSON gives it back: with lists for tuples.
         "config": json.loads(json.dumps(dict(config))),
         "jax": jax.__version__,
+        "code": list(code.sources()),
         "images": {name: len(split) for name, split in source.splits.items()},
         "data": source.fingerprint,
         "weights": pretrained.digest if pretrained else "",
@@ -76,6 +77,9 @@ def difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         return f"{where} another configuration than process 0 (there -> here: {told(changed)})"
     if first["jax"] != here["jax"]:
         return f"{where} another version of JAX than process 0 (there -> here: {first['jax']} -> {here['jax']})"
+    if files := code.changed(first["code"], here["code"]):
+        more = f" and {len(files) - code.MOST_NAMED} more" if len(files) > code.MOST_NAMED else ""
+        return f"{where} other code than process 0: {printable(', '.join(files[: code.MOST_NAMED]))}{more}"
     place = printable(str(here["config"]["data.dir"]))
     if first["data"] != here["data"]:
         counts = "" if first["images"] == here["images"] else f" (there -> here: {first['images']} -> {here['images']})"

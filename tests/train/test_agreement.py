@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train import agreement, hosts
+from resnet.train import agreement, code, hosts
 from resnet.train.checkpoints import Damaged
 from resnet.train.configuration import flatten
 from resnet.train.loop import open_data
@@ -65,6 +65,19 @@ def test_what_differs_from_process_0_is_named(act_as, given):
     other = dataclasses.replace(source, splits=fewer, fingerprint="other")
     with pytest.raises(InputError, match=r"process 1 has other images, .*'val': \d+.* -> .*'val': 1\b"):
         agreement.check_alike(dict(flatten(config)), other, None)
+
+
+def test_other_code_than_process_0s_is_named(act_as, given, monkeypatch):
+    """It would compute another gradient, and all take the mean of both."""
+    config, source = given
+    act_as(0)
+    agreement.check_alike(dict(flatten(config)), source, None)
+    act_as(1)
+    name = "resnet/train/losses.py"
+    others = tuple(f"{name} 0" if line.startswith(name) else line for line in code.sources())
+    monkeypatch.setattr(code, "sources", lambda: others)
+    with pytest.raises(InputError, match=rf"process 1 has other code than process 0: {name}; give all"):
+        agreement.check_alike(dict(flatten(config)), source, None)
 
 
 def test_what_one_process_does_alone_is_refused_before_anything_is_written(act_as):
