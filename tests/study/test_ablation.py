@@ -260,7 +260,7 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
             "--config.variants.plan.model.width: no such variant; choose from resi",
         ),
         ("--config.baseline=none", "config.baseline='none' is no variant"),
-        ("--config.data.dir=absent.npz", "absent.npz: cannot be read"),
+        ("--config.data.dir=absent.npz", "absent.npz: no such file"),
         ("--config.data.image_size=9", "holds images of 8 px"),
         ("--config.data.batch_size=64", "variant residual: config.data.batch_size=64"),
         ("--max_seconds=-1", "max_seconds"),
