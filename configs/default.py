@@ -91,7 +91,7 @@ def data() -> ConfigDict:
     # An unreadable image: fail (named, before training) or skip (counted and listed).
     c.on_error = "fail"
     # Whether the doctor looks a folder over at the start (once per content, then recalled): leaks, copies, imbalance.
-    # Of a million images that is a second reading of all and most of an hour (docs/feeding.md).
+    # It looks at what is read anyway; comparing a million images takes most of an hour (docs/feeding.md).
     c.doctor = True
     # Leaves out of validation and test what also stands in an earlier split: byte for byte, and near copies where the
     # doctor looked. Without it both figures are told.

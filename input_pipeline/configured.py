@@ -11,8 +11,8 @@ from input_pipeline.crops import Crop
 from input_pipeline.sources import ARRAYS, Source, check_place, open_source
 
 
-def open_data(config: ConfigDict, *, progress: bool = True) -> Source:
-    """The dataset that config.data names, looked over once. progress: as for `open_source`.
+def open_data(config: ConfigDict, *, leading: bool = True) -> Source:
+    """The dataset that config.data names, looked over once. leading: as for `open_source`.
 
     A file of arrays has the splits that it has: nothing is held out, left out or looked over.
     Raises InputError for what the user can mend.
@@ -38,7 +38,7 @@ def open_data(config: ConfigDict, *, progress: bool = True) -> Source:
         doctor=data.doctor,
         drop_leaks=data.drop_leaks,
         keep_copies_together=data.keep_copies_together,
-        progress=progress,
+        leading=leading,
     )
 
 

@@ -22,7 +22,7 @@ from input_pipeline.sources import Split
 from input_pipeline.threaded import in_order
 
 # Part of every key: raise it when the decoder changes.
-VERSION = 2
+VERSION = 3
 
 
 def folder() -> Path:

@@ -83,6 +83,9 @@ class Doctor:
         """The report, with whatever is left to be read now."""
         if self.report is None:
             assert self._looking is not None
+            if self._looking.left():
+                # Another process may have looked at them while this one waited for its audit.
+                self._looking.recall()
             self.report, lasting = _examine(self._looking, self._strays, progress)
             self._looking = None
             if lasting:

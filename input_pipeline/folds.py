@@ -26,12 +26,19 @@ def check_folds(folds: int, fold: int) -> None:
 
 
 def take_fold(
-    train: Split, folds: int, fold: int, seed: int, class_names: tuple[str, ...], copies: list[tuple[str, ...]]
+    train: Split,
+    folds: int,
+    fold: int,
+    seed: int,
+    class_names: tuple[str, ...],
+    copies: list[tuple[str, ...]],
+    left: int = 1,
 ) -> dict[str, Split]:
     """`train` without its part number `fold` of `folds`, and that part as 'test'; both keep their order.
 
-    Each image is in the test split of exactly one fold. copies: groups of ids that stand in one fold together. Raises
-    InputError, whichever fold it is, where one of them would be empty or have all images of a class.
+    Each image is in the test split of exactly one fold. copies: groups of ids that stand in one fold together. left:
+    images of each class that every fold must leave. Raises InputError, whichever fold it is, where one of them would be
+    empty or leave fewer.
     """
     together = "config.data.keep_copies_together=True keeps them together; switch it off" if copies else "add images"
     empty = InputError(
@@ -42,11 +49,13 @@ def take_fold(
     parts = assign(train.labels, folds, rows_of(train, copies), seed=seed)
     counts = np.zeros((folds, len(class_names)), np.int64)
     np.add.at(counts, (parts, train.labels), 1)
-    whole = np.count_nonzero(counts, axis=0) == 1
-    if whole.any():
+    there = counts.sum(axis=0)
+    short = (there > 0) & (there - counts.max(axis=0) < left)
+    if short.any():
+        also = " and one for validation" if left > 1 else ""
         raise InputError(
-            f"class {printable(class_names[int(np.argmax(whole))])!r} has all its images in one of the "
-            f"{folds} parts of config.data.folds, which leaves none to learn from: {together}"
+            f"class {printable(class_names[int(np.argmax(short))])!r} has too few images outside of one of the {folds} "
+            f"parts of config.data.folds to leave one to learn from{also}: {together}"
         )
     if not counts.any(axis=1).all():
         raise empty

@@ -184,6 +184,7 @@ def audit(
     *,
     cache_dir: str | None = None,
     progress: bool = True,
+    told: bool = True,
     also: Callable[[int, bytes, int], object] | None = None,
 ) -> Audit:
     """Read, sniff and decode every example once, in threads, or recall what earlier audits found of the same files.
@@ -191,14 +192,15 @@ def audit(
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable, but for MissingPackage. cache_dir: default resnet-jax/audit under
     $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is
-    large (`bars`). also: called in threads with number, bytes and label of each example that is read.
+    large (`bars`). told: whether a line says that this process waits for another's audit. also: called in threads with
+    number, bytes and label of each example that is read.
     Raises InputError when the disk fails in a way that may pass, and does not for ten seconds, and MissingPackage as
     `decode` does.
     """
     verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
     rows = verdicts.whole()
     if rows is None:
-        with verdicts.turn(told=progress):
+        with verdicts.turn(told=progress and told):
             rows = verdicts.whole()
             if rows is None:
                 rows = _examined(listing, decode, verdicts, progress, also)

@@ -7,11 +7,14 @@ power cut leaves of one is another look, nothing else. 1.2 kB an image.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -56,6 +59,7 @@ class KeptLooks:
 
     def recall(self) -> Iterator[tuple[int, Look, np.ndarray, np.ndarray]]:
         """(i, look, grey, chroma) of each file i of the listing that is still as it was; see `fingerprints.Gallery`."""
+        self._used = []
         try:
             rows = self._rows = np.memmap(self._path, ROW, "r", shape=(self._path.stat().st_size // ROW.itemsize,))
         except (OSError, ValueError):  # ValueError: there is none yet, or it is empty.
@@ -94,6 +98,12 @@ class KeptLooks:
             except OSError:
                 self._refused = True
 
+    def flush(self) -> None:
+        """Let other processes see what was noted."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.flush()
+
     def close(self) -> None:
         """Let go of the file that `note` writes."""
         if self._file is not None:
@@ -108,9 +118,15 @@ class KeptLooks:
     def _open(self) -> IO[bytes]:
         """The file to append whole rows to, held by this process alone. Raises OSError where another one holds it."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        usage = shutil.disk_usage(self._path.parent)
+        # As much again is left to what others keep there: the audit's verdicts are worth more.
+        if usage.total and usage.free < 2 * len(self._listing.ids) * ROW.itemsize:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         file = self._held()
         rows = file.seek(0, os.SEEK_END) // ROW.itemsize
         if rows > 2 * len(self._listing.ids) + _STALE:
+            # Anew: another process may have added rows since.
+            deque(self.recall(), maxlen=0)
             file.close()
             with beside(self._path) as part:
                 part.write_bytes(self._rows[self._used].tobytes())

@@ -46,8 +46,12 @@ class Looking:
         self._labels = np.full(count, -1, np.int32)
         self._grey = np.zeros((count, SIDE, SIDE), np.uint8)
         self._chroma = np.zeros((count, 2, CHROMA_SIDE, CHROMA_SIDE), np.uint8)
+        self.recall()
+
+    def recall(self) -> None:
+        """Take what is kept by now of files that nobody has looked at yet: another process may have looked."""
         for i, seen, grey, chroma in self._kept.recall():
-            if seen.digest or not self._shared[i]:
+            if self._looks[i] is None and (seen.digest or not self._shared[i]):
                 self._looks[i], self._grey[i], self._chroma[i] = seen, grey, chroma
                 self._labels[i] = self._label(i)
 
@@ -99,6 +103,8 @@ class Looking:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+        # For whoever waited meanwhile.
+        self._kept.flush()
 
 
 def gather(looking: Looking, *, progress: Callable[[int], object] = lambda done: None) -> Gallery:

@@ -120,6 +120,7 @@ def open_source(
     on_error: str = "fail",
     cache_dir: str | None = None,
     progress: bool = True,
+    leading: bool = True,
     exclude: tuple[str, ...] = (),
     doctor: bool = False,
     drop_leaks: bool = False,
@@ -136,7 +137,9 @@ def open_source(
     folds, fold: a test split that the dataset has not is part number `fold`, from 0, of so many of the training images
     (`folds.take_fold`; whatever test_fraction); 0 folds: it is not.
     on_error: 'fail' refuses a dataset with an unreadable image, 'skip' leaves such images out and lists them.
-    cache_dir: where audits are kept (default under $XDG_CACHE_HOME or ~/.cache). exclude: class folders to leave out.
+    cache_dir: where audits and the doctor's looks are kept (default under $XDG_CACHE_HOME or ~/.cache). progress: on
+    standard error, where the set is large (`bars`). leading: false in all but one of several processes: of these only
+    the one that audits, which may be any, shows how far it is. exclude: class folders to leave out.
     doctor: whether the doctor looks the files over, or recalls that it did; not for tfds. drop_leaks: leave out of val
     and test what stands in an earlier split too: the very bytes and, with the doctor, near copies.
     keep_copies_together: a split that is made here puts no two of the doctor's copies on different sides.
@@ -147,15 +150,15 @@ def open_source(
     _check(val_fraction=val_fraction, test_fraction=test_fraction, split_seed=split_seed, on_error=on_error)
     check_folds(folds, fold)
     listing = _list(source, data_dir, exclude)
-    looking = Doctor(listing) if doctor and listing.paths is not None else None
+    looking = Doctor(listing, cache_dir=cache_dir) if doctor and listing.paths is not None else None
     with looking.quietly() if looking else contextlib.nullcontext():
         # What the audit reads the doctor looks at as well: files may lie on a slow disk.
         also = looking.take if looking else None
-        found = audit(listing, _decode, cache_dir=cache_dir, progress=progress, also=also)
+        found = audit(listing, _decode, cache_dir=cache_dir, progress=progress, told=leading, also=also)
     skipped = _unreadable(listing, found, on_error)
     splits = brought = _splits(listing, found)
     _check_classes(listing, splits)
-    report = looking.look_over(progress=progress) if looking else None
+    report = looking.look_over(progress=progress and leading) if looking else None
     if keep_copies_together and report is None:
         raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
     copies = families(report) if keep_copies_together and report else []
@@ -165,7 +168,9 @@ def open_source(
         few = few_of_each(splits["train"], per_class, split_seed, listing.class_names, heeded)
         splits = few | splits | {"train": few["train"]}
     if folds and "test" not in splits:
-        splits = splits | take_fold(splits["train"], folds, fold, split_seed, listing.class_names, copies)
+        # Of two images of a class one trains and one is for validation.
+        left = 2 if "val" not in splits and val_fraction > 0 else 1
+        splits = splits | take_fold(splits["train"], folds, fold, split_seed, listing.class_names, copies, left)
     for missing, fraction in (("test", test_fraction), ("val", val_fraction)):
         if missing not in splits and fraction > 0 and not (for_test and "test" in brought):
             splits = splits | carve(splits["train"], missing, fraction, split_seed, listing.class_names, copies)

@@ -60,8 +60,7 @@ def train(
     begun = check_workdir(workdir, flat, new_length=new_length)
     mesh = parallel.make_mesh(config.run.mesh)
     parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
-    # Of several processes, which all look, one tells how far it is.
-    source = open_data(config, progress=hosts.primary())
+    source = open_data(config, leading=hosts.primary())
     check_splits(config, source, flagged)
     plan = make_plan(config, source)
     require_decoder(source, plan.resident, plan.seen_crop, plan.eval_crop)

@@ -80,7 +80,7 @@ def test_copies_are_tested_together(tmp_path):
     side = {name: fold for fold, source in enumerate((one, two)) for name in source.splits["test"].ids}
     assert len(side) == 12
     assert all(len({side[name] for name in family}) == 1 for family in families(one.report))
-    with pytest.raises(InputError, match=r"class 'a' has all its images in one .*keep_copies_together=True keeps"):
+    with pytest.raises(InputError, match=r"class 'a' has too few images outside .*keep_copies_together=True keeps"):
         opened(put(tmp_path / "few", {k: v for k, v in in_copies(a=3, b=3).items() if "0_" in k}), fold=0, **options)
 
 
@@ -96,7 +96,11 @@ def test_a_test_split_of_the_data_is_no_fold(tmp_path):
     ("images", "folds", "message"),
     [
         ({"a": 2, "b": 2}, 9, "config.data.folds=9 of 8 images leave a part empty: take fewer, or add images"),
-        ({"a": 2}, 2, "class 'b' has all its images in one of the 2 parts of config.data.folds, .*: add images"),
+        (
+            {"a": 2},
+            2,
+            "class 'b' has too few images outside of one of the 2 parts .*: add images",
+        ),
     ],
 )
 def test_folds_that_cannot_be_are_refused(tmp_path, images, folds, message):
@@ -105,6 +109,15 @@ def test_folds_that_cannot_be_are_refused(tmp_path, images, folds, message):
         contents["b/0.jpg"] = contents["a/0_0.jpg"] + b"\0"
     with pytest.raises(InputError, match=message):
         opened(put(tmp_path / "data", contents), folds=folds, fold=0, val_fraction=0.0)
+
+
+def test_a_class_too_small_to_validate_on_is_refused_in_every_fold(tmp_path):
+    """Not in those alone whose test split takes one of its two images."""
+    folder = put(tmp_path / "data", in_copies(a=6, rare=1))
+    for fold in range(3):
+        assert opened(folder, folds=3, fold=fold, val_fraction=0.0).made == ("test",)
+        with pytest.raises(InputError, match=r"class 'rare' has too few .* and one for validation: add images"):
+            opened(folder, folds=3, fold=fold, val_fraction=0.3)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 
 import pytest
 from test_doctor_copies import encoded, put
@@ -136,3 +137,21 @@ def test_a_second_process_leaves_the_file_to_the_first(root, seen, tmp_path):
     assert look_over(root) == fresh(root, tmp_path)
     assert first.look_over() == look_over(root)
     assert looks_file(tmp_path).stat().st_size == 6 * ROW.itemsize
+
+
+def test_what_another_process_saw_in_the_meantime_is_not_read_again(root, seen, tmp_path):
+    """As the processes of one machine do, all but one of which wait for its audit."""
+    waiting, reading = Doctor(find_images(root)), Doctor(find_images(root))
+    with reading.quietly():
+        for i in range(6):
+            reading.take(i, *reading.listing.examine(i))
+    assert len(seen) == 6
+    assert waiting.look_over() == fresh(root, tmp_path)
+    assert len(seen) == 6 + 6  # Those of `fresh`.
+
+
+def test_a_disk_with_little_room_is_left_to_the_audit(root, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=2 * 6 * ROW.itemsize - 1))
+    look_over(root)
+    assert not list((tmp_path / "home" / "resnet-jax" / "doctor").glob("*.looks"))
