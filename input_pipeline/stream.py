@@ -92,12 +92,19 @@ def train_batches(
 
 
 def eval_batches(
-    split: Split, batch_size: int, crop: Crop, *, shard: tuple[int, int] = (0, 1), threads: int | None = None
+    split: Split,
+    batch_size: int,
+    crop: Crop,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    threads: int | None = None,
+    order: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every example of `split` once, cut as `crop` says for evaluation, whatever its kind.
 
     Batches, shard and threads are those of `train_batches`; batch_size is the global one. The last batch is filled up
-    with black images of index 0 under mask 0, so that every process sees the same number of batches.
+    with black images of index 0 under mask 0, so that every process sees the same number of batches. order: int64[N],
+    the examples as they shall come; by default as they stand.
     Raises InputError as `train_batches` does.
     """
     rows = _rows(batch_size, shard, "eval_batch_size")
@@ -108,7 +115,8 @@ def eval_batches(
 
     def plan(step: int) -> _Plan:
         index, mask = steps[step]
-        return _Plan(index[rows], mask[rows], whole)
+        shown = index if order is None else np.where(mask > 0, order[index], 0)
+        return _Plan(shown[rows], mask[rows], whole)
 
     return _batches(split, crop, plan, 0, len(steps), _threads(threads))
 

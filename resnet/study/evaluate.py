@@ -208,7 +208,8 @@ def open_like(
         raise InputError(in_these_flags(str(error))) from error
     require_runs_split(meta, source, split, data)
     # Behind the comparison: what is left out changes the fingerprint.
-    return without_leaks(source) if drop_leaks and not splitting.get("drop_leaks") else source
+    done = splitting.get("drop_leaks") and not is_arrays(data)
+    return without_leaks(source) if drop_leaks and not done else source
 
 
 def arrays_source(data: str, image_size: int) -> Source:
@@ -285,7 +286,8 @@ def join(splits: list[Split]) -> Split:
         paths=tuple(path for paths in from_files for path in paths) if len(from_files) == len(splits) else None,
         contents=np.concatenate([split.contents for split in splits]),
         read=read,
-        pixels=np.concatenate(arrays) if len(arrays) == len(splits) else None,
+        # Up to 8 GiB: no copy of a single split.
+        pixels=(arrays[0] if len(arrays) == 1 else np.concatenate(arrays)) if len(arrays) == len(splits) else None,
     )
 
 

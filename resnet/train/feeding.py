@@ -21,7 +21,7 @@ from input_pipeline.canvas import Layout, canvas_of, lay_out
 from input_pipeline.crops import Crop, boxes
 from input_pipeline.decoded import kept_rows
 from input_pipeline.device_crops import cut_boxes
-from input_pipeline.errors import InputError
+from input_pipeline.errors import InputError, MissingPackage
 from input_pipeline.order import Order
 from input_pipeline.resident import MOST_BYTES, cut
 from input_pipeline.sources import Source, Split
@@ -82,8 +82,14 @@ def require_decoder(source: Source, resident: Resident | None, train_crop: Crop,
         ready = taken_as_they_are(train, train_crop)
     else:
         ready = train.pixels is not None and not resident.layout.reduced
-    if not (ready and all(taken_as_they_are(split, eval_crop) for split in source.splits.values())):
-        raise missing_tensorflow("it is not installed")
+    if ready and all(taken_as_they_are(split, eval_crop) for split in source.splits.values()):
+        return
+    if train.pixels is not None:
+        raise MissingPackage(
+            "TensorFlow, which resizes images on the host, is not installed; take --config.data.crop=pad or none, or "
+            "--config.data.feed=resident, and leave config.data.eval_image_size and resize_shorter alone"
+        )
+    raise missing_tensorflow("it is not installed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,10 +57,10 @@ def recalibrate(
     Interrupted when `stop` says so.
     """
     step = jax.jit(make_statistics_step(plan.network, plan.contract))
-    shuffled = split.take(Order(len(split), len(split), plan.recipe.seed).indices(0))
+    order = Order(len(split), len(split), plan.recipe.seed).indices(0)
     sums: dict[str, np.ndarray] = {}
     steps = -(-len(split) // BATCH)
-    batches = whole_batches(shuffled, plan.eval_crop, threads)
+    batches = whole_batches(split, order, plan.eval_crop, threads)
     for images in tqdm(batches, total=steps, desc="statistics", unit="batch", leave=False, disable=None):
         if stop():
             raise Interrupted
@@ -70,9 +70,9 @@ def recalibrate(
     return unflatten_dict({name: values.astype(np.float32) for name, values in of_moments(sums).items()}, sep="/")
 
 
-def whole_batches(split: Split, crop: Crop, threads: int | None) -> Iterator[np.ndarray]:
-    """uint8[B, S, S, 3] of each batch, without the rows that fill up the last."""
-    for batch in eval_batches(split, min(BATCH, len(split)), crop, threads=threads):
+def whole_batches(split: Split, order: np.ndarray, crop: Crop, threads: int | None) -> Iterator[np.ndarray]:
+    """uint8[B, S, S, 3] of each batch in this order (int64[N]), without the rows that fill up the last."""
+    for batch in eval_batches(split, min(BATCH, len(split)), crop, threads=threads, order=order):
         yield batch["image"][batch["mask"] > 0]
 
 

@@ -220,7 +220,7 @@ def test_recalibrated_statistics_are_those_of_all_images(data, weights, monkeypa
         "params": {**variables["params"], "fc": random_variables(made.network.spec)["params"]["fc"]},
     }
     found = recalibration.recalibrate(made, variables, train, threads=1)
-    images = np.concatenate(list(recalibration.whole_batches(train, made.eval_crop, 1)))
+    images = np.concatenate(list(recalibration.whole_batches(train, np.arange(len(train)), made.eval_crop, 1)))
     pixels = (images.astype(np.float64) / 127.5 - 1).astype(np.float32)
     stem = jax.lax.conv_general_dilated(
         pixels, variables["params"]["conv1"]["kernel"], (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC")
