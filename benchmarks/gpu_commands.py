@@ -59,6 +59,9 @@ def main() -> int:
     names = arguments.parts.split(",")
     if unknown := [name for name in names if name not in PARTS]:
         raise InputError(f"--parts: no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    if arguments.small:
+        # Its runs and images are none that a full call may go on with.
+        arguments.work /= "small"
     arguments.work.mkdir(parents=True, exist_ok=True)
     arrays = Path(arguments.arrays or arguments.work / "drawn.npz").absolute()
     if not arrays.exists():
@@ -66,7 +69,7 @@ def main() -> int:
             raise InputError(f"--arrays={arguments.arrays}: no such file; --write makes it where the mosaics are")
         write_drawn(arrays, *((320, 80) if arguments.small else (10_000, 2_000)))
     out = Path(arguments.out or record.RESULTS / f"{name_of('gpu_commands', device())}.json")
-    earlier = done_before(out)
+    earlier = done_before(out, small=arguments.small)
     todo = [name for name in names if name not in {row["part"] for row in earlier}]
     rows = run_all(
         "gpu_commands", "benchmarks.gpu_command_parts", [part_of(name, arguments.work, arrays) for name in todo],
@@ -88,11 +91,10 @@ def device() -> str:
     return asked.stdout.strip()
 
 
-def done_before(file: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier call's parts that came to their end."""
-    if not file.exists():
-        return []
-    return [row for row in record.read(file).figures.get("rows", []) if "failed" not in row]
+def done_before(file: Path, *, small: bool) -> list[dict[str, Any]]:
+    """The rows of an earlier call's parts that came to their end; none of a call that was `small` where this is not."""
+    figures = record.read(file).figures if file.exists() else {}
+    return [row for row in figures.get("rows", []) if "failed" not in row and figures.get("small") == small]
 
 
 def write_some(sheets: str, file: Path) -> None:

@@ -40,7 +40,8 @@ def test_commands_are_noted_and_held_to_what_they_promise(tmp_path):
 def test_a_second_call_goes_on_with_what_is_not_done(tmp_path, monkeypatch):
     out, asked = tmp_path / "found.json", []
     rows = [{"part": "float32", "wall_seconds": 1.0}, {"part": "resumed", "failed": "stopped", "wall_seconds": 9.0}]
-    record.write("gpu_commands", {"rows": rows}, out)
+    record.write("gpu_commands", {"small": True, "rows": rows}, out)
+    assert gpu_commands.done_before(out, small=False) == []
 
     def run_all(benchmark, module, parts, **options):
         asked.extend(part.label["part"] for part in parts)
@@ -54,7 +55,7 @@ def test_a_second_call_goes_on_with_what_is_not_done(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["gpu_commands", *words])
     assert gpu_commands.main() == 0
     assert asked == ["resumed"]
-    assert len(read_arrays(tmp_path / "work" / "drawn.npz", 32).splits["train"]) == 320
+    assert len(read_arrays(tmp_path / "work" / "small" / "drawn.npz", 32).splits["train"]) == 320
     table = gpu_commands.table(rows)
     assert "| resumed | failed | 9 |" in table
     monkeypatch.setattr("sys.argv", ["gpu_commands", "--parts=float16"])
