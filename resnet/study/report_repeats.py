@@ -50,16 +50,16 @@ class Repeats:
 def repeats(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Repeats]:
     """What repeats what among runs of these names, in the order of their first; of two runs with a test figure or more.
 
-    Runs of one seed and fold on different images, or the same run twice, are no repetition and left out.
+    Runs that began with other weights, or have another number of images, do not repeat each other. Runs of one seed and
+    fold on different images, or the same run twice, are no repetition and left out.
     """
     groups: dict[str, Group] = {}
     spoilt: set[str] = set()
     for run, name in zip(runs, names, strict=True):
         if not run.test:
             continue
-        key = json.dumps(
-            [{k: v for k, v in run.config.items() if k not in (*REPEATED, *FREE, *PLACES)}, run.class_names]
-        )
+        shared = {k: v for k, v in run.config.items() if k not in (*REPEATED, *FREE, *PLACES)}
+        key = json.dumps([shared, run.class_names, weights_of(run), count_of(run)])
         group, place = groups.setdefault(key, {}), tuple(run.config[name] for name in REPEATED)
         images = {fingerprint_of(other) for seen, (other, _) in group.items() if seen[1:] == place[1:]}
         if place in group or images - {fingerprint_of(run)}:
@@ -71,6 +71,20 @@ def repeats(runs: Sequence[RunRecord], names: Sequence[str]) -> list[Repeats]:
 
 def fingerprint_of(run: RunRecord) -> str:
     return str(run.provenance.get("dataset", {}).get("fingerprint", ""))
+
+
+def weights_of(run: RunRecord) -> str:
+    """What tells the weights that a run began with from others, wherever they lie; '' where it began from nothing."""
+    return str(run.provenance.get("weights", {}).get("sha256") or run.config["transfer.weights"])
+
+
+def count_of(run: RunRecord) -> int:
+    """Images of all splits; 0 where leaks were left out, of which another split has others.
+
+    Other splits of the same images have other fingerprints, so that these do not tell other images from another split.
+    """
+    images = run.provenance.get("dataset", {}).get("images", {})
+    return 0 if run.config["data.drop_leaks"] else sum(images.values())
 
 
 def summed_up(group: Group, first: Group | None) -> Repeats:

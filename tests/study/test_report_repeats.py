@@ -85,6 +85,25 @@ def test_what_is_no_repetition_is_left_out():
     assert repeats([SEEDS[0], unfinished], ["r0", "r1"]) == []
 
 
+def test_runs_from_other_weights_or_of_other_images_are_sets_of_their_own():
+    """Of weights the digest counts, not the path; folds of other images have other fingerprints in any case."""
+
+    def noted(run: RunRecord, digest: str, **images: int) -> RunRecord:
+        provenance = {"dataset": {**run.provenance["dataset"], "images": images}, "weights": {"sha256": digest}}
+        return dataclasses.replace(run, provenance=provenance, config=run.config | {"transfer.weights": str(id(run))})
+
+    two = [noted(run, digest) for digest in "AB" for run in SEEDS]
+    assert [found.names for found in repeats(two, named(two))] == [("r0", "r1", "r2"), ("r3", "r4", "r5")]
+    assert repeats([two[0], two[4]], ["r0", "r1"]) == []
+    unlike = [noted(run, "A", train=20 - test, test=test) for run, test in zip(FOLDS, (10, 10, 9), strict=True)]
+    (found,) = repeats(unlike, named(unlike))
+    assert found.pooled == pytest.approx(26 / 29)
+    unlike[2] = noted(FOLDS[2], "A", train=12, test=9)
+    assert [found.names for found in repeats(unlike, named(unlike))] == [("r0", "r1")]
+    unlike = [dataclasses.replace(run, config=run.config | {"data.drop_leaks": True}) for run in unlike]
+    assert len(repeats(unlike, named(unlike))[0].names) == 3
+
+
 def test_a_second_set_is_compared_with_the_first_by_pairs():
     others = [a_run(share, run__seed=seed, optim__lr=0.3) for seed, share in ((2, 0.9), (0, 0.95), (5, 0.1))]
     _, found = repeats([*SEEDS, *others], named([*SEEDS, *others]))
