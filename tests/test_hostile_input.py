@@ -213,6 +213,9 @@ META = {
     "resized_to_gigabytes": lambda meta: meta | {"image_size": 4096, "resize_shorter": 16.0},
     "split_by_a_word": lambda meta: meta | {"config": {"data.val_fraction": "half"}},
     "exclude_no_texts": lambda meta: meta | {"config": {"data.exclude": [{}]}},
+    "fold_by_a_word": lambda meta: meta | {"config": {"data.folds": "3"}},
+    "loss_in_a_list": lambda meta: meta | {"config": {"optim.loss": ["softmax"]}},
+    "huge_arrays": lambda meta: meta | {"config": {"data.image_size": 10**9}},
     "endless_number": lambda meta: meta | {"resize_shorter": 10**400},
     "endless_stage": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [10**12]}},
     "endless_stages": lambda meta: meta | {"spec": meta["spec"] | {"stage_sizes": [1] * 100}},
@@ -243,6 +246,7 @@ def test_metadata_of_every_kind_comes_back(sound):
 def test_metadata_of_before_a_field_came_has_its_default(sound):
     older = {name: value for name, value in sound["spec"].items() if name != "stem_width"}
     assert Meta.from_json(sound | {"spec": older}) == Meta.from_json(sound)
+    assert Meta.from_json(sound | {"config": {"data.per_class": 0}}).loss == "softmax"
 
 
 def test_a_checkpoint_of_links_and_pipes_is_refused(tmp_path):

@@ -36,11 +36,15 @@ READ_KEYS: dict[str, type] = {
     "data.exclude": list,
     "data.val_fraction": float,
     "data.test_fraction": float,
+    "data.image_size": int,
     "data.per_class": int,
+    "data.folds": int,
+    "data.fold": int,
     "data.split_seed": int,
     "data.doctor": bool,
     "data.drop_leaks": bool,
     "data.keep_copies_together": bool,
+    "optim.loss": str,
     "run.eval_flip": bool,
 }
 
@@ -81,6 +85,7 @@ def check_config(config: dict[str, Any]) -> None:
     if not all(isinstance(name, str) for name in config.get("data.exclude", [])):
         raise fault("config.data.exclude must be a list of texts")
     in_range("config.data.per_class", config.get("data.per_class", 0), 0, 1 << 30)
+    in_range("config.data.image_size", config.get("data.image_size", 1), 1, MOST_PIXELS)
 
 
 def check_spec(spec: dict[str, Any]) -> None:
