@@ -58,7 +58,7 @@ def main() -> int:
     from resnet.train import screen
 
     model = at_size(load_model(arguments.checkpoint), arguments.image_size)
-    model = uncut(model) if is_arrays(arguments.data) else model
+    model = uncut(model) if is_arrays(arguments.data) and not ran_on_arrays(model.meta) else model
     source = open_like(
         model.meta,
         arguments.data,
@@ -120,8 +120,16 @@ def at_size(model: Model, image_size: int) -> Model:
 
 
 def is_arrays(data: str) -> bool:
-    """Whether `--data` is a file of arrays (input_pipeline.resident.write_arrays), not a folder of that name."""
-    return data.endswith(".npz") and not Path(data).is_dir()
+    """Whether `--data` is a file of arrays (input_pipeline.resident.write_arrays), or is called so and is no folder."""
+    return Path(data).is_file() or (data.endswith(".npz") and not Path(data).is_dir())
+
+
+def ran_on_arrays(meta: Meta) -> bool:
+    """Whether the checkpoint is of a run over a file of arrays, which resized them where its keys say so.
+
+    Weights of an ablation are not: its images were decoded to the network's size before it began.
+    """
+    return meta.config.get("data.source") == ARRAYS and "variant" not in meta.progress
 
 
 def uncut(model: Model) -> Model:
@@ -195,7 +203,9 @@ def open_like(
         }
     try:
         if is_arrays(data):
-            source = arrays_source(data, meta.image_size)
+            # config.data.eval_image_size, which meta.image_size is then, is no size of the file's images.
+            side = config.get("data.image_size", meta.image_size) if ran_on_arrays(meta) else meta.image_size
+            source = arrays_source(data, side)
         else:
             source = open_source(
                 data if from_tfds else "folder",
@@ -224,6 +234,7 @@ def in_these_flags(advice: str) -> str:
     """What opening the data advises, which names training's flags; here they are called otherwise."""
     for theirs, ours in (
         ("--config.data.on_error", "--on_error"),
+        ("--config.data.dir a file", "--data a folder of images, tfds:NAME or a file"),
         ("--config.data.dir", "--data"),
         ("set --config.data.image_size=", "the checkpoint is of another size, not of "),
         ("config.data.source=", "--data="),

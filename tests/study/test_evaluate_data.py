@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from resnet.train.loop import train
 from resnet.train.meta import Meta
 from resnet.train.writers import read_metrics
 from resnet.weights import classes
-from tests.tiny import tiny_config, tiny_data, tiny_run
+from tests.tiny import tiny_arrays, tiny_config, tiny_data, tiny_run
 
 CLASS = "daisy"
 
@@ -100,6 +101,36 @@ def test_training_images_of_a_few_a_class_are_drawn_too(run):
 def test_weights_of_no_run_are_scored_on_any_draw(flat, grown):
     converted = dataclasses.replace(meta_of(flat[1]), config={}, fingerprint="")
     assert len(evaluate.open_like(converted, str(grown), "fail").splits["test"]) == 8
+
+
+def test_a_run_over_arrays_is_shown_them_as_it_saw_them(run, tmp_path, monkeypatch):
+    """Where its keys resize the file's images; whatever the file is called."""
+    file = tiny_arrays(tmp_path).rename(tmp_path / "set.arrays")
+    model = load_model(run[1])
+    of_arrays = meta_of(run[1], data__source="arrays", data__image_size=16)
+    larger = dataclasses.replace(of_arrays, image_size=20, fingerprint="")
+    crop = dataclasses.replace(model.crop, image_size=20, resize_shorter=1.25)
+    seen = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda *given: seen.append(given) or sys.exit())
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"--checkpoint={run[1]}", f"--data={file}"])
+
+    def shown(meta: Meta) -> tuple[float, int]:
+        """(resize_shorter, pixels a side of the file's images) as they go to the evaluation."""
+        own = dataclasses.replace(model, meta=meta, crop=crop)
+        monkeypatch.setattr("resnet.study.inference.load_model", lambda _: own)
+        with pytest.raises(SystemExit):
+            evaluate.main()
+        shown, source, *_ = seen.pop()
+        return shown.crop.resize_shorter, source.splits["test"].pixels.shape[1]
+
+    assert shown(larger) == (1.25, 16)
+    # What ran on a folder, or on images that an ablation had decoded, takes them as they are.
+    assert shown(dataclasses.replace(larger, config={}, image_size=16)) == (1.0, 16)
+    assert shown(dataclasses.replace(larger, progress={"variant": "plain"}, image_size=16)) == (1.0, 16)
+    with pytest.raises(InputError, match=r"holds images of 16 px; the checkpoint is of another size, not of 16$"):
+        evaluate.open_like(dataclasses.replace(larger, config={}), str(file), "fail")
+    with pytest.raises(InputError, match=r"give --data a folder of images, tfds:NAME or a file of write_arrays$"):
+        evaluate.open_like(larger, __file__, "fail")
 
 
 def test_an_unknown_class_is_a_plainer_word_than_other_images(flat, grown):
