@@ -3,9 +3,10 @@
 A revision with changes that are not committed names no code: two runs of it may be of two kinds.
 """
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from resnet.train.provenance import revision, versions
 ROOT = Path(__file__).resolve().parents[2]
 # What decides a run's figures, below ROOT. Recipes do not: what they give is the configuration.
 FOLDERS = ("input_pipeline", "native", "resnet/model", "resnet/train", "resnet/weights")
+# What decides an ablation's as well.
+OF_ABLATIONS = tuple(f"resnet/study/ablation_{name}.py" for name in ("diagnostics", "program", "runs"))
 # Files that a line about changed code names; provenance.json has all.
 MOST_NAMED = 4
 
@@ -23,16 +26,33 @@ MOST_NAMED = 4
 def sources() -> tuple[str, ...]:
     """'resnet/train/losses.py 9f86d081884c7d65' for each Python and C file of FOLDERS: path and sha256, cut short.
 
-    Sorted; as they are at the first call, soon after this process imported them.
+    Sorted; as they were when this process imported this file, along with them and before any data were opened. Not
+    what no import takes: names that begin with a dot, which editors and file systems leave, and files not to be read.
     """
-    files = [file for folder in FOLDERS for file in (ROOT / folder).rglob("*") if file.suffix in (".py", ".c", ".h")]
-    digest = lambda file: hashlib.sha256(file.read_bytes()).hexdigest()[:16]  # noqa: E731
-    return tuple(sorted(f"{file.relative_to(ROOT).as_posix()} {digest(file)}" for file in files))
+    files = (file.relative_to(ROOT) for folder in FOLDERS for file in (ROOT / folder).rglob("*"))
+    named = [file for file in files if file.suffix in (".py", ".c", ".h") and not any(p[0] == "." for p in file.parts)]
+    return digests(named)
 
 
+def digests(files: Iterable[Path]) -> tuple[str, ...]:
+    """Sorted lines as `sources` has them, of those of these paths below ROOT that can be read."""
+    lines = []
+    for file in files:
+        # An editor's lock is a link to nowhere, and a file may go while it is looked for.
+        with contextlib.suppress(OSError):
+            lines.append(f"{file.as_posix()} {hashlib.sha256((ROOT / file).read_bytes()).hexdigest()[:16]}")
+    return tuple(sorted(lines))
+
+
+@functools.cache
 def code() -> str:
-    """One number for all of `sources`: 16 hex digits."""
-    return hashlib.sha256("\n".join(sources()).encode()).hexdigest()[:16]
+    """One number for the code of an ablation: `sources`, its own program, versions of packages. 16 hex digits.
+
+    As it was when this process imported this file.
+    """
+    own = digests(Path(name) for name in OF_ABLATIONS)
+    packages = [f"{name} {version}" for name, version in sorted(versions().items())]
+    return hashlib.sha256("\n".join((*sources(), *own, *packages)).encode()).hexdigest()[:16]
 
 
 def changed(before: Sequence[Any], now: Sequence[str]) -> list[str]:
@@ -48,7 +68,7 @@ def gone_on_with(provenance: dict[str, Any], done: int) -> tuple[dict[str, Any],
     """
     now: dict[str, Any] = {"sources": list(sources()), "versions": versions()}
     stored = provenance.get("new_code", [])
-    if not isinstance(stored, list) or not all(map(_tells_code, (provenance, *stored))):
+    if not (isinstance(stored, list) and _tells_code(provenance) and all(map(_is_later, stored))):
         return provenance, []
     entries = [entry for entry in stored if entry["after_step"] < done]
     noted = {key: value for key, value in provenance.items() if key != "new_code"}
@@ -69,9 +89,14 @@ def gone_on_with(provenance: dict[str, Any], done: int) -> tuple[dict[str, Any],
 
 
 def _tells_code(entry: Any) -> bool:
-    """Whether a provenance, or an entry of its 'new_code', is as `gone_on_with` writes it; a damaged one is not."""
+    """Whether a provenance, or an entry of its 'new_code' but for its step, is as `gone_on_with` writes it."""
     kinds = {"sources": list, "versions": dict}
     return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
+
+
+def _is_later(entry: Any) -> bool:
+    """The same of an entry of 'new_code', which has a step."""
+    return _tells_code(entry) and type(entry.get("after_step")) is int
 
 
 def other_versions(before: dict[str, str], now: dict[str, str]) -> list[str]:
@@ -79,3 +104,7 @@ def other_versions(before: dict[str, str], now: dict[str, str]) -> list[str]:
     of = lambda versions, name: versions.get(name, "none")  # noqa: E731
     names = sorted(before.keys() | now.keys())
     return [f"{name} {of(before, name)} -> {of(now, name)}" for name in names if of(before, name) != of(now, name)]
+
+
+# Now: data are opened for minutes, and who changes a file meanwhile changes nothing of this process.
+code()

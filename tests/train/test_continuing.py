@@ -1,5 +1,6 @@
 """A run that goes on: of another length where that is asked for, with data and weights that moved."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -175,8 +176,9 @@ def test_what_is_noted_of_code_and_packages(monkeypatch):
     later, (line,) = code.gone_on_with(begun, 7)
     assert {key: later[key] for key in begun} == begun
     assert f", {len(mine) + 2 - 4} more, jax {begun['versions']['jax']} -> 0.0.1. What is done" in line
-    damaged = begun | {"new_code": [{"after_step": 1}]}
-    assert code.gone_on_with(damaged, 7) == (damaged, [])
+    for entry in ({"after_step": 1}, {"sources": [], "versions": {}}, "x"):
+        damaged = begun | {"new_code": [entry]}
+        assert code.gone_on_with(damaged, 7) == (damaged, [])
     assert code.gone_on_with(later, 9) == (later, [])
     # Back to the first code: before a step of the other was done there is nothing to tell, behind one there is.
     monkeypatch.setattr(code, "sources", lambda: mine)
@@ -185,6 +187,38 @@ def test_what_is_noted_of_code_and_packages(monkeypatch):
     again, (line,) = code.gone_on_with(later, 9)
     assert "not that of step 9" in line
     assert [entry["after_step"] for entry in again["new_code"]] == [7, 9]
+
+
+def test_what_editors_leave_is_no_code(monkeypatch, tmp_path):
+    """A lock is a link to nowhere, and other systems keep copies under names with a dot."""
+    folder = tmp_path / ".hidden" / "resnet" / "train"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("losses.py", "._losses.py", ".ipynb_checkpoints/losses.py"):
+        (folder / name).write_text("")
+    for name in (".#losses.py", "gone.py"):
+        (folder / name).symlink_to("nowhere")
+    (folder / "folder.py").mkdir()
+    monkeypatch.setattr(code, "ROOT", tmp_path / ".hidden")
+    assert [line.split()[0] for line in code.sources.__wrapped__()] == ["resnet/train/losses.py"]
+
+
+def test_code_is_noted_as_it_was_imported():
+    """Not as it is when data of an hour are open."""
+    spec = importlib.util.spec_from_file_location("code_anew", code.__file__)
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(anew := importlib.util.module_from_spec(spec))
+    assert (anew.sources.cache_info().currsize, anew.code.cache_info().currsize) == (1, 1)
+
+
+def test_an_ablations_code_is_its_own_program_and_packages_too(monkeypatch):
+    before = code.code.__wrapped__()
+    assert before == code.code()
+    assert len(code.digests(map(Path, code.OF_ABLATIONS))) == 3
+    monkeypatch.setattr(code, "versions", lambda: {"jax": "0.0.1"})
+    other = code.code.__wrapped__()
+    monkeypatch.setattr(code, "OF_ABLATIONS", ())
+    assert len({before, other, code.code.__wrapped__()}) == 3
 
 
 def test_data_may_move_but_not_change(tmp_path):
