@@ -152,6 +152,9 @@ class Checkpoints:
             restored = self._manager.restore(step, args=arguments)
             meta = Meta.from_json(restored["meta"])
             check_progress(meta.progress, progress)
+        except OtherCode as error:
+            # Moved away one by one, all would be lost: all of a run are of one network.
+            raise InputError(f"{self.place(step)}: {error}") from error
         except Exception as error:  # Any: for a torn array orbax raises a bare Exception.
             if out_of_memory(error):
                 raise

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import optax
@@ -14,6 +15,7 @@ from input_pipeline.errors import InputError
 from resnet.study.run_record import read_run
 from resnet.train import code, loop, optimizer
 from resnet.train.continuing import check_same
+from resnet.train.meta import Meta, OtherCode
 from resnet.train.writers import read_metrics
 from tests.tiny import tiny_config, tiny_data
 from tests.train.test_resume import final_arrays, lines
@@ -219,6 +221,12 @@ def test_an_ablations_code_is_its_own_program_and_packages_too(monkeypatch):
     other = code.code.__wrapped__()
     monkeypatch.setattr(code, "OF_ABLATIONS", ())
     assert len({before, other, code.code.__wrapped__()}) == 3
+
+
+def test_a_network_of_other_code_is_told_and_no_checkpoint_is_to_be_moved_away(data, ended, monkeypatch):
+    monkeypatch.setattr(Meta, "from_json", Mock(side_effect=OtherCode("use the code that wrote it")))
+    with pytest.raises(InputError, match=r"checkpoints/4: use the code that wrote it$"):
+        loop.train(of_length(data, 5), ended, new_length=True)
 
 
 def test_data_may_move_but_not_change(tmp_path):
