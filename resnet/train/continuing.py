@@ -29,7 +29,7 @@ def go_on(config: ConfigDict, workdir: Path, source: Source, plan: Plan) -> list
     provenance = read_provenance(workdir)
     check_same(workdir, provenance, source, plan.pretrained)
     changes = differences(before, now, now.keys() - set(LENGTH))
-    done = max(integrity.step_numbers(workdir / FOLDER), default=0)
+    done = last_whole_step(workdir / FOLDER)
     noted, lines = provenance, []
     if changes:
         check_done(config, workdir, done, plan)
@@ -46,6 +46,12 @@ def go_on(config: ConfigDict, workdir: Path, source: Source, plan: Plan) -> list
     if after != before:
         write_json(workdir / CONFIG, after)
     return lines
+
+
+def last_whole_step(checkpoints: Path) -> int:
+    """The step that the run will go on from, as far as names and sizes of files tell; 0 where none is whole."""
+    steps = integrity.step_numbers(checkpoints)
+    return next((step for step in steps if integrity.fault(checkpoints / str(step), deep=False) is None), 0)
 
 
 def read_provenance(workdir: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import pytest
 
 from input_pipeline.errors import InputError
 from resnet.study.run_record import read_run
-from resnet.train import code, loop, optimizer
-from resnet.train.continuing import check_same
+from resnet.train import code, integrity, loop, optimizer
+from resnet.train.continuing import check_same, last_whole_step
 from resnet.train.meta import Meta, OtherCode
 from resnet.train.writers import read_metrics
 from tests.tiny import tiny_config, tiny_data
@@ -227,6 +227,15 @@ def test_a_network_of_other_code_is_told_and_no_checkpoint_is_to_be_moved_away(d
     monkeypatch.setattr(Meta, "from_json", Mock(side_effect=OtherCode("use the code that wrote it")))
     with pytest.raises(InputError, match=r"checkpoints/4: use the code that wrote it$"):
         loop.train(of_length(data, 5), ended, new_length=True)
+
+
+def test_steps_of_a_damaged_checkpoint_are_not_done(ended):
+    root = ended / "checkpoints"
+    assert last_whole_step(root) == 4
+    (root / "4" / "meta" / "metadata").unlink()
+    earlier = [step for step in integrity.step_numbers(root) if step < 4]
+    assert last_whole_step(root) == max(earlier, default=0)
+    assert last_whole_step(ended / "absent") == 0
 
 
 def test_data_may_move_but_not_change(tmp_path):
