@@ -79,11 +79,24 @@ def other_targets(runs: list[RunRecord]) -> list[str]:
 
 
 def other_sources(runs: list[RunRecord]) -> list[str]:
-    """The files of the code that are not the same in all runs; none where a run has not noted its own."""
-    noted = [each for run in runs if isinstance(each := run.provenance.get("sources"), list)]
-    if len(noted) < len(runs):
+    """The files of the code that are not the same in all runs and at all their steps; none where a run has not noted
+    its own, or all changed alike."""
+    histories = [code_history(run) for run in runs]
+    if not all(histories) or all(history == histories[0] for history in histories):
         return []
+    noted = [sources for history in histories for _, sources in history]
     return sorted({printable(file) for each in noted[1:] for file in changed(noted[0], each)})
+
+
+def code_history(run: RunRecord) -> list[tuple[int, list[str]]]:
+    """(steps done before, the sources from there on) for each code that a run noted; what is damaged is left out."""
+    later = run.provenance.get("new_code")
+    history = []
+    for entry in (run.provenance | {"after_step": 0}, *(later if isinstance(later, list) else ())):
+        step, lines = (entry.get("after_step"), entry.get("sources")) if isinstance(entry, dict) else (None, None)
+        if type(step) is int and isinstance(lines, list) and all(isinstance(line, str) for line in lines):
+            history.append((step, lines))
+    return history
 
 
 def row(run: RunRecord, key: report_figures.Key, first: RunRecord | None) -> dict[str, Any]:

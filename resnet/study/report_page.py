@@ -242,6 +242,13 @@ def reproduction(run: RunRecord) -> dict[str, Any]:
         "command": f"./run.sh python {printable(str(run.provenance.get('command', '')))}",
         "revision": printable(str(revision).removesuffix("+changes")),
         "changed": str(revision).endswith("+changes"),
-        "new_code": [entry.get("after_step") for entry in run.provenance.get("new_code", [])],
+        "new_code": new_code(run),
         "report": f"./run.sh python -m resnet.study.report {shell_word(str(run.folder))}",
     }
+
+
+def new_code(run: RunRecord) -> list[int]:
+    """The steps behind which the run went on with other code, of what is written as continuing a run writes it."""
+    stored = run.provenance.get("new_code")
+    entries = [entry for entry in stored if isinstance(entry, dict)] if isinstance(stored, list) else []
+    return [step for entry in entries if type(step := entry.get("after_step")) is int]

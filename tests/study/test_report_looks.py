@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from configs.default import get_config
-from resnet.study.report_comparison import comparison
+from resnet.study.report_comparison import comparison, other_sources
 from resnet.study.report_figures import POINTS, POINTS_OF_MANY, curves, keys, points, thinned
 from resnet.study.report_page import no_test, page, reproduction
 from resnet.study.report_pictures import PICTURE_SIDE, cells_a_dot, confusion_picture
@@ -51,6 +51,26 @@ def test_runs_of_different_code_name_its_files(tmp_path):
     assert "went on with other code" not in page(one)
     one.provenance["new_code"] = [{"after_step": 5, "files": ["resnet/train/losses.py"]}]
     assert "<b>but it went on with other code</b> after step 5" in page(one)
+
+
+def test_code_that_changed_midway_counts_as_well(tmp_path):
+    def gone_on(step: int, *later: object) -> RunRecord:
+        run = a_run(tmp_path)
+        entries = [{"after_step": step, "sources": lines} for lines in later]
+        run.provenance.update(sources=["a.py 1", "b.py 1"], new_code=entries)
+        return run
+
+    straight, later, same = gone_on(0), gone_on(5, ["a.py 2", "b.py 1"]), gone_on(5, ["a.py 2", "b.py 1"])
+    assert other_sources([straight, later]) == other_sources([later, straight]) == ["a.py"]
+    assert other_sources([later, same]) == []
+    assert other_sources([later, gone_on(7, ["a.py 2", "b.py 1"])]) == ["a.py"]
+    # What no run writes.
+    for damaged in ([["a.py 2"], 1], None, "x"):
+        assert other_sources([straight, gone_on(5, damaged)]) == []
+        straight.provenance["new_code"] = damaged
+        assert other_sources([straight, gone_on(0)]) == reproduction(straight)["new_code"] == []
+    straight.provenance["sources"] = [["a.py 1"]]
+    assert other_sources([later, straight]) == []
 
 
 def test_a_spike_and_a_gap_outlive_thinning(tmp_path):
