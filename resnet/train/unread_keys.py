@@ -73,6 +73,10 @@ READ_ONLY_IF: dict[str, tuple[Callable[[Flat], bool], str]] = {
         lambda c: c["data.per_class"] == 0 and c["data.source"] != "arrays",
         "data.per_class=0 and data.source is not arrays",
     ),
+    "data.fold": (
+        lambda c: c["data.folds"] > 0 and c["data.per_class"] == 0 and c["data.source"] != "arrays",
+        "data.folds is above 0, data.per_class=0 and data.source is not arrays",
+    ),
     "data.crop_scale": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_ratio": (lambda c: c["data.crop"] == "random_resized", "data.crop='random_resized'"),
     "data.crop_padding": (lambda c: c["data.crop"] == "pad", "data.crop='pad'"),

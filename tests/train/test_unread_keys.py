@@ -25,6 +25,7 @@ READ: dict[str, tuple[object, dict[str, object], dict[str, object]]] = {
     "data.drop_leaks": (True, {}, {"data.source": "arrays"}),
     "data.test_fraction": (0.5, {}, {"data.per_class": 3}),
     "data.folds": (5, {}, {"data.per_class": 3}),
+    "data.fold": (2, {"data.folds": 5}, {}),
     "data.crop_scale": ((0.5, 1.0), {}, {"data.crop": "pad"}),
     "data.crop_ratio": ((0.9, 1.1), {}, {"data.crop": "none"}),
     "data.crop_padding": (2, {"data.crop": "pad"}, {}),
@@ -196,6 +197,17 @@ def test_what_flags_of_other_keys_left_unread_in_a_recipe_goes_with_a_word():
     ]
     assert lines[0].endswith("nothing reads it with these flags; it acts only where optim.name is sgd, lars or rmsprop")
     assert (config.optim.nesterov, config.optim.final_lr, config.run.epochs) == (False, 0.0, 90.0)
+    validate(config)
+
+
+@pytest.mark.parametrize("flags", [{"data.per_class": 30}, {"data.source": "arrays"}, {"data.folds": 0}])
+def test_a_fold_goes_with_its_folds(flags):
+    config = config_with({"data.folds": 5, "data.fold": 2})
+    of_recipe = dict(flatten(config))
+    config.update_from_flattened_dict(flags)
+    lines = unread_keys.let_go(config, of_recipe, flags.keys())
+    assert "Note      the recipe's config.data.fold=2" in " ".join(lines)
+    assert (config.data.folds, config.data.fold) == (0, 0)
     validate(config)
 
 
