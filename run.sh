@@ -65,7 +65,7 @@ install() {
 # JAX' plugin where an NVIDIA driver answers, also where it came after the environment; once per content of
 # requirements.txt. CUDA 13 needs driver 580 and compute capability 7.5; older ones have CUDA 12's plugin.
 install_cuda_plugin() {
-  local stamp driver capability cuda=cuda13
+  local stamp driver capability why cuda=cuda13
   stamp=".venv/.installed-$(cat requirements.txt | cksum | tr -c '[:alnum:]\n' '-')-cuda-plugin"
   [ -e "$stamp" ] && return
   command -v nvidia-smi >/dev/null 2>&1 && driver=$(gpu_says driver_version) || return 0
@@ -75,7 +75,12 @@ install_cuda_plugin() {
     cuda=cuda12
   fi
   echo "Installing JAX' plugin for $(gpu_says name), driver $driver: $cuda"
-  "$(uv_path)" pip install --quiet --python .venv/bin/python "jax[$cuda]>=0.10.2,<0.12"
+  # A node of a cluster may have no network: then all goes on without, and the next command tries again.
+  if ! why=$("$(uv_path)" pip install --quiet --python .venv/bin/python "jax[$cuda]>=0.10.2,<0.12" 2>&1); then
+    why=${why##*$'\n'}
+    echo "warning: JAX' plugin cannot be installed here, and JAX computes on the CPU without it (${why##*  })" >&2
+    return 0
+  fi
   touch "$stamp"
 }
 

@@ -57,6 +57,25 @@ def test_the_plugin_is_one_that_the_driver_can_run(setup, tmp_path, version, cap
     assert asked.startswith(f"jax[{plugin}]>=")
 
 
+def test_a_plugin_that_cannot_be_installed_ends_no_job(setup, tmp_path):
+    """As on a node without a network; the next command tries again."""
+    driver(tmp_path / "bin", "580.1", "8.0")
+    uv, refusal = tmp_path / ".venv/bin/uv", "echo 'error: failed\n  Caused by: no route to host' >&2; exit 2"
+    whole = uv.read_text()
+    executable(uv, f'case "$*" in *"jax["*) {refusal};; esac')
+    result = subprocess.run(
+        ["bash", tmp_path / "run.sh", "python", "-c", ""],
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told = "warning: JAX' plugin cannot be installed here, and JAX computes on the CPU without it"
+    assert result.stderr == f"{told} (Caused by: no route to host)\n"
+    uv.write_text(whole)
+    assert len(setup()) == 1
+
+
 def test_a_driver_that_comes_later_is_seen_and_one_that_is_silent_is_none(setup, tmp_path):
     executable(tmp_path / "bin" / "nvidia-smi", "echo no devices were found; exit 6")
     assert setup() == []
