@@ -5,8 +5,8 @@
         --config.model.name=cifar_resnet56
     python train_main.py --config=configs/cifar10.py:short --workdir=runs/cifar20_short --config.data.dir=PATH/cifar10
 
-Without a word: the paper's recipe. short: 50 epochs of all 50,000 images in place of 182 of 45,000, half an hour of two CPU cores:
-cosine, Nesterov, twice the rate and five times the decay. Nothing is chosen: the last step's weights are tested.
+Without a word: the paper's recipe. short: 50 epochs of all 50,000 images in place of 182 of 45,000, half an hour of two
+CPU cores: cosine, Nesterov, twice the rate, five times the decay. The last step's weights are tested; none is chosen.
 
 Result to expect: the paper's 8.75 % error for ResNet-20; short: 8.73 and 8.94 % (two seeds).
 One difference: the paper subtracts the per-pixel mean, this the per-channel mean and deviation of the contract.
