@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from jax import export
 
@@ -92,6 +92,8 @@ def test_gradients_are_those_of_the_parts(shapes, before, by_image, behind, adde
     added = added and by_image and before != RELU
     form = Trained(shapes[2], before, behind > 0, EPSILON)
     given = operands(shapes, before, behind, added)
+    # Of one value, or two, the gradient through a norm is 0, or all but that: what is left to compare is rounding.
+    assume(behind < 2 or given[2].size > 2 * given[2].shape[3])
     ending = Ending(by_image, behind, added)
     parts = onednn_training._gradient_in_parts
     assert_parts_agree(onednn_training._GRADIENT, parts, given, 5e-5, form=form, ending=ending)
