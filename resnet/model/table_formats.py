@@ -53,12 +53,14 @@ def markdown(columns: Sequence[str], rows: Sequence[Row], width: int | None = No
     return "\n".join([line(columns), line(rule), *map(line, cells)])
 
 
-def latex(columns: Sequence[str], rows: Sequence[Row], note: Sequence[str] = ()) -> str:
+def latex(columns: Sequence[str], rows: Sequence[Row], note: Sequence[str] = (), *, texts: int | None = None) -> str:
     """A tabular of booktabs (`\\usepackage{booktabs}`): numbers to the right, with thousands separators.
 
-    note: lines that go before it as comments.
+    note: lines that go before it as comments. texts: how many columns, the first ones, are aligned to the left; None:
+    all that hold no numbers, by the first row.
     """
-    places = "".join("r" if right else "l" for right in numbers_in(columns, rows))
+    numeric = numbers_in(columns, rows) if texts is None else [at >= texts for at in range(len(columns))]
+    places = "".join("r" if right else "l" for right in numeric)
     lines = [" & ".join(map(in_latex, row)) + r" \\" for row in [columns, *map(shown, rows)]]
     # Behind the line before these would be its options.
     lines = [f"{{}}{line}" if line.startswith(("[", "*")) else line for line in lines]

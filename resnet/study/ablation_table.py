@@ -54,7 +54,7 @@ def latex(title: str, study: Study, records: Records) -> str:
     sources: list[str] = []
     rows = [row(variant, study, records, sources) for variant in study.variants]
     notes = [title, setting(study, records), *footnotes(study, records, sources)]
-    return table_formats.latex(heads(study), rows, notes) + "\n"
+    return table_formats.latex(heads(study), rows, notes, texts=1) + "\n"
 
 
 def heads(study: Study) -> list[str]:

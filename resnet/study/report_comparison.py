@@ -101,13 +101,13 @@ def code_history(run: RunRecord) -> list[tuple[int, list[str]]]:
 
 def row(run: RunRecord, key: report_figures.Key, first: RunRecord | None) -> dict[str, Any]:
     """One run's line of the table of results. first: the run that it is compared with; None for that run itself."""
-    speed, best = speed_of(run), run.best_validation
+    speed, best, test = speed_of(run), run.best_validation, run.test or {}
     return {
         "name": key.name,
         "key": key,
         "loss": run.config["optim.loss"],
         "test": run.test,
-        "clean": (run.test or {}).get("clean"),
+        "clean": test.get("cleanest") or test.get("clean"),
         "best": best,
         "model": run.config.get("model.name"),
         "parameters": speed.parameters if speed else None,

@@ -162,7 +162,7 @@ def test_the_table_for_a_paper_has_the_same_cells(study):
     assert r"resnet20 & 20.00 $\pm$ 10.00 &  & 13.33 & 3 of 3 & 1,234,567 & 40,551,040 & 250 & 8.75 [1] \\" in lines
     assert r"plain20 & 30.00 $\pm$ 17.32 & $+$10.00 ($-$14.84 to $+$34.84) &" in text
     assert r"variant & test error \%, last step & difference to resnet20 (95 \% interval) &" in text
-    begun = lines.index(r"\begin{tabular}{lllllllll}")
+    begun = lines.index(r"\begin{tabular}{lrrrrrrrr}")
     assert not [line for line in lines[:begun] if not line.startswith("%")]
     assert lines[-1] == r"\end{tabular}"
 

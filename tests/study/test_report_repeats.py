@@ -73,6 +73,15 @@ def test_equal_figures_claim_no_interval():
     assert found.label == "r0 to r3"
 
 
+def test_a_comparison_leaves_out_all_leaks_that_were_found():
+    """Copies too, where the run looked for them; else byte-identical images alone."""
+    looked, exact = (dataclasses.replace(run, lines=[dict(run.test or {})]) for run in SEEDS[:2])
+    looked.lines[0] |= {"leaked": 3, "clean": {"top1": 0.8761}, "near_leaked": 2, "cleanest": {"top1": 0.8642}}
+    exact.lines[0] |= {"leaked": 3, "clean": {"top1": 0.8523}}
+    page = comparison([looked, exact])
+    assert [figure in page for figure in ("86.42", "85.23", "87.61")] == [True, True, False]
+
+
 def test_what_is_no_repetition_is_left_out():
     assert repeats(SEEDS[:1], ["r0"]) == []
     other_rate = a_run(0.5, run__seed=7, optim__lr=0.3)
