@@ -3,7 +3,7 @@
 Of all that lies between two convolutions only the first one's output is kept (see onednn_training). The end of a block,
 ReLU(norm(y) + addend), may be left to the convolution that comes next (`End`): it computes what it takes in a few
 images at a time, and on the way back begins the end's gradient while it writes its own, so that nothing goes over these
-maps, the largest of a network, for its own sake. What both are worth is told in docs/speed.md.
+maps, the largest of a network, for its own sake. docs/speed-notes.md says what both are worth.
 """
 
 from collections.abc import Callable, Sequence

@@ -2,7 +2,7 @@
 
 XLA goes over the stem's map, the largest of a network, once for each of what it makes of it, and keeps what the ReLU
 gave besides. Here the map is read once and, on the way back, read and written once; the latter's sums are what the
-convolution before it wants of its norm (`onednn_chain.End`). What it is worth is told in docs/speed.md.
+convolution before it wants of its norm (`onednn_chain.End`). docs/speed-notes.md says what it is worth.
 """
 
 from functools import partial
