@@ -22,10 +22,14 @@ PEAKS = {
     "A100": 3.12e14,
     "L40S": 3.62e14,
     "L4": 1.21e14,
-    "TPU v6": 9.18e14,
+    "TPU v6e": 9.18e14,
+    "TPU v6 lite": 9.18e14,
     "TPU v5p": 4.59e14,
-    "TPU v5 lite": 1.97e14,
     "TPU v5e": 1.97e14,
+    "TPU v5 lite": 1.97e14,
+    # jax' word for the v5p; the more particular ones stand above.
+    "TPU v5": 4.59e14,
+    "TPU v4 lite": 1.38e14,
     "TPU v4": 2.75e14,
     "TPU v3": 6.15e13,
 }

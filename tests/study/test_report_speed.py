@@ -32,6 +32,12 @@ def a_run() -> RunRecord:
         ("NVIDIA A100-SXM4-40GB", "bfloat16", 3.12e14),
         ("NVIDIA A100-SXM4-40GB", "float32", None),
         ("NVIDIA L40", "bfloat16", None),
+        ("TPU v6e", "bfloat16", 9.18e14),
+        ("TPU v6 lite", "bfloat16", 9.18e14),
+        ("TPU v5", "bfloat16", 4.59e14),
+        ("TPU v5 lite", "bfloat16", 1.97e14),
+        ("TPU v4 lite", "bfloat16", 1.38e14),
+        ("TPU v4", "bfloat16", 2.75e14),
         ("cpu", "bfloat16", None),
     ],
 )
