@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.step_epochs = default.optim().step_epochs
     config.optim.loss = "sigmoid"
-    # Both classes of a mixed image are there. Of mixup 0.1's batches 64 % show under 1 % of the second image (Beta(0.1,
-    # 0.1)): 0.2 leaves out such classes. -1, the shares themselves, is how mmpretrain trains A3.
+    # Both classes of a mixed image are there. Of mixup 0.1's batches 64 % show under 1 % of one of their two images
+    # (Beta(0.1, 0.1)): 0.2 leaves out such classes. -1, the shares themselves, is how mmpretrain trains A3.
     config.optim.target_threshold = 0.0
     config.optim.label_smoothing = 0.0
     config.run.epochs = 100.0

@@ -236,6 +236,8 @@ def _inside(top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array
 def _erase(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
     """Random erasing: a box of 2-33 % of the area, ratio 0.3-3.3 (log-uniform), set to 0 after normalisation.
 
+    These are torchvision's (RandomErasing); Zhong et al. erase up to 40 % and fill with random values.
+
     The first of ten tries that is smaller than the image counts; where none is, the image stays.
     """
     size = (images.shape[1], images.shape[2])

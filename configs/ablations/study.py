@@ -17,7 +17,7 @@ Variants = Mapping[str, Mapping[str, Mapping[str, Any]]]
 Paper = Mapping[str, tuple[float | str, str]]
 # CIFAR-10's 50,000 training images in batches of 128.
 STEPS_PER_EPOCH = 50_000 / 128
-# He et al. 2015, Section 4.2, and He et al. 2016, Section 3.1: the first 400 iterations of ResNet-110 are a warm-up.
+# A warm-up of 400 iterations: He et al. 2015, Section 4.2, for ResNet-110; He et al. 2016, appendix, for all networks.
 WARMUP_110 = 400 / STEPS_PER_EPOCH
 
 

@@ -198,7 +198,8 @@ class Block(nn.Module):
             dtype=self.dtype,
             backend=self.backend,
         )
-        # No norm on a pre-activated shortcut: the next block's own comes first (He et al. 2016, appendix).
+        # No norm on a pre-activated shortcut, as in the authors' code (KaimingHe/resnet-1k-layers): the next block's
+        # own comes first. That is full pre-activation; of ReLU-only neither code nor paper says.
         behind = None if spec.preactivated else self._norm(out_channels, "downsample_bn", train)
         y, taken = convolve_and_close([Link(layer, behind)], entry, train=train)
         return y, taken if entry is x else x

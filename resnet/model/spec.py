@@ -79,9 +79,10 @@ class ResNetSpec:
     shortcut_transform: str = "identity"
     # Factor on branch and shortcut when shortcut_transform is 'scale' (Table 1: 0.5).
     shortcut_scale: float = 0.5
-    # Initial bias of the gate for the two gated transforms (Table 1: 0 to -10).
+    # Initial bias of the gate for the two gated transforms (Section 3.1: 0 to -10 were searched, -6 was the best).
     gate_bias: float = -6.0
-    # Share of the shortcut dropped when shortcut_transform is 'dropout' (Table 1: 0.5).
+    # Share of the shortcut dropped when shortcut_transform is 'dropout' (Table 1: 0.5). What is kept is scaled up by
+    # 1 / (1 - share), as in today's frameworks: its expectation is the identity, where the paper speaks of one of 0.5.
     shortcut_dropout: float = 0.5
     # Order of norm, activation and addition (He et al. 2016, Table 2 and Figure 4).
     order: str = "original"
@@ -97,6 +98,8 @@ class ResNetSpec:
     # Images over which batch norm takes its statistics in training: groups of so many consecutive rows of the batch,
     # whatever the hardware ("ghost batches", Hoffer et al. 2017, arXiv 1705.08741, Algorithm 1). 0: the whole batch.
     ghost_batch_size: int = 0
+    # leaky_relu has torch's slope of 0.01; gelu is the approximation by tanh (torch: approximate='tanh'), at most 5e-4
+    # from the exact one, which is what torch and timm take by that name.
     activation: str = "relu"
     # Biases in the convolutions, as Keras' applications have (a BN behind them makes them redundant).
     conv_bias: bool = False

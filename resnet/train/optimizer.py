@@ -84,7 +84,7 @@ def decayed(params: Any) -> Any:
     """Which leaves weight decay and the trust ratios touch: bool per leaf, True from two dimensions up.
 
     Kernels are 4-D (convolution) or 2-D (dense); BN scale and bias and every other bias are 1-D and left alone
-    (Goyal et al. 2017, section 5.3; Jia et al. 2018).
+    (Goyal et al. 2017, Section 5.1; Jia et al. 2018).
     """
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
