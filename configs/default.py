@@ -119,7 +119,8 @@ def data() -> ConfigDict:
     # How pixels become network inputs: torch, caffe, tf, raw (input_pipeline/contract.py). auto: as the weights of
     # config.transfer say, torch without any. One that disagrees with the weights' is an error.
     c.contract = "auto"
-    # balanced weighs each class by the inverse of its frequency; none does not.
+    # balanced weighs each class by the inverse of its frequency; none does not. The loss of training lines is weighted
+    # then, that of validation and test never is.
     c.class_weights = "none"
     # Host threads that decode; 0: one per core.
     c.threads = 0

@@ -25,7 +25,8 @@ class BatchNorm(nn.Module):
     """Batch norm of float[B, H, W, C], with flax.linen.BatchNorm's variables, results and running statistics.
 
     Statistics are float32 and biased, var = max(0, E[x²] - E[x]²), and under jit over a mesh those of the global batch;
-    running <- m · running + (1 - m) · batch's. use_running_average: normalise by the running ones, which stay.
+    running <- m · running + (1 - m) · batch's (torch's running variance takes n / (n - 1) of a batch's, of n values a
+    channel). use_running_average: normalise by the running ones, which stay.
 
     group: 0, or how many images are normalised together in training (ghost batch norm, Hoffer et al. 2017). Group i is
     the rows i·group to (i+1)·group - 1, normalised by its own mean and variance, so that no gradient passes from group

@@ -59,10 +59,12 @@ class Loss:
         """(loss, weight) of each row, both float32[B]: the sum of the former over that of the latter is the mean loss.
 
         logits [B, C]; targets float32[B, C] as augmentation makes them; class_weights w, or () for all 1. Of 'softmax'
-        -Σ_c w_c t_c log p_c and Σ_c w_c t_c. Of 'sigmoid' a row's weight is Σ_c w_c t_c too, of its unsmoothed shares,
-        and its loss the mean over the classes times that: a class counts by its images, as if they were drawn as often
-        as w says. (Weights on the columns, as torch's BCEWithLogitsLoss(weight=…) has them, would leave each class'
-        images as rare among the others' as they are.) So are those of every other kind.
+        -Σ_c w_c t_c log p_c and Σ_c w_c t_c. (torch's CrossEntropyLoss divides by the sum of the labels' own weights,
+        of targets that are shares by the number of rows: other numbers where targets are smoothed or mixed.)
+        Of 'sigmoid' a row's weight is Σ_c w_c t_c too, of its unsmoothed shares, and its loss the mean over the classes
+        times that: a class counts by its images, as if they were drawn as often as w says. (Weights on the columns, as
+        torch's BCEWithLogitsLoss(weight=…) has them, would leave each class' images as rare among the others' as they
+        are.) So are those of every other kind.
         """
         weighted = targets
         if class_weights:

@@ -65,8 +65,9 @@ def make_train_step(
 
     The pulse is what the loop looks at without touching the state: 'loss' float32 (the batch's mean) and 'bad_steps'
     int32 (non-finite steps in a row); with 'stop' float32[B] in the batch also 'stop', above 0 where any process was
-    asked to end. The loss that is minimised is the mean over the batch, weighted by class where
-    asked. Randomness is a function of (seed, step, row).
+    asked to end. The loss that is minimised is the mean over the batch, weighted by class where asked: over the sum of
+    the weights. What is logged is over the number of rows: the same on average, with balanced weights and no smoothing.
+    Randomness is a function of (seed, step, row).
     A step whose loss, gradient or statistics are not finite changes nothing but the counters: params, statistics,
     optimizer and averages keep their old values (optax.apply_if_finite would leave the statistics NaN for good).
     With accumulation the parts (see `split_parts`) run one after the other. Batch statistics are each part's own, or
