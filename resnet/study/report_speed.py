@@ -43,10 +43,10 @@ class Speed:
     images_per_second: the median; slowest, fastest: the 5th and 95th percentile. data_wait: mean share of the time in
     which the device waited for images. None of the four where there is but one line. training_flops: of one image; None
     where the network cannot be counted or a step does less than what is counted. activation_bytes: what a step keeps
-    from forward to backward at a time, counted, not measured; None likewise. mfu: model FLOPs over the devices' peak,
-    None where the peak is not known, the run was not in bfloat16, or the FLOPs or the rate are not known.
-    device_memory: most bytes in use on a device, measured; None where it does not tell. notes: why what is None for the
-    run's own sake is.
+    from forward to backward at a time, on all devices together, counted, not measured; None likewise. mfu: model FLOPs
+    over the devices' peak, None where the peak is not known, the run was not in bfloat16, or the FLOPs or the rate are
+    not known. device_memory: most bytes in use on a device, measured; None where it does not tell. notes: why what is
+    None for the run's own sake is.
     """
 
     images_per_second: float | None

@@ -87,3 +87,10 @@ def test_a_single_line_which_includes_compilation_gives_no_rate():
     assert "one training line only, which includes compilation" in text
     for absent in ("images a second, median", "5th to 95th", "waiting for data", "Training speed", "No utilisation"):
         assert absent not in text
+
+
+def test_activations_of_several_devices_are_those_of_all():
+    record = a_run()
+    assert "on all devices together" not in page(record)
+    record.provenance["devices"] = 8
+    assert "keeps, on all devices together (counted)" in page(record)
