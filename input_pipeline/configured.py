@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import Contract
 from input_pipeline.crops import Crop
+from input_pipeline.resident import ResidentData, read_arrays
 from input_pipeline.sources import ARRAYS, Source, check_place, open_source
 
 
@@ -19,11 +20,7 @@ def open_data(config: ConfigDict, *, leading: bool = True) -> Source:
     """
     data = config.data
     if data.source == ARRAYS:
-        # Here, not above: it imports jax.
-        from input_pipeline.resident import read_arrays
-
-        check_place(data.source, data.dir)
-        return read_arrays(Path(data.dir), data.image_size).as_source(ARRAYS)
+        return open_arrays(config).as_source(ARRAYS)
     return open_source(
         data.source,
         data.dir,
@@ -40,6 +37,12 @@ def open_data(config: ConfigDict, *, leading: bool = True) -> Source:
         keep_copies_together=data.keep_copies_together,
         leading=leading,
     )
+
+
+def open_arrays(config: ConfigDict) -> ResidentData:
+    """The dataset in the file of arrays that config.data names. Raises InputError as `read_arrays` does."""
+    check_place(ARRAYS, config.data.dir)
+    return read_arrays(Path(config.data.dir), config.data.image_size)
 
 
 def make_crop(config: ConfigDict, contract: Contract, kind: str, resize_shorter: float) -> Crop:

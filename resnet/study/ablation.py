@@ -19,8 +19,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from configs.default import get_config as default_config
-from input_pipeline import recipe, sources
+from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
+from input_pipeline.sources import ARRAYS
 from resnet import command
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import KEYS, Study, add_keys, known_key, read_study
@@ -163,24 +164,18 @@ def open_data(config: ConfigDict, flagged: Collection[str] = ()) -> ResidentData
 
     flagged: the keys that were given as flags. Raises InputError for what the user can mend.
     """
-    from input_pipeline.contract import contract_by_name
-    from input_pipeline.resident import decode_source, read_arrays
-    from resnet.train.plan import make_crop
+    from input_pipeline import configured
+    from input_pipeline.resident import decode_source
+    from resnet.train.plan import make_crop, own_contract
 
-    data = config.data
-    if data.source == sources.ARRAYS:
-        sources.check_place(data.source, data.dir)
-        arrays = read_arrays(Path(data.dir), data.image_size)
-        check_splits(config, arrays.as_source(sources.ARRAYS), flagged)
+    if config.data.source == ARRAYS:
+        arrays = configured.open_arrays(config)
+        check_splits(config, arrays.as_source(ARRAYS), flagged)
         return arrays
-    from resnet.train.loop import open_data as open_source
-
-    # As in make_plan: a run from scratch, which all of these are, takes torch's where the recipe leaves it open.
-    contract = contract_by_name("torch" if data.contract == "auto" else data.contract)
-    crop = make_crop(config, contract, None, "none")
-    source = open_source(config)
+    crop = make_crop(config, own_contract(config), None, "none")
+    source = configured.open_data(config)
     check_splits(config, source, flagged)
-    return decode_source(source, crop, threads=data.threads or None)
+    return decode_source(source, crop, threads=config.data.threads or None)
 
 
 def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) -> dict[str, Record]:

@@ -205,7 +205,10 @@ def open_like(
         if is_arrays(data):
             # config.data.eval_image_size, which meta.image_size is then, is no size of the file's images.
             side = config.get("data.image_size", meta.image_size) if ran_on_arrays(meta) else meta.image_size
-            source = arrays_source(data, side)
+            # Here, not above: it imports jax.
+            from input_pipeline.resident import read_arrays
+
+            source = read_arrays(Path(data), side).as_source(ARRAYS)
         else:
             source = open_source(
                 data if from_tfds else "folder",
@@ -220,14 +223,6 @@ def open_like(
     # Behind the comparison: what is left out changes the fingerprint.
     done = splitting.get("drop_leaks") and not is_arrays(data)
     return without_leaks(source) if drop_leaks and not done else source
-
-
-def arrays_source(data: str, image_size: int) -> Source:
-    """The dataset in a file of arrays, with the splits that it brings."""
-    # Here, not above: it imports jax.
-    from input_pipeline.resident import read_arrays
-
-    return read_arrays(Path(data), image_size).as_source(ARRAYS)
 
 
 def in_these_flags(advice: str) -> str:

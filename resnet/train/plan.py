@@ -86,11 +86,13 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
     schedule = make_schedule(schedule_settings(config), steps_per_epoch, steps)
     stages = make_stages(transfer, network, optimizer_settings(config), schedule, steps_per_epoch)
     _check_stages(config, transfer, stages, steps_per_epoch, steps)
-    contract, pretrained = contract_by_name("torch" if config.data.contract == "auto" else config.data.contract), None
+    contract, pretrained = own_contract(config), None
     if transfer.mode != "scratch":
         pretrained = load_pretrained(config, spec, source.class_names)
         contract = pretrained.contract
     every = lambda epochs: max(1, round(epochs * steps_per_epoch))  # noqa: E731
+    order = Order(len(train), batch_size, config.run.seed)
+    train_crop = make_crop(config, contract, pretrained, config.data.crop)
     return Plan(
         network=network,
         stages=stages,
@@ -99,8 +101,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         schedule=schedule,
         recipe=make_recipe(config, source, contract),
         contract=contract,
-        order=Order(len(train), batch_size, config.run.seed),
-        train_crop=make_crop(config, contract, pretrained, config.data.crop),
+        order=order,
+        train_crop=train_crop,
         eval_crop=make_eval_crop(config, contract, pretrained),
         batch_size=batch_size,
         eval_batch_size=config.data.eval_batch_size or batch_size,
@@ -113,8 +115,8 @@ def make_plan(config: ConfigDict, source: Source) -> Plan:
         resident=choose_feed(
             "stream" if transfer.mode == "probe" else config.data.feed,
             train,
-            Order(len(train), batch_size, config.run.seed),
-            make_crop(config, contract, pretrained, config.data.crop),
+            order,
+            train_crop,
             processes=jax.process_count(),
             epochs=steps / steps_per_epoch,
             platform=jax.default_backend(),
@@ -142,6 +144,11 @@ def _check_stages(
             f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
         )
     check_blocks(config, stages[-1].learning)
+
+
+def own_contract(config: ConfigDict) -> Contract:
+    """config.data.contract, of a run without weights to follow: there 'auto' is torch's."""
+    return contract_by_name("torch" if config.data.contract == "auto" else config.data.contract)
 
 
 def make_crop(config: ConfigDict, contract: Contract, pretrained: Pretrained | None, kind: str) -> Crop:
