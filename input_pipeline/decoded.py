@@ -20,14 +20,15 @@ from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Split
 from input_pipeline.threaded import in_order
+from native.own_folders import cache_folder
 
 # Part of every key: raise it when the decoder changes.
 VERSION = 3
 
 
 def folder() -> Path:
-    """Where decoded images are kept: under XDG_CACHE_HOME or ~/.cache. Nothing there is needed when runs are done."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "resident"
+    """Where decoded images are kept. Nothing there is needed when runs are done."""
+    return cache_folder("resident")
 
 
 def kept_rows(

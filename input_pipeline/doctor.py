@@ -37,6 +37,7 @@ from input_pipeline.looking import Looking, gather
 from input_pipeline.name_groups import about_names
 from input_pipeline.strays import about_strays
 from input_pipeline.whole_files import write_whole
+from native.own_folders import cache_folder
 
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
 VERSION = 5
@@ -178,9 +179,8 @@ def _sizes(looks: Sequence[Look]) -> dict[str, tuple[float, float, float]]:
 
 def _cache_file(listing: Listing, strays: list[Finding], cache_dir: str | None) -> Path:
     """Where the report on just these files is kept: any file added, changed or touched gives another name."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / "doctor"
     key = f"{VERSION} {PIL.__version__} {listing.stamp} {strays!r}".encode("utf-8", "surrogateescape")
-    return Path(cache_dir or base) / f"{hashlib.sha256(key).hexdigest()}.json"
+    return Path(cache_dir or cache_folder("doctor")) / f"{hashlib.sha256(key).hexdigest()}.json"
 
 
 def _recall(cache: Path) -> Report | None:

@@ -25,6 +25,7 @@ import PIL
 from input_pipeline.fingerprints import CHROMA_SIDE, SIDE, Look
 from input_pipeline.images import Listing
 from input_pipeline.whole_files import beside
+from native.own_folders import cache_folder
 
 # Part of the file's name: raise it when a look, or a row, becomes another.
 VERSION = 1
@@ -46,9 +47,8 @@ class KeptLooks:
     """
 
     def __init__(self, listing: Listing, cache_dir: str | None) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / "doctor"
         place = f"{VERSION} {PIL.__version__} {os.path.abspath(listing.where)}".encode("utf-8", "surrogateescape")
-        self._path = Path(cache_dir or base) / f"{hashlib.sha256(place).hexdigest()}.looks"
+        self._path = Path(cache_dir or cache_folder("doctor")) / f"{hashlib.sha256(place).hexdigest()}.looks"
         self._listing = listing
         self._rows, self._used = np.zeros(0, ROW), list[int]()
         self._file: IO[bytes] | None = None

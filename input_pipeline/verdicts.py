@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from input_pipeline.bars import BAR_FROM
 from input_pipeline.whole_files import write_whole
+from native.own_folders import cache_folder
 
 if TYPE_CHECKING:
     from input_pipeline.images import Listing
@@ -41,8 +42,7 @@ class Verdicts:
     """
 
     def __init__(self, listing: Listing, cache_dir: str | None, version: int) -> None:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / "audit"
-        self._folder, self._listing = Path(cache_dir or base), listing
+        self._folder, self._listing = Path(cache_dir or cache_folder("audit")), listing
         self._key = _digest(f"{version} {listing.stamp}")
         place = os.path.abspath(listing.where) if listing.known else listing.stamp
         self._place = _digest(f"{version} place {place}")

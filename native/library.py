@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from native.own_folders import check_own, is_own
+from native.own_folders import cache_folder, check_own, is_own
 
 _COMPILERS = ("cc", "gcc", "clang")
 _OPTIONS = ("-O3", "-shared", "-fPIC", "-pthread")
@@ -36,7 +36,7 @@ def compiled(name: str, sources: Sequence[Path], *, headers: Sequence[Path] = ()
     contents = [path.read_bytes() for path in (*sources, *headers)]
     words = map(os.fsencode, (compiler, *_OPTIONS, *options))
     digest = hashlib.sha256(b"\0".join([*contents, *words])).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / name
+    folder = cache_folder(name)
     library = folder / f"{digest}.so"
     check_own(folder)
     if is_own(library):

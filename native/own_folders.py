@@ -1,9 +1,17 @@
-"""Folders of programs that will run: nobody else may put one there. Imports nothing of the project."""
+"""This project's folders in the user's cache; where they hold programs that will run, nobody else may put one there.
+
+Imports nothing of the project.
+"""
 
 import errno
 import os
 import stat
 from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """Where this project keeps things of one kind, which can all be made again: under XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / name
 
 
 def check_own(folder: Path) -> None:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from input_pipeline.errors import InputError, printable
-from native.own_folders import check_own
+from native.own_folders import cache_folder, check_own
 from resnet import allocation
 from resnet.model.errors import SpecError
 from resnet.no_device import no_device
@@ -178,14 +178,13 @@ def quieten() -> None:
         # Those of libraries, which the user of a command can do nothing about; python -W default shows them.
         warnings.simplefilter("ignore")
     if not os.environ.get(CACHE_VARIABLE):
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = str(Path(base) / "resnet-jax" / "xla")
+        folder = cache_folder("xla")
         try:
             # It holds programs, which JAX would load and run.
-            check_own(Path(folder))
+            check_own(folder)
         except OSError:
             return
         # JAX reads it when imported. That takes seconds, so it is not done here: a slip in the flags is told at once.
-        os.environ[CACHE_VARIABLE] = folder
+        os.environ[CACHE_VARIABLE] = str(folder)
         if "jax" in sys.modules:
-            sys.modules["jax"].config.update("jax_compilation_cache_dir", folder)
+            sys.modules["jax"].config.update("jax_compilation_cache_dir", str(folder))

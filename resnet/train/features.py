@@ -27,6 +27,7 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.order import Order
 from input_pipeline.sources import Split
 from input_pipeline.stream import train_batches
+from native.own_folders import cache_folder
 from resnet.train import parallel
 from resnet.train.evaluation import Interrupted
 from resnet.train.plan import Plan
@@ -87,11 +88,6 @@ class Pass:
         return about
 
 
-def default_folder() -> Path:
-    """Where features are kept: under XDG_CACHE_HOME or ~/.cache. Nothing there is needed once the runs are done."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "features"
-
-
 def features(
     wanted: Pass,
     step: FeatureStep,
@@ -109,7 +105,7 @@ def features(
     batch_size = size_of_batch(wanted, mesh)
     about = wanted.describe(batch_size)
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
-    target = default_folder() / f"{key}.f32"
+    target = cache_folder("features") / f"{key}.f32"
     shape = (len(wanted.split), channels(wanted.plan))
     row_bytes = shape[1] * 4
     try:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from input_pipeline.contract import CONTRACTS, Contract
 from input_pipeline.errors import InputError, printable
+from native.own_folders import cache_folder
 from resnet.weights.faults import fault
 
 EXAMPLE = "torchvision:resnet50_v1"
@@ -125,11 +126,6 @@ def find(source: str) -> Entry | None:
     return None
 
 
-def default_cache() -> Path:
-    """Where fetched weights are kept: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "resnet-jax" / "weights"
-
-
 def fetch(entry: Entry, cache: Path | None = None) -> Path:
     """The file of known weights, from the cache or fetched into it.
 
@@ -137,7 +133,7 @@ def fetch(entry: Entry, cache: Path | None = None) -> Path:
     """
     import requests
 
-    folder = cache or default_cache()
+    folder = cache or cache_folder("weights")
     target = folder / entry.file_name
     if target.is_file():
         # It may have been put there by hand.

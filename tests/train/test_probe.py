@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.contract import CONTRACTS
 from input_pipeline.errors import InputError
+from native.own_folders import cache_folder
 from resnet.model.network import ResNet
 from resnet.study.inference import load_model
 from resnet.train import features, loop, parallel, plan, probe
@@ -111,13 +112,13 @@ def lines(workdir: Path) -> list[dict]:
 
 
 def kept() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in features.default_folder().iterdir()}
+    return {path.name: path.read_bytes() for path in cache_folder("features").iterdir()}
 
 
 def stored() -> list[tuple[dict, np.ndarray]]:
     """(what it is, float32[N, 16]) of every finished file of features."""
     found = [
-        (json.loads(path.with_suffix(".json").read_text()), path) for path in features.default_folder().glob("*.f32")
+        (json.loads(path.with_suffix(".json").read_text()), path) for path in cache_folder("features").glob("*.f32")
     ]
     return [(about, np.fromfile(path, np.float32).reshape(-1, 16)) for about, path in found]
 
@@ -211,7 +212,7 @@ def test_a_pass_that_was_killed_goes_on_where_it_was(data, weights, tmp_path, mo
     assert running.wait().code == -signal.SIGKILL
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (part,) = features.default_folder().glob("*.part")
+    (part,) = cache_folder("features").glob("*.part")
     first = part.read_bytes()
     assert len(first) == 16 * 16 * 4
     # What a torn write leaves: less than a batch.
