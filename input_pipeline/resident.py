@@ -9,8 +9,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +25,7 @@ from input_pipeline.images import content_of
 from input_pipeline.order import Order, evaluation_batches
 from input_pipeline.sources import SPLITS, Source, Split
 from input_pipeline.stream import eval_batches
+from input_pipeline.whole_files import beside
 
 # Crops whose training image is a window of evaluation's image, so that one decoded copy serves every epoch.
 CROPS = ("pad", "none")
@@ -108,9 +107,8 @@ def write_arrays(data: ResidentData, file: Path) -> None:
     arrays: dict[str, np.ndarray] = {_CLASSES: np.array(json.dumps(list(data.class_names)))}
     for name, split in data.splits.items():
         arrays |= {f"{name}_images": split.images, f"{name}_labels": split.labels}
-    with tempfile.NamedTemporaryFile(dir=file.absolute().parent, suffix=".part", delete=False) as part:
-        np.savez(part, allow_pickle=False, **arrays)
-    os.replace(part.name, file)
+    with beside(file) as part, part.open("wb") as opened:
+        np.savez(opened, allow_pickle=False, **arrays)
 
 
 def read_arrays(file: Path, image_size: int) -> ResidentData:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from input_pipeline.whole_files import beside
 from resnet.study.ablation_config import Study
 from resnet.study.ablation_records import Record
 from resnet.study.ablation_statistics import figures, loss_kinds
@@ -70,10 +70,8 @@ def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
     if handles:
         columns = max(1, min(6, len(names), _LETTERS // (max(map(len, names)) + 7)))
         figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    target = workdir / FILE
-    temporary = target.with_name(f".{FILE}.part")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, target)
+    with beside(workdir / FILE) as part:
+        FigureCanvasAgg(figure).print_png(str(part))
 
 
 def named(study: Study, records: Mapping[str, Record]) -> list[str]:

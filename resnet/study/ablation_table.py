@@ -2,13 +2,13 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
+from input_pipeline.whole_files import write_whole
 from resnet.model import table_formats
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Diagnosis, Record
@@ -25,15 +25,9 @@ Kept = Mapping[str, tuple[int, ...]]
 def write_tables(workdir: Path, title: str, study: Study, records: Records) -> None:
     """Write the tables, each in one piece. `records` holds the variants that are done; the others are named too."""
     kept = {name: seeds for name, record in records.items() if (seeds := kept_seeds(workdir, study, record))}
-    write_text(workdir / TABLE, markdown(title, study, records, kept))
-    write_text(workdir / TEX, latex(title, study, records))
-    write_text(workdir / CSV, comma_separated(study, records, kept))
-
-
-def write_text(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    write_whole(workdir / TABLE, markdown(title, study, records, kept))
+    write_whole(workdir / TEX, latex(title, study, records))
+    write_whole(workdir / CSV, comma_separated(study, records, kept))
 
 
 def markdown(title: str, study: Study, records: Records, kept: Kept = MappingProxyType({})) -> str:

@@ -108,7 +108,7 @@ def export(model: Model, form: str, out: Path) -> dict[str, Any]:
         (folder / METADATA).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return about
 
-    return write_whole(out, write)
+    return write_folder(out, write)
 
 
 def source_of(model: Model) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def version(package: str) -> str:
     return ""
 
 
-def write_whole(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def write_folder(out: Path, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """Have `write` fill a temporary folder beside `out`, push it to the disk and rename it; what `write` gave."""
     # Here, not above: it imports jax.
     from resnet.train import integrity

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from input_pipeline.errors import InputError, printable
+from input_pipeline.whole_files import beside
 from resnet.train.configuration import BEST_METRICS
 from resnet.train.writers import METRICS_FILE, read_metrics
 
@@ -180,7 +181,6 @@ def _style(axes: Axes, title: str, grid: bool = True) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Write the picture beside its place and rename it, so that no reader ever sees half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    """Write the picture in one piece."""
+    with beside(path) as part:
+        FigureCanvasAgg(figure).print_png(str(part))

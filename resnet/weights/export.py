@@ -9,8 +9,6 @@ torch need not be installed but for .pth.
 """
 
 import importlib.util
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import numpy as np
 from input_pipeline.contract import CONTRACTS, Contract
 from input_pipeline.errors import InputError, printable
 from input_pipeline.shell_words import shell_words
+from input_pipeline.whole_files import beside
 from resnet import command
 from resnet.model.spec import ResNetSpec
 from resnet.train.checkpoints import load
@@ -161,14 +160,14 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     if form == "keras":
         layers = keras_writing.layer_order(spec, has_head=has_head)
         numbered = out.name.endswith(".weights.h5")
-        write_whole(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
+        write_file(out, lambda path: keras_writing.write(path, tensors, layers, numbered=numbered))
     else:
         write = safetensors_files.write if is_safetensors(out) else write_torch
-        write_whole(out, lambda path: write(path, with_counters(tensors)))
+        write_file(out, lambda path: write(path, with_counters(tensors)))
     # A folder's name may hold what ends a line; such names cannot come back from a file of lines.
     text = "".join(f"{name}\n" for name in meta.class_names)
     if has_head and text.splitlines() == list(meta.class_names):
-        write_whole(classes_file(out), lambda path: write_text(path, text))
+        write_file(classes_file(out), lambda path: write_text(path, text))
     return len(tensors)
 
 
@@ -253,32 +252,23 @@ def write_torch(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """A state_dict by torch.save."""
     import torch
 
-    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, path)
+    # Opened here: given a path, torch writes the file's name, which is a random one for now, into the file.
+    with path.open("wb") as file:
+        torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, file)
 
 
 def write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def write_whole(out: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` fill a temporary file beside `out` and rename it: `out` is there whole or not at all."""
-    temporary = None
+def write_file(out: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` fill `out`, which is there whole or not at all. Raises InputError where it cannot be written."""
     try:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{out.name}-", dir=out.absolute().parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        # mkstemp lets only its owner read; the file is to have the rights that any new file has.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.rename(out)
+        with beside(out) as part:
+            write(part)
     except (OSError, RuntimeError) as error:
         raise fault(out, f"cannot be written ({printable(str(error)[:160])})") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def assert_picture(path: Path, at_least: int = 300) -> None:
         assert min(image.size) >= at_least
         assert max(image.size) <= 4000
         assert len(np.unique(np.asarray(image.convert("L")))) > 10
-    assert not list(path.parent.glob("*.tmp"))
+    assert not list(path.parent.glob(".*.part"))
 
 
 def test_curves_of_a_run(tmp_path: Path) -> None:
