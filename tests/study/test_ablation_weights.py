@@ -17,6 +17,7 @@ from input_pipeline.resident import decode_source, write_arrays
 from resnet.model.network import ResNet
 from resnet.study import ablation, ablation_runs, ablation_weights, evaluate
 from resnet.study.ablation_records import read_record
+from resnet.study.evaluate_data import open_like
 from resnet.study.inference import load_model
 from resnet.train import plan, pretrained
 from resnet.weights.export import export
@@ -118,7 +119,7 @@ def test_they_give_the_ablations_own_figures(finished, data, seed, tmp_path):
     """By evaluate, on the folder as it is: the averages, both mirrors, the split that the ablation drew."""
     folder = finished / "weights" / "residual" / f"seed_{seed}"
     model = load_model(folder)
-    source = evaluate.open_like(model.meta, str(data), "fail")
+    source = open_like(model.meta, str(data), "fail")
     found = evaluate.evaluate(model, source, "test", 6).values()
     curves, place = record(finished)["curves"], SEEDS.index(seed)
     assert curves["test_step"][-1] == model.meta.step == 5
@@ -140,7 +141,7 @@ def test_they_are_scored_on_a_file_of_the_decoded_images_as_well(finished, data,
     model = load_model(folder)
     assert model.crop.resize_shorter != 1
     file = tmp_path / "set.npz"
-    write_arrays(decode_source(evaluate.open_like(model.meta, str(data), "fail"), model.crop), file)
+    write_arrays(decode_source(open_like(model.meta, str(data), "fail"), model.crop), file)
     flags = ["evaluate", f"--checkpoint={folder}", f"--data={file}", "--batch_size=6", "--json"]
     monkeypatch.setattr(sys, "argv", flags)
     assert evaluate.main() == 0

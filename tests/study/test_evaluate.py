@@ -12,6 +12,7 @@ from PIL import Image
 
 from input_pipeline.errors import InputError
 from resnet.study import evaluate
+from resnet.study.evaluate_data import choose, open_like
 from resnet.study.inference import load_model
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
@@ -132,7 +133,7 @@ def test_all_leaves_out_nothing_that_the_run_left_out_but_its_classes(run, leaky
     """per_class of data that bring a test split leaves the rest out, and drop_leaks what leaks."""
     meta = load_model(run[1]).meta
     meta = dataclasses.replace(meta, config={**meta.config, **key, "data.exclude": [CLASS]})
-    whole = evaluate.choose(evaluate.open_like(meta, str(leaky), "fail", split="all"), "all")
+    whole = choose(open_like(meta, str(leaky), "fail", split="all"), "all")
     files = sorted(str(path.relative_to(leaky)) for path in leaky.rglob("*.jpg") if path.parent.name != CLASS)
     assert sorted(whole.ids) == files
 
@@ -180,7 +181,7 @@ def test_a_run_in_bfloat16_is_evaluated_so(run, ask, tmp_path):
     # And it makes a difference.
     model = load_model(tmp_path / "run")
     meta = dataclasses.replace(model.meta, config=model.meta.config | {"run.dtype": "float32"})
-    source = evaluate.open_like(meta, str(run[0]), "fail")
+    source = open_like(meta, str(run[0]), "fail")
     plain = evaluate.evaluate(dataclasses.replace(model, meta=meta), source, "test", 8)
     assert plain.summary["loss"] != told["loss"]
 
@@ -259,7 +260,7 @@ def test_a_run_leaves_out_leaks_and_says_which(leaky, tmp_path, capsys):
     assert [len(dropped["test"][kind]) for kind in ("exact", "near")] == [1, 1]
     assert all(name.startswith(f"test/{CLASS}/") for kind in ("exact", "near") for name in dropped["test"][kind])
     # Evaluation of its checkpoint leaves out the same, and a run that goes on reads its line again.
-    assert evaluate.open_like(load_model(tmp_path / "run").meta, str(leaky), "fail").dropped["test"] == {
+    assert open_like(load_model(tmp_path / "run").meta, str(leaky), "fail").dropped["test"] == {
         kind: tuple(names) for kind, names in dropped["test"].items()
     }
     assert train(config, tmp_path / "run") == 0

@@ -10,7 +10,8 @@ from PIL import Image
 
 from input_pipeline.errors import InputError
 from input_pipeline.sources import open_source
-from resnet.study import evaluate
+from resnet.study import evaluate, evaluate_data
+from resnet.study.evaluate_data import choose, open_like, places_of, with_labels_of
 from resnet.study.inference import load_model
 from resnet.train.loop import train
 from resnet.train.meta import Meta
@@ -57,13 +58,13 @@ def test_a_flat_folder_is_split_as_the_run_split_it(flat, tmp_path):
     """Wherever it lies."""
     shutil.copytree(flat[0], tmp_path / "elsewhere")
     model = load_model(flat[1])
-    source = evaluate.open_like(model.meta, str(tmp_path / "elsewhere"), "fail")
+    source = open_like(model.meta, str(tmp_path / "elsewhere"), "fail")
     told = evaluate.evaluate(model, source, "test", 8).values()
     (expected,) = (line for line in read_metrics(flat[1]) if line["kind"] == "test")
     assert told["count"] == 12
     assert {key: expected[key] for key in told} == told
     # Leaving out more than the run did makes no other data of them.
-    assert len(evaluate.open_like(model.meta, str(flat[0]), "fail", drop_leaks=True).splits["test"]) == 12
+    assert len(open_like(model.meta, str(flat[0]), "fail", drop_leaks=True).splits["test"]) == 12
 
 
 @pytest.mark.parametrize("split", ["test", "val", "train"])
@@ -71,14 +72,14 @@ def test_a_split_drawn_of_other_images_than_the_runs_is_refused(flat, grown, spl
     """One image more or less and the draw takes others, most of which the run trained on."""
     meta, told = meta_of(flat[1]), f"{grown}: not the images that the run was given .*the {split} split drawn"
     with pytest.raises(InputError, match=told):
-        evaluate.open_like(meta, str(grown), "fail", split=split)
-    whole = evaluate.choose(evaluate.open_like(meta, str(grown), "fail", split="all"), "all")
+        open_like(meta, str(grown), "fail", split=split)
+    whole = choose(open_like(meta, str(grown), "fail", split="all"), "all")
     assert len(whole) == 41
     (grown / CLASS / "new.png").unlink()
-    assert len(evaluate.open_like(meta, str(grown), "fail", split=split).splits["test"]) == 12
+    assert len(open_like(meta, str(grown), "fail", split=split).splits["test"]) == 12
     min((grown / CLASS).iterdir()).write_bytes(b"")
     with pytest.raises(InputError, match=told):
-        evaluate.open_like(meta, str(grown), "skip", split=split)
+        open_like(meta, str(grown), "skip", split=split)
 
 
 def test_a_fold_is_tested_on_the_runs_own_images(flat):
@@ -86,7 +87,7 @@ def test_a_fold_is_tested_on_the_runs_own_images(flat):
     for fold in range(2):
         source = open_source("folder", str(flat[0]), fold=fold, **options)
         meta = meta_of(flat[1], data__folds=4, data__fold=fold, data__val_fraction=0.25)
-        found = evaluate.open_like(dataclasses.replace(meta, fingerprint=source.fingerprint), str(flat[0]), "fail")
+        found = open_like(dataclasses.replace(meta, fingerprint=source.fingerprint), str(flat[0]), "fail")
         assert found.splits["test"].ids == source.splits["test"].ids
 
 
@@ -94,13 +95,13 @@ def test_training_images_of_a_few_a_class_are_drawn_too(run):
     """Where the data bring a test split the rest of them is in none."""
     meta = meta_of(run[1], data__per_class=3, data__val_fraction=0.0)
     with pytest.raises(InputError, match="the train split drawn"):
-        evaluate.open_like(meta, str(run[0]), "fail", split="train")
-    assert len(evaluate.open_like(meta, str(run[0]), "fail").splits["test"]) == 20
+        open_like(meta, str(run[0]), "fail", split="train")
+    assert len(open_like(meta, str(run[0]), "fail").splits["test"]) == 20
 
 
 def test_weights_of_no_run_are_scored_on_any_draw(flat, grown):
     converted = dataclasses.replace(meta_of(flat[1]), config={}, fingerprint="")
-    assert len(evaluate.open_like(converted, str(grown), "fail").splits["test"]) == 8
+    assert len(open_like(converted, str(grown), "fail").splits["test"]) == 8
 
 
 def test_a_run_over_arrays_is_shown_them_as_it_saw_them(run, tmp_path, monkeypatch):
@@ -128,36 +129,36 @@ def test_a_run_over_arrays_is_shown_them_as_it_saw_them(run, tmp_path, monkeypat
     assert shown(dataclasses.replace(larger, config={}, image_size=16)) == (1.0, 16)
     assert shown(dataclasses.replace(larger, progress={"variant": "plain"}, image_size=16)) == (1.0, 16)
     with pytest.raises(InputError, match=r"holds images of 16 px; the checkpoint is of another size, not of 16$"):
-        evaluate.open_like(dataclasses.replace(larger, config={}), str(file), "fail")
+        open_like(dataclasses.replace(larger, config={}), str(file), "fail")
     with pytest.raises(InputError, match=r"give --data a folder of images, tfds:NAME or a file of write_arrays$"):
-        evaluate.open_like(larger, __file__, "fail")
+        open_like(larger, __file__, "fail")
 
 
 def test_an_unknown_class_is_a_plainer_word_than_other_images(flat, grown):
     shutil.copytree(flat[0] / CLASS, grown / "orchid")
     with pytest.raises(InputError, match="class 'orchid'"):
-        evaluate.open_like(meta_of(flat[1]), str(grown), "fail")
+        open_like(meta_of(flat[1]), str(grown), "fail")
 
 
 def test_where_a_tfds_dataset_lies(run, monkeypatch):
     """As told, else as the run had the same dataset, else tfds' own place."""
     asked, source = [], open_source("folder", str(run[0]))
-    monkeypatch.setattr(evaluate, "open_source", lambda name, place, **rest: asked.append((name, place)) or source)
+    monkeypatch.setattr(evaluate_data, "open_source", lambda name, place, **rest: asked.append((name, place)) or source)
     meta = dataclasses.replace(meta_of(run[1], data__source="tfds:birds", data__dir="/birds"), fingerprint="")
-    evaluate.open_like(meta, "tfds:birds", "fail")
-    evaluate.open_like(meta, "tfds:birds", "fail", data_dir="/mine")
-    evaluate.open_like(meta, "tfds:fish", "fail")
+    open_like(meta, "tfds:birds", "fail")
+    open_like(meta, "tfds:birds", "fail", data_dir="/mine")
+    open_like(meta, "tfds:fish", "fail")
     assert asked == [("tfds:birds", "/birds"), ("tfds:birds", "/mine"), ("tfds:fish", "")]
 
 
 def test_classes_that_the_run_left_out_are_left_out_again(run, tmp_path):
     meta = meta_of(run[1], data__exclude=[CLASS])
-    assert CLASS not in evaluate.open_like(meta, str(run[0]), "fail").class_names
+    assert CLASS not in open_like(meta, str(run[0]), "fail").class_names
     # Other data need not have them.
     shutil.copytree(run[0], tmp_path / "data")
     for split in ("train", "test"):
         shutil.rmtree(tmp_path / "data" / split / CLASS)
-    assert len(evaluate.open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4
+    assert len(open_like(meta, str(tmp_path / "data"), "fail").class_names) == 4
 
 
 def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
@@ -167,9 +168,9 @@ def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
     ids = ("n01440764", "n01443537", "n03788365", "n15075141", "toilet tissue")
     called = dataclasses.replace(source, class_names=ids)
     with pytest.raises(InputError, match="class 'n01440764' of the data is none of the checkpoint's"):
-        evaluate.with_labels_of(meta, called, source.splits["test"])
+        with_labels_of(meta, called, source.splits["test"])
     imagenet = dataclasses.replace(meta, class_names=names)
-    split = evaluate.with_labels_of(imagenet, called, source.splits["test"])
+    split = with_labels_of(imagenet, called, source.splits["test"])
     places = [0, 1, names.index("mosquito net"), 999, 999]
     assert split.labels.tolist() == [places[label] for label in source.splits["test"].labels]
 
@@ -180,10 +181,10 @@ def test_folders_called_by_numbers_are_imagenets_classes_where_all_thousand_are_
     numbers = tuple(sorted(map(str, range(1000))))
     called = dataclasses.replace(source, class_names=numbers)
     for names in zip(*classes.imagenet(), strict=True):
-        found = evaluate.places_of(dataclasses.replace(meta, class_names=names), called)
+        found = places_of(dataclasses.replace(meta, class_names=names), called)
         assert found.tolist() == [int(number) for number in numbers]
         digits = dataclasses.replace(source, class_names=numbers[:10])
         with pytest.raises(InputError, match="class '0' of the data is none of the checkpoint's"):
-            evaluate.places_of(dataclasses.replace(meta, class_names=names), digits)
+            places_of(dataclasses.replace(meta, class_names=names), digits)
     with pytest.raises(InputError, match="class '0' of the data"):
-        evaluate.places_of(meta, called)
+        places_of(meta, called)

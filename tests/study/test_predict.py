@@ -13,7 +13,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
 from input_pipeline.stream import eval_batches
 from resnet.study import predict
-from resnet.study.evaluate import open_like
+from resnet.study.evaluate_data import open_like
 from resnet.study.inference import load_model
 from resnet.train import parallel
 from resnet.train.evaluation import evaluate_split
