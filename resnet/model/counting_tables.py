@@ -13,7 +13,7 @@ from resnet.model.traced_program import Operation
 from resnet.model.variants import Variant
 
 if TYPE_CHECKING:
-    from resnet.model.counting import Counts
+    from resnet.model.counts import Counts
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 STAGE_COLUMNS = ("stage", "output", "layers", "parameters", "multiply-adds")

@@ -11,11 +11,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from input_pipeline.errors import InputError
 from input_pipeline.order import Order
 from input_pipeline.resident import ResidentData, evaluation_rows, step_rows
 from resnet.allocation import Heap
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.study import ablation_program as program
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_diagnostics import collect, make_diagnosis

@@ -81,9 +81,9 @@ class RunRecord:
 
     @functools.cached_property
     def counts(self) -> Any:
-        """counting.Counts of the run's network at its image size. Raises InputError or SpecError."""
+        """counts.Counts of the run's network at its image size. Raises InputError or SpecError."""
         # Here, not above: it imports jax.
-        from resnet.model.counting import count
+        from resnet.model.counts import count
 
         return count(make_spec(self.full_config(), len(self.class_names)), self.config["data.image_size"])
 

@@ -10,7 +10,7 @@ from input_pipeline.doctor_summary import leak_lines, warning_lines
 from input_pipeline.errors import printable
 from input_pipeline.shell_words import shell_word
 from input_pipeline.sources import DEMO_DIR, Source
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan, schedule_settings

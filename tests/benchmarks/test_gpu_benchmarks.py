@@ -32,7 +32,7 @@ from benchmarks.gpu_idea_bytes import (
 from configs import cifar10_fast
 from input_pipeline import resident
 from input_pipeline.errors import InputError
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.model.variants import variant
 from resnet.train.configuration import make_spec, validate
 

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from resnet.model import counting
-from resnet.model.counting import count
 from resnet.model.counting_tables import TIMES
+from resnet.model.counts import Stage, count
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import CHOICES, ResNetSpec
@@ -85,7 +84,7 @@ def test_every_published_count_is_that_of_arithmetic(name: str) -> None:
     assert named.differences(*sums) == []
 
 
-def read(stage: counting.Stage) -> str:
+def read(stage: Stage) -> str:
     """A row's layers, typed on any keyboard."""
     return stage.layers.replace(TIMES, "x")
 

@@ -12,7 +12,7 @@ import pytest
 from resnet.model import layers, links
 from resnet.model.blocks import Block
 from resnet.model.convolution import with_kernels_ahead
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.model.errors import SpecError
 from resnet.model.folding import fold, folded_norms
 from resnet.model.network import ResNet

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 
 from input_pipeline.augment import Augmentation
 from input_pipeline.contract import CONTRACTS
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.model.errors import SpecError
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from input_pipeline.errors import InputError
-from resnet.model.counting import count
+from resnet.model.counts import count
 from resnet.train.configuration import make_spec
 from resnet.train.loop import train
 from resnet.train.profiling import read_span
