@@ -23,8 +23,8 @@ from input_pipeline import recipe
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import ARRAYS
 from resnet import command
-from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import KEYS, Study, add_keys, known_key, read_study
+from resnet.study.ablation_folder import check_folder, start_folder, write_outputs
 from resnet.study.ablation_records import (
     FAILED,
     Curves,
@@ -40,13 +40,12 @@ from resnet.study.ablation_records import (
 from resnet.train.configuration import flatten
 from resnet.train.interruption import Interruption
 from resnet.train.unread_keys import check_splits
-from resnet.train.workdir import LOCK, PROVENANCE, check_place, claimed, write_json
+from resnet.train.workdir import claimed
 
 if TYPE_CHECKING:
     from input_pipeline.resident import ResidentData
     from resnet.study.ablation_runs import Manner, OnDevice
 
-MARK = "ablation.json"
 AUTO = "auto"
 TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
 
@@ -129,36 +128,6 @@ def read_only(names: list[str], study: Study) -> list[str]:
     return [name for name in known if not names or name in names]
 
 
-def check_folder(workdir: Path) -> None:
-    """Raise InputError unless `workdir` is an ablation's folder, or empty, or can be made. Touches nothing."""
-    name = printable(str(workdir))
-    try:
-        check_place(workdir)
-        entries = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); give --workdir a folder of your own") from error
-    others = [entry for entry in entries if entry not in (LOCK, PROVENANCE, f".{PROVENANCE}.part", f".{MARK}.part")]
-    if others and MARK not in entries:
-        raise InputError(
-            f"{name} is no ablation's but holds {printable(others[0])!r}; give --workdir a new or empty folder"
-        )
-
-
-def start_folder(workdir: Path, title: str, study: Study, data: ResidentData) -> None:
-    """Write what the folder says of the ablation; the first call's provenance stays."""
-    from resnet.train.provenance import provenance
-
-    if not (workdir / MARK).exists():
-        write_json(workdir / PROVENANCE, provenance(data.as_source(study.base.data.source)))
-    variants = {variant.name: list(variant.changes) for variant in study.variants}
-    base = flat_config(study.base)
-    write_json(
-        workdir / MARK,
-        {"recipe": title, "seeds": list(study.seeds), "baseline": study.baseline, "variants": variants}
-        | {key: base[key] for key in base if not key.startswith(("model.", "optim."))},
-    )
-
-
 def open_data(config: ConfigDict, flagged: Collection[str] = ()) -> ResidentData:
     """The dataset that config.data names, decoded: a folder, a tfds set, the demo or a file of arrays.
 
@@ -230,9 +199,9 @@ def run_variants(
     from resnet.study.ablation_runs import VariantRun
     from resnet.study.ablation_weights import forget_weights, keep_done, write_weights
 
-    outputs(workdir, title, study, records)
+    write_outputs(workdir, title, study, records)
     if keep and keep_done(study, only, data, workdir, manner, records):
-        outputs(workdir, title, study, records)
+        write_outputs(workdir, title, study, records)
     for variant in study.variants:
         done = records.get(variant.name)
         if variant.name not in only or (done is not None and done.status != FAILED):
@@ -261,20 +230,9 @@ def run_variants(
         if run and record.status != FAILED and not (keep and write_weights(run, workdir, record)):
             run.discard()
         records[variant.name] = record
-        outputs(workdir, title, study, records)
+        write_outputs(workdir, title, study, records)
         print(result(record))
     return False
-
-
-def outputs(workdir: Path, title: str, study: Study, records: dict[str, Record]) -> None:
-    """Write tables, curves and TensorBoard's events of what is done so far."""
-    from resnet.study.ablation_curves import write_curves
-    from resnet.study.ablation_events import write_events
-    from resnet.study.ablation_table import write_tables
-
-    write_tables(workdir, f"Ablation {title}", study, records)
-    write_curves(workdir, study, records)
-    write_events(workdir, study, records)
 
 
 def screen(title: str, study: Study, data: ResidentData, manner: Manner, device: str) -> str:

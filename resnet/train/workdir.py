@@ -39,12 +39,7 @@ def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = F
     for a file, for a path that cannot become a folder, for a folder with other things in it, and for a run of another
     configuration, with every difference.
     """
-    name = printable(str(workdir))
-    try:
-        check_place(workdir)
-        entries = sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror}); give --workdir a folder of your own") from error
+    name, entries = printable(str(workdir)), names_in(workdir)
     if CONFIG not in entries:
         others = [entry for entry in entries if entry not in BEGINNINGS]
         if others:
@@ -64,6 +59,17 @@ def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = F
             f"{told(changed)}"
         )
     return True
+
+
+def names_in(workdir: Path) -> list[str]:
+    """What lies in `workdir`, sorted; [] where it is not there yet. Raises InputError for one that cannot be."""
+    try:
+        check_place(workdir)
+        return sorted(entry.name for entry in workdir.iterdir()) if workdir.is_dir() else []
+    except OSError as error:
+        raise InputError(
+            f"{printable(str(workdir))} cannot be read ({error.strerror}); give --workdir a folder of your own"
+        ) from error
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -1,0 +1,55 @@
+"""An ablation's folder: whether it is one, what it says of the ablation, what is written anew after each variant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from input_pipeline.errors import InputError, printable
+from resnet.study.ablation_alike import flat_config
+from resnet.study.ablation_config import Study
+from resnet.study.ablation_records import Record
+from resnet.train.workdir import LOCK, PROVENANCE, names_in, write_json
+
+if TYPE_CHECKING:
+    from input_pipeline.resident import ResidentData
+
+MARK = "ablation.json"
+
+
+def check_folder(workdir: Path) -> None:
+    """Raise InputError unless `workdir` is an ablation's folder, or empty, or can be made. Touches nothing."""
+    entries = names_in(workdir)
+    others = [entry for entry in entries if entry not in (LOCK, PROVENANCE, f".{PROVENANCE}.part", f".{MARK}.part")]
+    if others and MARK not in entries:
+        raise InputError(
+            f"{printable(str(workdir))} is no ablation's but holds {printable(others[0])!r}; give --workdir a new or "
+            "empty folder"
+        )
+
+
+def start_folder(workdir: Path, title: str, study: Study, data: ResidentData) -> None:
+    """Write what the folder says of the ablation; the first call's provenance stays."""
+    # Here, not above, as in `write_outputs`: they take seconds to import, and a slip in the flags is told at once.
+    from resnet.train.provenance import provenance
+
+    if not (workdir / MARK).exists():
+        write_json(workdir / PROVENANCE, provenance(data.as_source(study.base.data.source)))
+    variants = {variant.name: list(variant.changes) for variant in study.variants}
+    base = flat_config(study.base)
+    write_json(
+        workdir / MARK,
+        {"recipe": title, "seeds": list(study.seeds), "baseline": study.baseline, "variants": variants}
+        | {key: base[key] for key in base if not key.startswith(("model.", "optim."))},
+    )
+
+
+def write_outputs(workdir: Path, title: str, study: Study, records: dict[str, Record]) -> None:
+    """Write tables, curves and TensorBoard's events of what is done so far."""
+    from resnet.study.ablation_curves import write_curves
+    from resnet.study.ablation_events import write_events
+    from resnet.study.ablation_table import write_tables
+
+    write_tables(workdir, f"Ablation {title}", study, records)
+    write_curves(workdir, study, records)
+    write_events(workdir, study, records)
