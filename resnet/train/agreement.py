@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -25,6 +25,7 @@ from resnet.train.transfer import Transfer
 from resnet.train.verdict import store
 from resnet.train.workdir import LOCK
 
+Seen = TypeVar("Seen")
 # Keys that change nothing of what the devices compute together: where things lie, and what one process does by itself.
 OWN = (*PLACES, "data.threads", "run.hang_timeout", "run.writers")
 FACTS, TOKEN, NEWEST, WHOLE = "resnet/facts", "resnet/token", "resnet/newest", "resnet/whole/"
@@ -90,7 +91,7 @@ def difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return ""
 
 
-def check_shared(workdir: Path, clock: Callable[[], float] = time.monotonic) -> None:
+def check_shared(workdir: Path) -> None:
     """Return when this process sees the folder that process 0 has claimed; alone, do nothing.
 
     Raises InputError where it is another one, as a folder of that name on each host's own disk.
@@ -103,17 +104,15 @@ def check_shared(workdir: Path, clock: Callable[[], float] = time.monotonic) -> 
         lock.write_text(token, encoding="ascii")
         store().key_value_set(TOKEN, token)
         return
-    token, until = store().blocking_key_value_get(TOKEN, PATIENT_MILLISECONDS), clock() + FOLDER_SECONDS
-    while seen(lock) != token:
-        if clock() > until:
-            raise InputError(
-                f"{printable(str(workdir))}: process {jax.process_index()} does not see what process 0 writes there; "
-                "give all a --workdir on a file system that they share"
-            )
-        time.sleep(min(1.0, FOLDER_SECONDS / 5))
+    token = store().blocking_key_value_get(TOKEN, PATIENT_MILLISECONDS)
+    if look_until(lambda: seen(lock), lambda text: text == token) != token:
+        raise InputError(
+            f"{printable(str(workdir))}: process {jax.process_index()} does not see what process 0 writes there; "
+            "give all a --workdir on a file system that they share"
+        )
 
 
-def newest_step(checkpoints: Checkpoints, clock: Callable[[], float] = time.monotonic) -> int | None:
+def newest_step(checkpoints: Checkpoints) -> int | None:
     """The step of the newest checkpoint, None for none, as process 0 sees it; returns once this process does, too.
 
     Who went on from another step than the rest would wait for them for ever. Raises InputError where it stays unseen.
@@ -124,33 +123,41 @@ def newest_step(checkpoints: Checkpoints, clock: Callable[[], float] = time.mono
         store().key_value_set(NEWEST, json.dumps(step := checkpoints.latest_step()))
         return step
     step = json.loads(store().blocking_key_value_get(NEWEST, PATIENT_MILLISECONDS))
-    until = clock() + FOLDER_SECONDS
-    while (here := checkpoints.latest_step()) != step:
-        if clock() > until:
-            raise InputError(
-                f"process {jax.process_index()} does not see the newest checkpoint that process 0 does (there -> here: "
-                f"step {step} -> {here}); see to the file system of --workdir and start all again"
-            )
-        time.sleep(min(1.0, FOLDER_SECONDS / 5))
-        checkpoints.look_again()
+    here = look_until(checkpoints.latest_step, lambda here: here == step, checkpoints.look_again)
+    if here != step:
+        raise InputError(
+            f"process {jax.process_index()} does not see the newest checkpoint that process 0 does (there -> here: "
+            f"step {step} -> {here}); see to the file system of --workdir and start all again"
+        )
     return step
 
 
-def check_whole(checkpoints: Checkpoints, step: int, clock: Callable[[], float] = time.monotonic) -> None:
+def check_whole(checkpoints: Checkpoints, step: int) -> None:
     """Return, in all processes together, when the checkpoint of `step` is whole to each; alone, do nothing.
 
     Raises Damaged, in all of them, where it is not: who restored it alone would evaluate another network than the rest.
     """
     if not hosts.several():
         return
-    until = clock() + FOLDER_SECONDS
-    while (why := checkpoints.fault(step)) == ABSENT and clock() < until:
-        time.sleep(min(1.0, FOLDER_SECONDS / 5))
-        checkpoints.look_again()
+    why = look_until(lambda: checkpoints.fault(step), lambda why: why != ABSENT, checkpoints.look_again)
     store().key_value_set(f"{WHOLE}{jax.process_index()}", json.dumps(why))
     for rank in range(jax.process_count()):
         if said := json.loads(store().blocking_key_value_get(f"{WHOLE}{rank}", PATIENT_MILLISECONDS)):
             raise Damaged(f"{checkpoints.place(step)}: the checkpoint is damaged, as process {rank} sees it ({said})")
+
+
+def look_until(
+    look: Callable[[], Seen], enough: Callable[[Seen], bool], look_again: Callable[[], object] = lambda: None
+) -> Seen:
+    """What `look` gives as soon as that is `enough`, else what it gives FOLDER_SECONDS later.
+
+    look_again: called before each look but the first.
+    """
+    until = time.monotonic() + FOLDER_SECONDS
+    while not enough(found := look()) and time.monotonic() < until:
+        time.sleep(min(1.0, FOLDER_SECONDS / 5))
+        look_again()
+    return found
 
 
 def seen(file: Path) -> str:
