@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from resnet.model.spec import BEHIND_BLOCKS
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import Study, Variant
 from resnet.train.configuration import differences, told
-from resnet.train.workdir import write_json
+from resnet.train.workdir import without_nan, write_json
 
 # Quantity -> part of the network -> one number a seed, None where it was not finite.
 Diagnosis = dict[str, dict[str, list[float | None]]]
@@ -92,7 +91,7 @@ def checkpoint_folder(workdir: Path, name: str) -> Path:
 
 def write_record(workdir: Path, record: Record) -> None:
     """Write variants/NAME.json in one piece."""
-    write_json(record_file(workdir, record.name), {"format": FORMAT, **finite(dataclasses.asdict(record))})
+    write_json(record_file(workdir, record.name), {"format": FORMAT, **without_nan(dataclasses.asdict(record))})
 
 
 def read_record(workdir: Path, name: str) -> Record | None:
@@ -156,12 +155,3 @@ def drop_outdated(workdir: Path, name: str, wanted: dict[str, Any]) -> None:
     if record is not None and outdated(record, wanted):
         shutil.rmtree(checkpoint_folder(workdir, name), ignore_errors=True)
         record_file(workdir, name).unlink(missing_ok=True)
-
-
-def finite(value: Any) -> Any:
-    """The same with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -26,7 +26,6 @@ from resnet.study.ablation_records import (
     Record,
     check_identity,
     checkpoint_folder,
-    finite,
     identity_of,
 )
 from resnet.train.checkpoints import Checkpoints, Meta
@@ -36,6 +35,7 @@ from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
 from resnet.train.state import TrainState
 from resnet.train.steps import reset_sums
+from resnet.train.workdir import without_nan
 
 # Rows of the batch that a network is diagnosed on: the first of the test split, the same for every variant and seed.
 DIAGNOSED = 128
@@ -226,8 +226,8 @@ class VariantRun:
         """Note training loss and accuracy since the line before; None for a seed without one finite step."""
         counts = np.where(sums["count"] > 0, sums["count"], np.nan)
         self.curves.train_step.append(step)
-        self.curves.train_loss.append(finite((sums["loss"] / counts).tolist()))
-        self.curves.train_top1.append(finite((sums["top1"] / counts).tolist()))
+        self.curves.train_loss.append(without_nan((sums["loss"] / counts).tolist()))
+        self.curves.train_top1.append(without_nan((sums["top1"] / counts).tolist()))
         self.bar.set_postfix(step=step, loss=np.round(sums["loss"] / counts, 3).tolist(), refresh=False)
 
     def evaluate(self, step: int, state: TrainState) -> None:
@@ -235,8 +235,8 @@ class VariantRun:
         variables = state.evaluated()
         means = program.add_up([jax.device_get(self.evaluation((), variables, batch)) for batch in self.data.test])
         self.curves.test_step.append(step)
-        self.curves.test_loss.append(finite(means["loss"].tolist()))
-        self.curves.test_top1.append(finite(means["top1"].tolist()))
+        self.curves.test_loss.append(without_nan(means["loss"].tolist()))
+        self.curves.test_top1.append(without_nan(means["top1"].tolist()))
 
     def diagnose(self, state: TrainState) -> Diagnosis:
         """Branches and gradients of every seed; one at a time, as it happens twice in a run."""
@@ -248,7 +248,7 @@ class VariantRun:
                     for name in ("params", "batch_stats")
                 }
                 found.append(jax.device_get(self.diagnosis(own, self.data.diagnosed)))
-        return finite(collect(found))
+        return without_nan(collect(found))
 
     def save(self, step: int, state: TrainState) -> None:
         self.checkpoints.save(state, self.meta(step))

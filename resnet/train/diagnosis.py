@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from resnet.train.freezing import Names
 from resnet.train.progress import EpochBar
 from resnet.train.state import TrainState, Variables
 from resnet.train.steps import Batch, Recipe, loss_sum, part_gradient, part_key, split_parts, with_mirrored
-from resnet.train.workdir import write_json
+from resnet.train.workdir import without_nan, write_json
 
 if TYPE_CHECKING:
     from resnet.train.loop import Run
@@ -181,7 +180,8 @@ def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
     with jax.transfer_guard("allow"):
         readings, fed = done_again(run, first, state)
     cause, file = first_bad(readings), run.workdir / FILE
-    write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": plain(readings)})
+    figures = without_nan([dataclasses.asdict(reading) for reading in readings])
+    write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": figures})
     where = f"in {cause.words()}" if cause else "gone when the step was done again"
     more = f" and {len(fed) - 1} more" if len(fed) > 1 else ""
     return Diverged(
@@ -198,12 +198,6 @@ def done_again(run: Stepping, number: int, state: TrainState) -> tuple[list[Read
     batch = run.streamed(next(run.batches(step)))
     readings = examine(stage.network, run.plan.recipe, state, batch, step, learning=stage.learning)
     return readings, examples(run.source.splits["train"], run.plan.order.indices(step))
-
-
-def plain(readings: list[Reading]) -> list[dict[str, Any]]:
-    """As JSON has it: null for NaN."""
-    clean = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value  # noqa: E731
-    return [{name: clean(value) for name, value in dataclasses.asdict(reading).items()} for reading in readings]
 
 
 def replay(run: Run, fresh: TrainState) -> int:

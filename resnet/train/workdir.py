@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,6 +31,15 @@ def write_json(path: Path, value: Any) -> None:
         # A rename can reach the disk before what was written: after a power cut the file would be there, and empty.
         os.fsync(file.fileno())
     os.replace(part, path)
+
+
+def without_nan(value: Any) -> Any:
+    """`value`, of dicts, lists, tuples and plain values, with None for each number that JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = False) -> bool:

@@ -7,7 +7,6 @@ config.run.writers get the same numbers (resnet/train/trackers.py).
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from input_pipeline.errors import InputError, printable
 from resnet.train.tensorboard_events import EventFile
 from resnet.train.trackers import Trackers
+from resnet.train.workdir import without_nan
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -69,7 +69,7 @@ class MetricsWriter:
         if taken := _RESERVED & values.keys():
             raise ValueError(f"{sorted(taken)} name every line's own fields, not values")
         plain = {name: _plain(value) for name, value in values.items()}
-        line = {"step": int(step), "epoch": float(epoch), "kind": kind, **_without_nan(plain)}
+        line = {"step": int(step), "epoch": float(epoch), "kind": kind, **without_nan(plain)}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         self._events.write(
@@ -190,12 +190,3 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str | bool | int | float):
         return value
     return np.asarray(value).tolist()
-
-
-def _without_nan(value: Any) -> Any:
-    """`value` (see `_plain`) with None for every number that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
