@@ -35,7 +35,7 @@ import numpy as np
 
 from benchmarks import processes, record
 
-SIZE, BATCHES = 224, (1, 32)
+SIZE = 224
 Answer = Callable[[np.ndarray], np.ndarray]
 
 

@@ -3,7 +3,6 @@
 Nothing but the standard library: `--remote-debugging-pipe` takes JSON on one file descriptor and gives it on another.
 """
 
-import base64
 import itertools
 import json
 import os
@@ -128,16 +127,6 @@ class Browser:
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def screenshot(self, file: Path, full: bool = False) -> None:
-        """The page as a PNG; full: all of it, not the window alone."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full)["data"]
-        file.write_bytes(base64.b64decode(data))
-
-    def pdf(self, file: Path) -> None:
-        """The page as it prints, on A4."""
-        data = self.call("Page.printToPDF", printBackground=True, paperWidth=8.27, paperHeight=11.69)["data"]
-        file.write_bytes(base64.b64decode(data))
 
     def close(self) -> None:
         os.close(self._writer)

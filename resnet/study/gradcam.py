@@ -116,10 +116,10 @@ def normalised(maps: np.ndarray) -> np.ndarray:
     return np.divide(maps, greatest, out=np.zeros_like(maps), where=greatest > 0)
 
 
-def overlay(images: np.ndarray, maps: np.ndarray, strength: float = STRENGTH) -> np.ndarray:
+def overlay(images: np.ndarray, maps: np.ndarray) -> np.ndarray:
     """Pictures uint8[N, S, S, 3] under their heat maps float32[N, h, w] -> uint8[N, S, S, 3].
 
-    The hotter a spot the more of its colour (dark violet to yellow) covers the picture, at most `strength`, 0..1; where
+    The hotter a spot the more of its colour (dark violet to yellow) covers the picture, at most STRENGTH of it; where
     the map is 0 the picture shows as it is.
     """
     if not len(images):
@@ -127,7 +127,7 @@ def overlay(images: np.ndarray, maps: np.ndarray, strength: float = STRENGTH) ->
     heat = normalised(upsample(maps, images.shape[1]))
     colour = matplotlib.colormaps[COLOURS](heat)[..., :3] * 255
     # The square root keeps warm spots visible on bright pictures.
-    share = strength * np.sqrt(heat)[..., None]
+    share = STRENGTH * np.sqrt(heat)[..., None]
     return np.round(images * (1 - share) + colour * share).astype(np.uint8)
 
 

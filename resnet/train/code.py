@@ -68,7 +68,8 @@ def gone_on_with(provenance: dict[str, Any], done: int) -> tuple[dict[str, Any],
     """
     now: dict[str, Any] = {"sources": list(sources()), "versions": versions()}
     stored = provenance.get("new_code", [])
-    if not (isinstance(stored, list) and _tells_code(provenance) and all(map(_is_later, stored))):
+    is_later = lambda entry: _tells_code(entry) and type(entry.get("after_step")) is int  # noqa: E731
+    if not (isinstance(stored, list) and _tells_code(provenance) and all(map(is_later, stored))):
         return provenance, []
     entries = [entry for entry in stored if entry["after_step"] < done]
     noted = {key: value for key, value in provenance.items() if key != "new_code"}
@@ -92,11 +93,6 @@ def _tells_code(entry: Any) -> bool:
     """Whether a provenance, or an entry of its 'new_code' but for its step, is as `gone_on_with` writes it."""
     kinds = {"sources": list, "versions": dict}
     return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in kinds.items())
-
-
-def _is_later(entry: Any) -> bool:
-    """The same of an entry of 'new_code', which has a step."""
-    return _tells_code(entry) and type(entry.get("after_step")) is int
 
 
 def other_versions(before: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -94,9 +94,10 @@ def _confusion(confusion: Any, class_names: Sequence[str], dpi: int) -> Figure:
     if num_classes <= _NAMED_CLASSES:
         names = [_shortened(name) for name in class_names]
         size = 8 if num_classes <= _ANNOTATED_CLASSES else 6
-        turned = num_classes * max(map(len, names)) > 40
+        crowded = num_classes * max(map(len, names)) > 40
+        turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
         axes.set_yticks(range(num_classes), names, fontsize=size)
-        axes.set_xticks(range(num_classes), names, fontsize=size, **_turned_labels(turned))
+        axes.set_xticks(range(num_classes), names, fontsize=size, **turned)
     if num_classes <= _ANNOTATED_CLASSES:
         _annotate(axes, counts, shares)
     bar = figure.colorbar(image, ax=axes, aspect=35, pad=0.02, format=PercentFormatter(1.0, decimals=0))
@@ -156,10 +157,6 @@ def _annotate(axes: Axes, counts: np.ndarray, shares: np.ndarray) -> None:
     for row, column in zip(*np.nonzero(counts), strict=True):
         colour = "white" if shares[row, column] > 0.55 else _INK
         axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, fontsize=size)
-
-
-def _turned_labels(turned: bool) -> dict[str, Any]:
-    return {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if turned else {}
 
 
 def _shortened(name: str) -> str:

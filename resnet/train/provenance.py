@@ -48,6 +48,7 @@ def provenance(source: Source) -> dict[str, Any]:
 
 
 def one_cpu() -> bool:
+    """Whether this run's only device is a CPU, whose convolutions may be oneDNN's."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 

@@ -14,8 +14,7 @@ from resnet.model.counts import count
 from resnet.model.onednn_library import description
 from resnet.train.freezing import Stage, partition
 from resnet.train.plan import Plan, schedule_settings
-from resnet.train.pretrained import Pretrained
-from resnet.train.provenance import tf32_products
+from resnet.train.provenance import one_cpu, tf32_products
 from resnet.train.result import Outcome
 from resnet.train.schedules import never_drops
 from resnet.train.state import TrainState
@@ -26,11 +25,12 @@ def start(config: ConfigDict, plan: Plan, source: Source, state: TrainState, wor
     images = ", ".join(f"{len(split):,} {name}" for name, split in source.splits.items())
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     dtype = f"{config.run.dtype}{convolutions(config)}{products(config)}"
+    multiply_adds = count(plan.network.spec, config.data.image_size).multiply_adds
     optim = config.optim
     lines = [
         f"Data      {source.name}: {len(source.class_names)} classes, {images} images at {sides(config)} px, "
         f"feed {'resident' if plan.resident else 'stream'}",
-        f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds(plan, config.data.image_size)}",
+        f"Network   {config.model.name}: {parameters:,} parameters, {multiply_adds:,} multiply-adds an image",
         f"Device    {jax.device_count()} x {jax.devices()[0].device_kind}, {dtype}",
         f"Schedule  {plan.total_steps:,} steps of {plan.batch_size} ({plan.epoch(plan.total_steps):.1f} epochs), "
         f"{optim.name} {optim.schedule}, peak learning rate {optim.lr:g}",
@@ -75,8 +75,7 @@ def skipped(source: Source, listed: str) -> list[str]:
 
 def convolutions(config: ConfigDict) -> str:
     """Whose they are, where it is a question: small networks are twice as fast by oneDNN, which may be missing."""
-    alone = jax.default_backend() == "cpu" and jax.device_count() == 1 and config.run.dtype == "float32"
-    return f", convolutions by {description()}" if alone else ""
+    return f", convolutions by {description()}" if one_cpu() and config.run.dtype == "float32" else ""
 
 
 def products(config: ConfigDict) -> str:
@@ -85,19 +84,15 @@ def products(config: ConfigDict) -> str:
     return " (products in TF32; with JAX_DEFAULT_MATMUL_PRECISION=highest in float32)" if coarse else ""
 
 
-def multiply_adds(plan: Plan, image_size: int) -> str:
-    """Of the forward pass of one image, counted from the traced program."""
-    return f"{count(plan.network.spec, image_size).multiply_adds:,} multiply-adds an image"
-
-
 def advice(config: ConfigDict, plan: Plan) -> list[str]:
     """A line where the images are not of the size that the weights were trained at."""
     pretrained, side = plan.pretrained, config.data.image_size
     if pretrained is None or pretrained.image_size == side:
         return []
+    cost = (pretrained.image_size / side) ** 2
     return [
         f"Note      the weights expect {pretrained.image_size} px and see {side}; "
-        f"--config.data.image_size={pretrained.image_size} is likely better and costs {side_cost(pretrained, side)}"
+        f"--config.data.image_size={pretrained.image_size} is likely better and costs {cost:.1f} times the time"
     ]
 
 
@@ -119,10 +114,6 @@ def without_effect(config: ConfigDict, plan: Plan) -> list[str]:
             f"the last step, and config.run.eval_every={config.run.eval_every:g} gives {evaluations}"
         )
     return notes
-
-
-def side_cost(pretrained: Pretrained, side: int) -> str:
-    return f"{(pretrained.image_size / side) ** 2:.1f} times the time"
 
 
 def learning(plan: Plan, state: TrainState) -> str:
