@@ -35,7 +35,7 @@ from input_pipeline.folder import find_images
 from input_pipeline.images import Listing
 from input_pipeline.looking import Looking, gather
 from input_pipeline.name_groups import about_names
-from input_pipeline.strays import about_strays
+from input_pipeline.unused_files import about_unused_files
 from input_pipeline.whole_files import write_whole
 from native.own_folders import cache_folder
 
@@ -65,8 +65,8 @@ class Doctor:
     def __init__(self, listing: Listing, *, cache_dir: str | None = None) -> None:
         """Raises ValueError for a listing that is of no files."""
         self.listing = listing
-        self._strays = about_strays(listing)
-        self._cache = _cache_file(listing, self._strays, cache_dir)
+        self._unused = about_unused_files(listing)
+        self._cache = _cache_file(listing, self._unused, cache_dir)
         report = _recall(self._cache)
         self.report = report and dataclasses.replace(report, where=listing.where)
         self._looking = None if report else Looking(listing, cache_dir)
@@ -87,7 +87,7 @@ class Doctor:
             if self._looking.left():
                 # Another process may have looked at them while this one waited for its audit.
                 self._looking.recall()
-            self.report, lasting = _examine(self._looking, self._strays, progress)
+            self.report, lasting = _examine(self._looking, self._unused, progress)
             self._looking = None
             if lasting:
                 try:
@@ -108,7 +108,7 @@ def _list(data_dir: Path) -> Listing:
         raise InputError(f"{name}: cannot be looked at ({error.strerror}); remove it or mend it") from error
 
 
-def _examine(looking: Looking, strays: list[Finding], progress: bool) -> tuple[Report, bool]:
+def _examine(looking: Looking, unused: list[Finding], progress: bool) -> tuple[Report, bool]:
     """The report, and whether it holds as long as no file changes: not where one was not given."""
     listing = looking.listing
     with Bar("looking at images", len(looking.left()), shown=progress) as bar:
@@ -127,7 +127,7 @@ def _examine(looking: Looking, strays: list[Finding], progress: bool) -> tuple[R
         *file_findings.about_files(listing, gallery, even),
         *copies.findings(),
         *file_findings.about_classes(listing.class_names, counts),
-        *strays,
+        *unused,
         *about_names(listing, gallery.labels.tolist()),
         *file_findings.about_giveaways(listing, gallery),
     ]
@@ -177,9 +177,9 @@ def _sizes(looks: Sequence[Look]) -> dict[str, tuple[float, float, float]]:
     }
 
 
-def _cache_file(listing: Listing, strays: list[Finding], cache_dir: str | None) -> Path:
+def _cache_file(listing: Listing, unused: list[Finding], cache_dir: str | None) -> Path:
     """Where the report on just these files is kept: any file added, changed or touched gives another name."""
-    key = f"{VERSION} {PIL.__version__} {listing.stamp} {strays!r}".encode("utf-8", "surrogateescape")
+    key = f"{VERSION} {PIL.__version__} {listing.stamp} {unused!r}".encode("utf-8", "surrogateescape")
     return Path(cache_dir or cache_folder("doctor")) / f"{hashlib.sha256(key).hexdigest()}.json"
 
 

@@ -22,12 +22,12 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from input_pipeline.audit_cache import AuditCache, Row
 from input_pipeline.bars import Bar
 from input_pipeline.encoded_files import MAX_COMMENTS, MAX_EXIF, MAX_SCANS, comments, exif_blocks, scans, webp_size
 from input_pipeline.errors import InputError, MissingPackage, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
-from input_pipeline.verdicts import Row, Verdicts
 
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
@@ -184,7 +184,7 @@ def audit(
     *,
     cache_dir: str | None = None,
     progress: bool = True,
-    told: bool = True,
+    announce: bool = True,
     also: Callable[[int, bytes, int], object] | None = None,
 ) -> Audit:
     """Read, sniff and decode every example once, in threads, or recall what earlier audits found of the same files.
@@ -192,19 +192,19 @@ def audit(
     decode: the feed's decoder: of encoded bytes and a name for messages it gives height and width as stored; whatever
     Exception it raises makes the example unreadable, but for MissingPackage. cache_dir: default resnet-jax/audit under
     $XDG_CACHE_HOME or ~/.cache; one that cannot be written is no error. progress: on standard error, where the set is
-    large (`bars`). told: whether a line says that this process waits for another's audit. also: called in threads with
-    number, bytes and label of each example that is read.
+    large (`bars`). announce: whether a line says that this process waits for another's audit. also: called in threads
+    with number, bytes and label of each example that is read.
     Raises InputError when the disk fails in a way that may pass, and does not for ten seconds, and MissingPackage as
     `decode` does.
     """
-    verdicts = Verdicts(listing, cache_dir, AUDIT_VERSION)
-    rows = verdicts.whole()
+    cache = AuditCache(listing, cache_dir, AUDIT_VERSION)
+    rows = cache.whole()
     if rows is None:
-        with verdicts.turn(told=progress and told):
-            rows = verdicts.whole()
+        with cache.turn(announce=progress and announce):
+            rows = cache.whole()
             if rows is None:
-                rows = _examined(listing, decode, verdicts, progress, also)
-                verdicts.keep(rows)
+                rows = _examined(listing, decode, cache, progress, also)
+                cache.keep(rows)
     columns = list(zip(*rows, strict=True)) if rows else [()] * 7
     return Audit(
         labels=np.array(columns[0], np.int32),
@@ -219,12 +219,12 @@ def audit(
 def _examined(
     listing: Listing,
     decode: Callable[[bytes, str], tuple[int, int]],
-    verdicts: Verdicts,
+    cache: AuditCache,
     progress: bool,
     also: Callable[[int, bytes, int], object] | None,
 ) -> list[Row]:
     """The verdict on every example, the file read where there is none yet."""
-    known = verdicts.single()
+    known = cache.single()
     unknown = [i for i in range(len(listing.ids)) if i not in known]
     bar = Bar("checking images", len(unknown), shown=progress)
     with bar, ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
@@ -232,12 +232,12 @@ def _examined(
         try:
             for i, row in zip(unknown, found, strict=True):
                 known[i] = row
-                verdicts.note(i, row)
+                cache.note(i, row)
                 bar.update()
         except BaseException:
             # A disk that is gone, or Ctrl-C: hundreds of examples that wait in line would each be tried first.
             pool.shutdown(wait=False, cancel_futures=True)
-            verdicts.close()
+            cache.close()
             raise
     return [known[i] for i in range(len(listing.ids))]
 

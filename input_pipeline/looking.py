@@ -19,7 +19,7 @@ import numpy as np
 from input_pipeline.encoded_files import MAX_BYTES
 from input_pipeline.fingerprints import CHROMA_SIDE, SIDE, Gallery, Look, look
 from input_pipeline.images import Listing
-from input_pipeline.kept_looks import KeptLooks
+from input_pipeline.look_cache import LookCache
 
 # One task for the pool: a hundred microseconds of work a file would drown in the cost of handing each over.
 _CHUNK = 32
@@ -33,11 +33,11 @@ class Looking:
     """The looks at a listing's files, as they come."""
 
     def __init__(self, listing: Listing, cache_dir: str | None = None) -> None:
-        """Recall what earlier looks left. cache_dir: see `KeptLooks`. Raises ValueError for a listing without paths."""
+        """Recall what earlier looks left. cache_dir: see `LookCache`. Raises ValueError for a listing without paths."""
         if listing.paths is None:
             raise ValueError("only files can be looked over, and this listing has no paths")
         count = len(listing.paths)
-        self.listing, self._kept = listing, KeptLooks(listing, cache_dir)
+        self.listing, self._cache = listing, LookCache(listing, cache_dir)
         self._sizes = np.array([_byte_size(path) for path in listing.paths], np.int64)
         values, often = np.unique(self._sizes, return_counts=True)
         # Bytes are compared where sizes are equal; else the sum of a file's bytes would be for nothing.
@@ -50,7 +50,7 @@ class Looking:
 
     def recall(self) -> None:
         """Take what is kept by now of files that nobody has looked at yet: another process may have looked."""
-        for i, seen, grey, chroma in self._kept.recall():
+        for i, seen, grey, chroma in self._cache.recall():
             if self._looks[i] is None and (seen.digest or not self._shared[i]):
                 self._looks[i], self._grey[i], self._chroma[i] = seen, grey, chroma
                 self._labels[i] = self._label(i)
@@ -65,7 +65,7 @@ class Looking:
             self._labels[i] = label
             seen = look(data, self._grey[i], self._chroma[i], hashed=bool(self._shared[i]))
             self._looks[i] = seen
-            self._kept.note(i, seen, self._grey[i], self._chroma[i])
+            self._cache.note(i, seen, self._grey[i], self._chroma[i])
 
     def left(self) -> list[int]:
         """The files that nobody has looked at yet."""
@@ -94,7 +94,7 @@ class Looking:
 
     def gallery(self) -> Gallery:
         """All looks. To be called once, when nothing is left."""
-        self._kept.close()
+        self._cache.close()
         return Gallery(tuple(filter(None, self._looks)), self._labels, self._grey, self._chroma)
 
     @contextmanager
@@ -104,7 +104,7 @@ class Looking:
             warnings.simplefilter("ignore")
             yield
         # For whoever waited meanwhile.
-        self._kept.flush()
+        self._cache.flush()
 
 
 def gather(looking: Looking, *, progress: Callable[[int], object] = lambda done: None) -> Gallery:

@@ -76,10 +76,10 @@ def write(config: ConfigDict, out: Path, *, step: int = 0, images: int = IMAGES)
     """Draw the first `images` of the batch of `step` into `out`; how many there are. Raises InputError."""
     # Here, not above: they import jax, and a slip in the flags is told at once.
     from input_pipeline.augment import Augmentation
+    from input_pipeline.batch_pictures import as_seen, sheet
     from input_pipeline.configured import make_augmentation, make_crop, open_data
     from input_pipeline.contract import contract_by_name
     from input_pipeline.order import Order
-    from input_pipeline.seen import as_seen, sheet
     from input_pipeline.stream import train_batches
 
     data = config.data

@@ -154,7 +154,7 @@ def open_source(
     with looking.quietly() if looking else contextlib.nullcontext():
         # What the audit reads the doctor looks at as well: files may lie on a slow disk.
         also = looking.take if looking else None
-        found = audit(listing, _decode, cache_dir=cache_dir, progress=progress, told=leading, also=also)
+        found = audit(listing, _decode, cache_dir=cache_dir, progress=progress, announce=leading, also=also)
     skipped = _unreadable(listing, found, on_error)
     splits = brought = _splits(listing, found)
     _check_classes(listing, splits)

@@ -10,7 +10,7 @@ from input_pipeline.errors import InputError, printable
 from resnet.model.spec import BEHIND_BLOCKS
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import Study, Variant
-from resnet.train.configuration import differences, told
+from resnet.train.configuration import differences, differences_line
 from resnet.train.workdir import without_nan, write_json
 
 # Quantity -> part of the network -> one number a seed, None where it was not finite.
@@ -28,7 +28,7 @@ class Curves:
 
     train_*: means since the line before, over the augmented training images. test_*: over the test split. diverged: the
     step by which a seed had too many non-finite steps in a row. seconds: of training alone, without compilation and
-    evaluation, over `images` images of all seeds. start: the diagnosis before step 0. code: train.code.code of what
+    evaluation, over `images` images of all seeds. start: the diagnosis before step 0. code: `code_digest` of what
     trained it, one after the other where it went on with another; empty of records of November 2026 and before.
     """
 
@@ -140,7 +140,7 @@ def check_identity(what: str, at: Path, stored: dict[str, Any], wanted: dict[str
     if changed:
         raise InputError(
             f"{what} is of another configuration; give --workdir a new folder, or the old settings, or delete "
-            f"{printable(str(at))} to train it anew: {told(changed)}"
+            f"{printable(str(at))} to train it anew: {differences_line(changed)}"
         )
 
 

@@ -29,7 +29,7 @@ from resnet.study.ablation_records import (
     identity_of,
 )
 from resnet.train.checkpoints import Checkpoints, Meta
-from resnet.train.code import code
+from resnet.train.code_digests import code_digest
 from resnet.train.dispatch import Dispatch, next_dispatch
 from resnet.train.plan import Plan, make_plan
 from resnet.train.provenance import revision
@@ -118,12 +118,12 @@ class VariantRun:
         size = self.variant.config.data.image_size
         newest = self.checkpoints.latest_step()
         if newest is None:
-            self.curves.code = [code()]
+            self.curves.code = [code_digest()]
             return 0, jax.device_put(program.first_states(self.plan, self.study.seeds, size), self.data.device)
         state = self.restore(newest)
-        if newest < self.plan.total_steps and self.curves.code[-1:] not in ([], [code()]):
+        if newest < self.plan.total_steps and self.curves.code[-1:] not in ([], [code_digest()]):
             print(f"{self.variant.name}: the code is not that of the {newest:,} steps done; table.md will say so.")
-            self.curves.code.append(code())
+            self.curves.code.append(code_digest())
         print(f"{self.variant.name}: going on from step {newest} of {self.plan.total_steps}.")
         return newest, state
 

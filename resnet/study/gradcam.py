@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.augment import prepare
+from input_pipeline.batch_pictures import labelled, letters, magnification, shortened
 from input_pipeline.contract import Contract
 from input_pipeline.errors import InputError, printable
-from input_pipeline.seen import labelled, letters, magnification, shortened
 from input_pipeline.whole_files import beside
 from resnet.model.network import ResNet
 from resnet.model.spec import ResNetSpec

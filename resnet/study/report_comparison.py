@@ -12,7 +12,7 @@ from resnet.study.report_speed import speed_of
 from resnet.study.report_tables import not_finite
 from resnet.study.report_template import render
 from resnet.study.run_record import RunRecord
-from resnet.train.code import changed
+from resnet.train.code_digests import changed
 from resnet.train.metrics import wilson_interval
 
 # What training is measured against, besides the labels; test and validation know none of these.

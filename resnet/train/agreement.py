@@ -15,9 +15,9 @@ import jax
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
-from resnet.train import code, hosts
+from resnet.train import code_digests, hosts
 from resnet.train.checkpoints import Checkpoints, Damaged
-from resnet.train.configuration import PLACES, differences, told
+from resnet.train.configuration import PLACES, differences, differences_line
 from resnet.train.integrity import ABSENT
 from resnet.train.pretrained import Pretrained
 from resnet.train.recalibration import ALONE
@@ -59,7 +59,7 @@ def check_alike(config: Mapping[str, Any], source: Source, pretrained: Pretraine
         # As JSON gives it back: with lists for tuples.
         "config": json.loads(json.dumps(dict(config))),
         "jax": jax.__version__,
-        "code": list(code.sources()),
+        "code": list(code_digests.sources()),
         "images": {name: len(split) for name, split in source.splits.items()},
         "data": source.fingerprint,
         "weights": pretrained.digest if pretrained else "",
@@ -75,12 +75,12 @@ def difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """In what process 0's facts and this one's differ, in words; '' where they do not."""
     where = f"process {jax.process_index()} has"
     if changed := differences(first["config"], here["config"], OWN):
-        return f"{where} another configuration than process 0 (there -> here: {told(changed)})"
+        return f"{where} another configuration than process 0 (there -> here: {differences_line(changed)})"
     if first["jax"] != here["jax"]:
         return f"{where} another version of JAX than process 0 (there -> here: {first['jax']} -> {here['jax']})"
-    if files := code.changed(first["code"], here["code"]):
-        more = f" and {len(files) - code.MOST_NAMED} more" if len(files) > code.MOST_NAMED else ""
-        return f"{where} other code than process 0: {printable(', '.join(files[: code.MOST_NAMED]))}{more}"
+    if files := code_digests.changed(first["code"], here["code"]):
+        more = f" and {len(files) - code_digests.MOST_NAMED} more" if len(files) > code_digests.MOST_NAMED else ""
+        return f"{where} other code than process 0: {printable(', '.join(files[: code_digests.MOST_NAMED]))}{more}"
     place = printable(str(here["config"]["data.dir"]))
     if first["data"] != here["data"]:
         counts = "" if first["images"] == here["images"] else f" (there -> here: {first['images']} -> {here['images']})"

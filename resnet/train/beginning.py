@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from input_pipeline.sources import Source
 from resnet.model.network import initialise
 from resnet.train import parallel
-from resnet.train.code import sources
+from resnet.train.code_digests import sources
 from resnet.train.plan import Plan
 from resnet.train.pretrained import Pretrained, adopt
 from resnet.train.provenance import provenance

@@ -193,6 +193,6 @@ def differences(before: Flat, after: Flat, free: Collection[str] = FREE) -> dict
     }
 
 
-def told(changes: Mapping[str, str]) -> str:
+def differences_line(changes: Mapping[str, str]) -> str:
     """`differences` in one line: 'optim.lr: 0.1 -> 0.2; run.keep: 2 -> 3'."""
     return "; ".join(f"{key}: {change}" for key, change in changes.items())

@@ -10,7 +10,7 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet.train import integrity
 from resnet.train.checkpoints import FOLDER
-from resnet.train.code import gone_on_with
+from resnet.train.code_digests import gone_on_with
 from resnet.train.configuration import LENGTH, PLACES, differences, flatten, steps_of
 from resnet.train.plan import Plan, schedule_settings
 from resnet.train.pretrained import Pretrained

@@ -19,7 +19,7 @@ from input_pipeline.recipe import first_line
 from resnet.no_device import no_device
 
 Result = TypeVar("Result")
-# JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `lifeline.Lifeline`.
+# JAX' own limit for a peer without a heartbeat, which ends the others by an abort: a net beneath `heartbeat.Heartbeat`.
 # By the clock, so a machine that was paused that long (a laptop, a virtual machine that moved) ends its run.
 HEARTBEAT_SECONDS = 600
 # How long the first waits for the last: imports from a slow disk, a queue for the last machine.

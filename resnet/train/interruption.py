@@ -111,12 +111,11 @@ class Interruption:
                 heard = True
 
 
-def farewell() -> Handler:
-    """What signals do in one of several processes whose own part of the run has ended: nothing yet, for the others
-    still wait for it.
+def waiting_handler() -> Handler:
+    """The handler of signals for one of several processes whose own part of the run has ended: it goes on waiting.
 
-    Whoever leaves alone keeps them for five minutes in JAX' shutdown, which asks for all. Ctrl-C after the first signal
-    leaves all the same.
+    A process that left alone would keep the others for five minutes in JAX' shutdown, which waits for all. Ctrl-C after
+    the first signal leaves all the same.
     """
     heard: list[int] = []
 

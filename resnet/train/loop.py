@@ -23,7 +23,7 @@ from resnet.train.evaluation import Interrupted, evaluate_split
 from resnet.train.feeding import require_decoder
 from resnet.train.figures import confusion_pixels, write_curves
 from resnet.train.freezing import partition
-from resnet.train.interruption import SIGNALS, Handler, Interruption, farewell
+from resnet.train.interruption import SIGNALS, Handler, Interruption, waiting_handler
 from resnet.train.meta import Meta, Progress
 from resnet.train.plan import Plan, make_plan
 from resnet.train.predictions import room_of_predictions
@@ -52,7 +52,7 @@ def train(
 
     new_length: a run that is there may have had another length (configuration.LENGTH). flagged: the keys of `config`
     that were given as flags, and so for these very data. afterwards: Ctrl-C's handler once the run has ended, however
-    it did; None: the caller's own comes back. Of several processes it is interruption.farewell.
+    it did; None: the caller's own comes back. Of several processes it is interruption.waiting_handler.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
@@ -72,7 +72,9 @@ def train(
     tested = source.splits["test"].ids if "test" in source.splits else ()
     check_room(workdir, needed, room_of_predictions(workdir, tested, len(source.class_names)))
     several = hosts.several()
-    interruption = Interruption(afterwards=farewell(), of=SIGNALS) if several else Interruption(afterwards=afterwards)
+    interruption = (
+        Interruption(afterwards=waiting_handler(), of=SIGNALS) if several else Interruption(afterwards=afterwards)
+    )
     with interruption, claimed(workdir) if hosts.primary() else contextlib.nullcontext():
         begun = check_workdir(workdir, flat, new_length=new_length)
         run = kind_of_run(plan)(config, workdir, mesh, source, plan, interruption)

@@ -19,7 +19,7 @@ from input_pipeline.errors import InputError
 from input_pipeline.recipe import first_line
 from resnet.command import refusal
 from resnet.out_of_memory import out_of_memory
-from resnet.train.lifeline import Lifeline
+from resnet.train.heartbeat import Heartbeat
 from resnet.train.verdict import ADVICE, LOST_PEER, leave, place
 
 # What compiles (the first step, the first batches of an evaluation) may take this many times the watchdog's patience.
@@ -39,8 +39,8 @@ def together() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    lifeline = Lifeline()
-    lifeline.start()
+    heartbeat = Heartbeat()
+    heartbeat.start()
     try:
         yield
     except InputError as error:
@@ -53,10 +53,10 @@ def together() -> Iterator[None]:
             leave(said, 2)
         if isinstance(error, jax.errors.JaxRuntimeError) or STATUS.match(str(error)):
             # A message that failed. Whoever knows more, why a peer ended or which one is silent, says so meanwhile.
-            lifeline.trouble = f"{place(error)}: {first_line(error)[:200]}"
-            lifeline.hear_out()
+            heartbeat.trouble = f"{place(error)}: {first_line(error)[:200]}"
+            heartbeat.hear_out()
         leave(f"{first_line(error)[:400]}; {ADVICE}", LOST_PEER)
-    lifeline.end()
+    heartbeat.end()
 
 
 class Watchdog:

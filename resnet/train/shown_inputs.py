@@ -34,7 +34,7 @@ def show_inputs(run: Stepping) -> None:
 def drawn(run: Stepping) -> np.ndarray:
     """The sheet: uint8[H, W, 3]. Of several processes the one that asks reads the rows that others train on too."""
     # Here, not above: it imports matplotlib's fonts and compiles a program, for this one picture.
-    from input_pipeline.seen import as_seen, rows_behind, sheet
+    from input_pipeline.batch_pictures import as_seen, rows_behind, sheet
 
     plan, names = run.plan, run.source.class_names
     parts, group = plan.recipe.accumulation, plan.network.spec.ghost_batch_size or 1

@@ -23,7 +23,7 @@ VERDICT = "resnet/verdict"
 ADVICE = "start all processes again, the run goes on from its last checkpoint"
 ROOT = Path(__file__).resolve().parents[2]
 # Their own lines say nothing of where a process is.
-WATCHING = tuple(Path(__file__).with_name(name) for name in ("peers.py", "lifeline.py", "verdict.py"))
+WATCHING = tuple(Path(__file__).with_name(name) for name in ("peers.py", "heartbeat.py", "verdict.py"))
 # Held by the thread that ends this process, so that no other says a second reason meanwhile.
 ENDING = threading.Lock()
 

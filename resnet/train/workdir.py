@@ -14,7 +14,7 @@ from typing import Any
 from input_pipeline.disk import amount, first_standing, require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.ordinary_files import read_ordinary
-from resnet.train.configuration import FREE, LENGTH, PLACES, differences, told
+from resnet.train.configuration import FREE, LENGTH, PLACES, differences, differences_line
 from resnet.train.integrity import MOST_JSON
 
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
@@ -61,12 +61,12 @@ def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = F
     if changed.keys() and changed.keys() <= set(LENGTH):
         raise InputError(
             f"{name} holds a run of another length; add --new_length to go on to this one, or give --workdir a new "
-            f"folder, or the old settings: {told(changed)}"
+            f"folder, or the old settings: {differences_line(changed)}"
         )
     if changed:
         raise InputError(
             f"{name} holds a run of another configuration; give --workdir a new folder, or the old settings: "
-            f"{told(changed)}"
+            f"{differences_line(changed)}"
         )
     return True
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from input_pipeline.audit_cache import AuditCache
 from input_pipeline.bars import BAR_FROM
 from input_pipeline.errors import InputError
 from input_pipeline.folder import find_images
 from input_pipeline.images import MAX_PIXELS, MAX_SIDE, Audit, Listing, audit, sniff
-from input_pipeline.verdicts import Verdicts
 
 PIXELS = np.arange(12 * 20 * 3, dtype=np.uint8).reshape(12, 20, 3)
 COLOUR = Image.fromarray(PIXELS)
@@ -238,8 +238,8 @@ def test_of_two_audits_of_the_same_files_one_reads_them(tmp_path):
 
 @pytest.mark.parametrize("told", [True, False])
 def test_who_waits_for_another_process_says_so_where_it_speaks_for_all(tmp_path, capsys, told):
-    verdicts = Verdicts(listing_of([b""] * BAR_FROM), str(tmp_path), 1)
-    held, waiting = threading.Event(), threading.Thread(target=lambda: enter(verdicts.turn(told=told)))
+    verdicts = AuditCache(listing_of([b""] * BAR_FROM), str(tmp_path), 1)
+    held, waiting = threading.Event(), threading.Thread(target=lambda: enter(verdicts.turn(announce=told)))
 
     def enter(turn) -> None:
         with turn:

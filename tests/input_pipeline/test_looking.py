@@ -12,7 +12,7 @@ from input_pipeline import looking, sources
 from input_pipeline.doctor import Doctor, look_over
 from input_pipeline.findings import Report
 from input_pipeline.folder import find_images
-from input_pipeline.kept_looks import ROW
+from input_pipeline.look_cache import ROW
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_a_look_that_was_cut_short_goes_on(root, seen, tmp_path):
     doctor = Doctor(find_images(root))
     for i in range(4):
         doctor.take(i, *doctor.listing.examine(i))
-    doctor._looking._kept.close()  # As the end of the process does.
+    doctor._looking._cache.close()  # As the end of the process does.
     with looks_file(tmp_path).open("r+b") as file:
         file.seek(ROW.itemsize + 300)
         file.write(b"\0\0\0\0")
@@ -108,7 +108,7 @@ def test_a_look_that_was_cut_short_goes_on(root, seen, tmp_path):
 
 
 def test_rows_of_files_that_are_gone_are_left_behind(root, tmp_path, monkeypatch):
-    monkeypatch.setattr("input_pipeline.kept_looks._STALE", 0)
+    monkeypatch.setattr("input_pipeline.look_cache._STALE", 0)
     for i in range(5):
         (root / "a" / "0.png").write_bytes(encoded(noise(100 + i), "JPEG", quality=40 + 10 * i))
         (root / "a" / "1.png").write_bytes(encoded(noise(200 + i), "JPEG", quality=40 + 10 * i))

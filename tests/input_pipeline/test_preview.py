@@ -9,9 +9,9 @@ from PIL import Image
 
 from input_pipeline import preview
 from input_pipeline.augment import Augmentation
+from input_pipeline.batch_pictures import as_seen, caption, rows_behind, sheet
 from input_pipeline.contract import CONTRACTS, contract_by_name, normalise, pictures
 from input_pipeline.order import dealt
-from input_pipeline.seen import as_seen, caption, rows_behind, sheet
 from resnet.model.network import ResNet
 from resnet.train import steps
 from resnet.train.loop import open_data

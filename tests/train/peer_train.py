@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax._src import compilation_cache, compiler
 
-from resnet.train import integrity, lifeline, stepping
+from resnet.train import heartbeat, integrity, stepping
 from tests.bare import leave_out
 
 
@@ -61,7 +61,7 @@ def patch_cache() -> None:
 if __name__ == "__main__":
     patch_cache()
     leave_out()
-    lifeline.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", lifeline.SILENT_ROUNDS))
+    heartbeat.SILENT_ROUNDS = int(os.environ.get("SILENT_ROUNDS", heartbeat.SILENT_ROUNDS))
     if "FED" in os.environ:
         patch_feed(Path(os.environ["FED"]))
     if "PAUSE_AT" in os.environ:

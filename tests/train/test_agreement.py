@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from input_pipeline.errors import InputError
-from resnet.train import agreement, code, hosts
+from resnet.train import agreement, code_digests, hosts
 from resnet.train.checkpoints import Damaged
 from resnet.train.configuration import flatten
 from resnet.train.loop import open_data
@@ -74,8 +74,8 @@ def test_other_code_than_process_0s_is_named(act_as, given, monkeypatch):
     agreement.check_alike(dict(flatten(config)), source, None)
     act_as(1)
     name = "resnet/train/losses.py"
-    others = tuple(f"{name} 0" if line.startswith(name) else line for line in code.sources())
-    monkeypatch.setattr(code, "sources", lambda: others)
+    others = tuple(f"{name} 0" if line.startswith(name) else line for line in code_digests.sources())
+    monkeypatch.setattr(code_digests, "sources", lambda: others)
     with pytest.raises(InputError, match=rf"process 1 has other code than process 0: {name}; give all"):
         agreement.check_alike(dict(flatten(config)), source, None)
 

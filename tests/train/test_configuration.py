@@ -20,9 +20,9 @@ from resnet.train.configuration import (
     POSITIVE,
     RANGES,
     differences,
+    differences_line,
     flatten,
     make_spec,
-    told,
     validate,
 )
 from resnet.train.losses import LOSSES
@@ -282,7 +282,7 @@ def test_differences_are_of_values_not_of_containers():
         "optim.lr": "0.1 -> 0.2",
         "run.seed": "0 -> '(absent)'",
     }
-    assert told(changes).startswith("data.crop_scale: [0.08, 1.0] -> [0.5, 1.0]; optim.lr: ")
+    assert differences_line(changes).startswith("data.crop_scale: [0.08, 1.0] -> [0.5, 1.0]; optim.lr: ")
 
 
 def test_the_page_names_what_may_differ_when_a_run_goes_on():

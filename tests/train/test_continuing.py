@@ -13,7 +13,7 @@ import pytest
 
 from input_pipeline.errors import InputError
 from resnet.study.run_record import read_run
-from resnet.train import code, integrity, loop, optimizer
+from resnet.train import code_digests, integrity, loop, optimizer
 from resnet.train.continuing import check_same, last_whole_step
 from resnet.train.meta import Meta, OtherCode
 from resnet.train.writers import read_metrics
@@ -141,8 +141,8 @@ def test_a_run_that_stopped_early_says_so_and_can_be_let_on(data, tmp_path, caps
 def test_a_run_that_goes_on_with_other_code_says_so(data, ended, monkeypatch, capsys):
     """Also where nothing was committed: the revision is the same then."""
     name, before = "resnet/train/losses.py", (ended / "provenance.json").read_bytes()
-    others = tuple(line if not line.startswith(name) else f"{name} 0123456789abcdef" for line in code.sources())
-    monkeypatch.setattr(code, "sources", lambda: others)
+    others = tuple(line if not line.startswith(name) else f"{name} 0123456789abcdef" for line in code_digests.sources())
+    monkeypatch.setattr(code_digests, "sources", lambda: others)
     assert loop.train(of_length(data, 4), ended) == 0
     assert (ended / "provenance.json").read_bytes() == before
     capsys.readouterr()
@@ -165,28 +165,28 @@ def test_an_optimizer_of_another_state_is_told_and_no_checkpoint_is_to_be_moved_
 
 
 def test_what_is_noted_of_code_and_packages(monkeypatch):
-    mine = code.sources()
-    assert "resnet/train/code.py" in {line.split()[0] for line in mine}
-    begun = {"sources": list(mine), "versions": code.versions(), "revision": "begun"}
-    assert code.gone_on_with(begun, 7) == (begun, [])
+    mine = code_digests.sources()
+    assert "resnet/train/code_digests.py" in {line.split()[0] for line in mine}
+    begun = {"sources": list(mine), "versions": code_digests.versions(), "revision": "begun"}
+    assert code_digests.gone_on_with(begun, 7) == (begun, [])
     # Of a version that noted none.
-    assert code.gone_on_with({"revision": "old"}, 7) == ({"revision": "old"}, [])
-    monkeypatch.setattr(code, "sources", lambda: ("a 1", "b 1"))
-    monkeypatch.setattr(code, "versions", lambda: {**begun["versions"], "jax": "0.0.1"})
-    fresh, lines = code.gone_on_with(begun, 0)
+    assert code_digests.gone_on_with({"revision": "old"}, 7) == ({"revision": "old"}, [])
+    monkeypatch.setattr(code_digests, "sources", lambda: ("a 1", "b 1"))
+    monkeypatch.setattr(code_digests, "versions", lambda: {**begun["versions"], "jax": "0.0.1"})
+    fresh, lines = code_digests.gone_on_with(begun, 0)
     assert (fresh["sources"], fresh["revision"] != "begun", lines) == (["a 1", "b 1"], True, [])
-    later, (line,) = code.gone_on_with(begun, 7)
+    later, (line,) = code_digests.gone_on_with(begun, 7)
     assert {key: later[key] for key in begun} == begun
     assert f", {len(mine) + 2 - 4} more, jax {begun['versions']['jax']} -> 0.0.1. What is done" in line
     for entry in ({"after_step": 1}, {"sources": [], "versions": {}}, "x"):
         damaged = begun | {"new_code": [entry]}
-        assert code.gone_on_with(damaged, 7) == (damaged, [])
-    assert code.gone_on_with(later, 9) == (later, [])
+        assert code_digests.gone_on_with(damaged, 7) == (damaged, [])
+    assert code_digests.gone_on_with(later, 9) == (later, [])
     # Back to the first code: before a step of the other was done there is nothing to tell, behind one there is.
-    monkeypatch.setattr(code, "sources", lambda: mine)
-    monkeypatch.setattr(code, "versions", lambda: begun["versions"])
-    assert code.gone_on_with(later, 7) == (begun, [])
-    again, (line,) = code.gone_on_with(later, 9)
+    monkeypatch.setattr(code_digests, "sources", lambda: mine)
+    monkeypatch.setattr(code_digests, "versions", lambda: begun["versions"])
+    assert code_digests.gone_on_with(later, 7) == (begun, [])
+    again, (line,) = code_digests.gone_on_with(later, 9)
     assert "not that of step 9" in line
     assert [entry["after_step"] for entry in again["new_code"]] == [7, 9]
 
@@ -200,27 +200,27 @@ def test_what_editors_leave_is_no_code(monkeypatch, tmp_path):
     for name in (".#losses.py", "gone.py"):
         (folder / name).symlink_to("nowhere")
     (folder / "folder.py").mkdir()
-    monkeypatch.setattr(code, "ROOT", tmp_path / ".hidden")
-    assert [line.split()[0] for line in code.sources.__wrapped__()] == ["resnet/train/losses.py"]
+    monkeypatch.setattr(code_digests, "ROOT", tmp_path / ".hidden")
+    assert [line.split()[0] for line in code_digests.sources.__wrapped__()] == ["resnet/train/losses.py"]
 
 
 def test_code_is_noted_as_it_was_imported():
     """Not as it is when data of an hour are open."""
-    spec = importlib.util.spec_from_file_location("code_anew", code.__file__)
+    spec = importlib.util.spec_from_file_location("code_anew", code_digests.__file__)
     assert spec
     assert spec.loader
     spec.loader.exec_module(anew := importlib.util.module_from_spec(spec))
-    assert (anew.sources.cache_info().currsize, anew.code.cache_info().currsize) == (1, 1)
+    assert (anew.sources.cache_info().currsize, anew.code_digest.cache_info().currsize) == (1, 1)
 
 
 def test_an_ablations_code_is_its_own_program_and_packages_too(monkeypatch):
-    before = code.code.__wrapped__()
-    assert before == code.code()
-    assert len(code.digests(map(Path, code.OF_ABLATIONS))) == 3
-    monkeypatch.setattr(code, "versions", lambda: {"jax": "0.0.1"})
-    other = code.code.__wrapped__()
-    monkeypatch.setattr(code, "OF_ABLATIONS", ())
-    assert len({before, other, code.code.__wrapped__()}) == 3
+    before = code_digests.code_digest.__wrapped__()
+    assert before == code_digests.code_digest()
+    assert len(code_digests.digests(map(Path, code_digests.OF_ABLATIONS))) == 3
+    monkeypatch.setattr(code_digests, "versions", lambda: {"jax": "0.0.1"})
+    other = code_digests.code_digest.__wrapped__()
+    monkeypatch.setattr(code_digests, "OF_ABLATIONS", ())
+    assert len({before, other, code_digests.code_digest.__wrapped__()}) == 3
 
 
 def test_a_network_of_other_code_is_told_and_no_checkpoint_is_to_be_moved_away(data, ended, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from resnet.train.interruption import SIGNALS, Interruption, farewell
+from resnet.train.interruption import SIGNALS, Interruption, waiting_handler
 from resnet.train.loop import train
 from resnet.train.writers import read_metrics
 from tests.commands import Result, Running, run, start, wait_until
@@ -128,7 +128,7 @@ def test_a_process_that_is_done_waits_for_the_others_until_a_second_ctrl_c(monke
     monkeypatch.setattr(os, "_exit", codes.append)
     before = [signal.getsignal(number) for number in SIGNALS]
     try:
-        with Interruption(afterwards=farewell(), of=SIGNALS):
+        with Interruption(afterwards=waiting_handler(), of=SIGNALS):
             pass
         for number in (signal.SIGTERM, signal.SIGTERM):
             signal.raise_signal(number)

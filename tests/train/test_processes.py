@@ -15,7 +15,7 @@ import pytest
 
 from input_pipeline.order import Order
 from resnet.train import loop
-from resnet.train.lifeline import SILENT_ROUNDS
+from resnet.train.heartbeat import SILENT_ROUNDS
 from resnet.train.predictions import read_predictions
 from resnet.train.verdict import LOST_PEER
 from tests import commands

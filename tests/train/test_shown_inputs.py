@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from input_pipeline import seen
+from input_pipeline import batch_pictures
 from resnet.train import loop, parallel, shown_inputs
 from resnet.train.interruption import Interruption
 from resnet.train.shown_inputs import NAME, show_inputs
@@ -55,13 +55,13 @@ def test_it_shows_what_the_whole_batch_makes_of_its_first_rows(data, tmp_path, m
     ((step, name, pixels),) = noted.shown
     assert (step, name) == (0, NAME)
     recipe, names = run.plan.recipe, run.source.class_names
-    pictures, targets = seen.as_seen(
+    pictures, targets = batch_pictures.as_seen(
         jax.device_get(run.streamed(next(run.batches(0)))), recipe.augmentation, recipe.contract, seed=recipe.seed,
         step=0, num_classes=len(names), parts=parts, group=group, num_examples=recipe.num_examples,
     )  # fmt: skip
     assert len(pictures) == 8
     # Rounding: a program for another number of rows.
-    expected = seen.sheet(pictures[:3], targets[:3], names).astype(int)
+    expected = batch_pictures.sheet(pictures[:3], targets[:3], names).astype(int)
     assert pixels.shape == expected.shape
     assert np.abs(pixels - expected).max() <= 1
 
@@ -71,7 +71,7 @@ def test_what_cannot_be_drawn_is_said_in_a_line(data, tmp_path, monkeypatch):
         raise ValueError("no such font\nat all")
 
     run, noted = run_of(data, tmp_path, "stream", 1, 8)
-    monkeypatch.setattr(seen, "sheet", fails)
+    monkeypatch.setattr(batch_pictures, "sheet", fails)
     show_inputs(run)
     assert noted.shown == []
     (line,) = noted.lines

@@ -1,4 +1,4 @@
-"""The lifeline: signs of life between the processes of a job, and what is done when one gives none; see `peers`."""
+"""Heartbeats: signs of life between the processes of a job, and what is done when one gives none; see `peers`."""
 
 import collections
 import contextlib
@@ -20,7 +20,7 @@ SILENT_ROUNDS = 30
 ALIVE, OVER = "resnet/alive/", "over"
 
 
-class Lifeline:
+class Heartbeat:
     """The signs of life of this process, and the watch over those of the others; see the top of `peers`."""
 
     def __init__(self) -> None:

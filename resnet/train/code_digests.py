@@ -45,7 +45,7 @@ def digests(files: Iterable[Path]) -> tuple[str, ...]:
 
 
 @functools.cache
-def code() -> str:
+def code_digest() -> str:
     """One number for the code of an ablation: `sources`, its own program, versions of packages. 16 hex digits.
 
     As it was when this process imported this file.
@@ -103,4 +103,4 @@ def other_versions(before: dict[str, str], now: dict[str, str]) -> list[str]:
 
 
 # Now: data are opened for minutes, and who changes a file meanwhile changes nothing of this process.
-code()
+code_digest()

@@ -10,7 +10,7 @@ import time
 import jax
 import pytest
 
-from resnet.train import lifeline, peers, verdict
+from resnet.train import heartbeat, peers, verdict
 from resnet.train.verdict import LOST_PEER
 
 
@@ -34,16 +34,16 @@ class Store:
 def test_no_thread_of_it_outlives_its_end(monkeypatch):
     """One that came back from a message while the interpreter ended crashed it: exit code 75 of a run that was well."""
     store = Store()
-    monkeypatch.setattr(lifeline, "store", lambda: store)
-    monkeypatch.setattr(lifeline.Lifeline, "_catch_abort", lambda self: None)
-    monkeypatch.setattr(lifeline, "SIGN_SECONDS", 0.3)
-    line = lifeline.Lifeline()
+    monkeypatch.setattr(heartbeat, "store", lambda: store)
+    monkeypatch.setattr(heartbeat.Heartbeat, "_catch_abort", lambda self: None)
+    monkeypatch.setattr(heartbeat, "SIGN_SECONDS", 0.3)
+    line = heartbeat.Heartbeat()
     line.start()
     time.sleep(0.4)
     assert all(thread.is_alive() for thread in line._threads)
     line.end()
     assert not any(thread.is_alive() for thread in line._threads)
-    assert store.signs[-1] == lifeline.OVER
+    assert store.signs[-1] == heartbeat.OVER
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_the_user_can_mend_is_no_reason_to_start_again(monkeypatch, error, 
         raise Ended(reason, code)
 
     for name in ("start", "hear_out"):
-        monkeypatch.setattr(lifeline.Lifeline, name, lambda self: None)
+        monkeypatch.setattr(heartbeat.Heartbeat, name, lambda self: None)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(peers, "leave", leave)
     with pytest.raises(Ended) as end, peers.together():

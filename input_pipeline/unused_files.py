@@ -26,7 +26,7 @@ _BEGINNINGS = (".Trash", "..")
 _NAMED = 3
 
 
-def about_strays(listing: Listing) -> list[Finding]:
+def about_unused_files(listing: Listing) -> list[Finding]:
     """What stands in the folder and not in its listing; hidden files and the hidden folders of tools are passed over.
 
     Nothing is opened.

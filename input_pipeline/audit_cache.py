@@ -1,4 +1,4 @@
-"""What earlier audits found, kept on disk: of the very same files at once, of single files that are still as they were.
+"""What earlier audits found, kept on disk: all at once for the very same files, else file by file as far as unchanged.
 
 An audit of millions of files takes hours. One that was cut short goes on, and one file that came or changed costs one.
 """
@@ -33,7 +33,7 @@ _FLUSHED = 256
 _POLLED = 0.2
 
 
-class Verdicts:
+class AuditCache:
     """The verdicts on a listing in `cache_dir` (default resnet-jax/audit under $XDG_CACHE_HOME or ~/.cache).
 
     KEY.json: columns of a whole audit, and the mark of each file (`Listing.known`). PLACE.key: the key of the folder's
@@ -56,11 +56,11 @@ class Verdicts:
         return rows if len(rows) == len(self._listing.ids) and all(map(_settled, rows)) else None
 
     @contextlib.contextmanager
-    def turn(self, *, told: bool = True) -> Iterator[None]:
+    def turn(self, *, announce: bool = True) -> Iterator[None]:
         """Wait while another process audits the same files: of eight on a machine one reads them, the others recall.
 
-        told: whether a line says so, where the set is large. The lock goes with the process that holds it. Where there
-        can be none, nobody waits.
+        announce: whether a line says so, where the set is large. The lock goes with the process that holds it. Where
+        there can be none, nobody waits.
         """
         path, new = self._folder / f"{self._key}.lock", not self._folder.exists()
         try:
@@ -70,7 +70,7 @@ class Verdicts:
             yield
             return
         try:
-            self._wait_for(lock, told)
+            self._wait_for(lock, announce)
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -79,15 +79,15 @@ class Verdicts:
                 with contextlib.suppress(OSError):
                     self._folder.rmdir()  # Where nothing came into it.
 
-    def _wait_for(self, lock: int, told: bool) -> None:
-        told = told and len(self._listing.ids) >= BAR_FROM
+    def _wait_for(self, lock: int, announce: bool) -> None:
+        announce = announce and len(self._listing.ids) >= BAR_FROM
         while True:
             try:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if told:
+                if announce:
                     print("Another process checks the same images: waiting for what it finds", file=sys.stderr)
-                told = False
+                announce = False
                 time.sleep(_POLLED)
             except OSError:
                 return  # A file system without locks.

@@ -40,7 +40,7 @@ _STALE = 256
 _FLUSHED = 64
 
 
-class KeptLooks:
+class LookCache:
     """The looks at the files of a folder in `cache_dir` (default resnet-jax/doctor under $XDG_CACHE_HOME or ~/.cache).
 
     What cannot be read or written there costs another look, nothing else. Of several processes one writes.
