@@ -50,7 +50,7 @@ def batches(
         images = split.pixels[rows.index]
         if crop.kind == "pad":
             images = cut(images, rows.cut.box[:, :2], crop.padding)
-        # Where a last batch is filled up, with black images.
+        # The rows that fill up a last batch are black images.
         images[rows.mask == 0] = 0
         yield {
             "image": images,

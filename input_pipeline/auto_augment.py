@@ -26,9 +26,9 @@ KINDS = ("none", "randaugment", "trivialaugment")
 # Places among the numbers drawn for one operation, and how many they are.
 _OPERATION, _SIGN, _APPLIED, _STRENGTH = range(4)
 _NUMBERS = 4
-# Added where a level or a pixel counts once it is whole: what float32 may lack of it.
+# Added before levels and pixels are rounded down: what float32 may lack of a whole one.
 _SLACK = 1e-3
-# Whether the operation of a name was drawn; how strong at the magnitude drawn is what is so strong at the greatest.
+# Whether the operation of a name was drawn. The strength at the magnitude drawn, from that at the greatest magnitude.
 Drawn = Callable[[str], jax.Array]
 UpTo = Callable[[float], jax.Array]
 

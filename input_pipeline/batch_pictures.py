@@ -72,7 +72,7 @@ def as_seen(
 def rows_behind(count: int, batch_size: int, parts: int = 1, group: int = 1) -> np.ndarray:
     """The rows, ascending, that the first `count` pictures of a batch are made of, for `as_seen`.
 
-    Beside themselves the last of each of their parts: mixing mixes a part's first image with it.
+    The first `count` rows, and the last row of each part whose first row is among them: mixing mixes these two.
     """
     wanted = np.arange(batch_size) < count
     for members in dealt(np.arange(batch_size), parts, group):

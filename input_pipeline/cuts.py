@@ -9,8 +9,8 @@ import numpy as np
 
 from input_pipeline.crops import Crop
 
-# How much is left to the resizing filter where libjpeg reduces first, at the least. libjpeg leaves high frequencies out
-# where the filter averages: the more is left to average, the less is seen of it. See docs/feeding.md for the figures.
+# The least factor by which the resizing filter still reduces what libjpeg has reduced before. libjpeg leaves out high
+# frequencies where the filter averages; the larger the factor, the less is seen of that. Figures: docs/feeding.md.
 LEAST_REDUCTION = 2
 # Part of the key of what is kept of crops (features of random views): raise it when their pixels change.
 VERSION = 2

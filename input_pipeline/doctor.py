@@ -56,10 +56,10 @@ def look_over(data_dir: str | Path, *, cache_dir: str | None = None, progress: b
 
 
 class Doctor:
-    """The looking over of a folder that was listed already. `report` is what an earlier call found on the same files.
+    """One look over a folder that is listed already. `report`: what an earlier one found on the same files, or None.
 
-    Where that is None, whoever reads files of the listing anyway may hand them over (`take`), from threads too: they
-    are not read again.
+    While it is None, code that reads files of the listing anyway may hand them over (`take`), from threads too: the
+    doctor does not read these again.
     """
 
     def __init__(self, listing: Listing, *, cache_dir: str | None = None) -> None:
@@ -77,7 +77,7 @@ class Doctor:
             self._looking.take(i, data, label)
 
     def quietly(self) -> contextlib.AbstractContextManager[None]:
-        """To be around the calls of `take`."""
+        """The context in which `take` is to be called."""
         return contextlib.nullcontext() if self._looking is None else self._looking.quietly()
 
     def look_over(self, *, progress: bool = True) -> Report:

@@ -147,8 +147,8 @@ class Listing:
 
     where: the folder or dataset, for messages. class_names: sorted. ids: N unique names. split_names: of each example
     'train', 'val' or 'test'. paths: absolute, or None. stamp: changes whenever a file changes. examine: encoded bytes
-    and label of example i; may raise OSError. known: of example i a mark that changes whenever its file does, or
-    another takes its name, and its label, without reading it; None where only reading tells.
+    and label of example i; may raise OSError. known: (mark, label) of example i, without reading it; the mark changes
+    whenever the file does, or another takes its name. None where only reading tells.
     """
 
     where: str

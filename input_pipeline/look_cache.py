@@ -1,7 +1,7 @@
-"""What the doctor saw of single files, kept on disk: one file that came or changed costs one look, not all files'.
+"""What the doctor saw of single files, kept on disk: a file that is new or changed costs one look, not a look at all.
 
-Rows of one size, written by appending, so that a look that was cut short goes on. Each row ends in a checksum: what a
-power cut leaves of one is another look, nothing else. 1.2 kB an image.
+Rows of one size, appended one by one, so that a look over a folder that was cut short goes on where it was. Each row
+ends in a checksum: one that a power cut left in part costs another look, nothing else. 1.2 kB an image.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ ROW = np.dtype([
     ("transparent", "u1"), ("grey", "u1", (SIDE, SIDE)), ("chroma", "u1", (2, CHROMA_SIDE, CHROMA_SIDE)),
     ("check", "<u4"),
 ])  # fmt: skip
-# Rows of files that are gone or changed, beyond which (and as many again as there are files) they are left behind.
+# Rows beyond twice as many as there are files, from which on the file is written anew without those of files that are
+# gone or changed.
 _STALE = 256
 _FLUSHED = 64
 

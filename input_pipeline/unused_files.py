@@ -1,5 +1,5 @@
-"""What lies in a folder of images and is not used: pipes, circles of links, images in no class or in hidden folders,
-files that are none.
+"""What lies in a folder of images and is not used: pipes, links in a circle, images outside the class folders or in
+hidden ones, files that are no images.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMED = 3
 
 
 def about_unused_files(listing: Listing) -> list[Finding]:
-    """What stands in the folder and not in its listing; hidden files and the hidden folders of tools are passed over.
+    """What lies in the folder and is not in its listing; hidden files and the hidden folders of tools are passed over.
 
     Nothing is opened.
     """

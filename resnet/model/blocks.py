@@ -40,7 +40,7 @@ class Block(nn.Module):
     backend: Convolution
     # Norms that keep to their running statistics in training too.
     frozen: frozenset[str] = frozenset()
-    # Norms that stand in the convolution before them already, as its scaled kernel and its bias (resnet/model/folding).
+    # Norms that are folded into the convolution before them, into its kernel and bias (resnet/model/folding).
     folded: frozenset[str] = frozenset()
 
     @nn.compact

@@ -98,8 +98,8 @@ def conv_general_dilated(
 def with_kernels_ahead(*operands: Any, **how: Any) -> Array:
     """`conv_general_dilated` for networks that are prepared for many calls (onednn_prepared).
 
-    With kernels laid out before, oneDNN is faster for small batches and maps as well, and so is given them in
-    evaluation, where norms, activations and shortcuts are done along.
+    With kernels laid out beforehand oneDNN is faster for small batches and maps too. So in evaluation it computes these
+    as well, together with their norms, activations and shortcuts.
     """
     return conv_general_dilated(*operands, **how)
 
@@ -138,7 +138,7 @@ def _is_possible_by_onednn(x: Array) -> bool:
 
 
 def _pays_by_onednn(window: Window, x: Array, w: Array) -> bool:
-    """Whether oneDNN is faster though it lays the kernel out in each call: threads share images, not what is in one."""
+    """Whether oneDNN is faster though each call lays the kernel out: its threads divide a batch, never one image."""
     high, wide = extent(window, x, w)
     return x.shape[0] * high * wide >= _MANY_OUTPUTS and x.shape[0] >= len(os.sched_getaffinity(0))
 

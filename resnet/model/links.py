@@ -36,14 +36,15 @@ def convolve(
 ) -> jax.Array | End:
     """One link after the other; `addend` is added to what the last one's norm gives, before its activation.
 
-    In evaluation oneDNN does in one call what it can of them (`_windows_of_one_call`), in training with their norms.
-    An `End` that x is may be the addend, too. left_open: give one, where oneDNN can close it in the call that follows.
+    In evaluation oneDNN computes in one call what it can of them (`_windows_of_one_call`), in training with their
+    norms. The addend may be x itself, also where that is an `End`. left_open: give an `End` where oneDNN can close it
+    in the call that follows.
     """
     return _convolved(links, x, train, addend, left_open)[0]
 
 
 def convolve_and_close(links: Sequence[Link], x: jax.Array | End, *, train: bool) -> tuple[jax.Array | End, jax.Array]:
-    """`convolve`, left open, and x, closed."""
+    """(what `convolve` gives with left_open=True, x closed)."""
     return cast(tuple[jax.Array | End, jax.Array], _convolved(links, x, train, None, True))
 
 
@@ -75,10 +76,10 @@ def _one(link: Link, x: jax.Array, addend: jax.Array | None) -> jax.Array:
 
 
 def _windows_of_one_call(links: Sequence[Link], x: jax.Array | End, addend: jax.Array | End | None) -> list[Window]:
-    """Of the first links those that oneDNN computes with what is behind them.
+    """The windows of the first links, as many as oneDNN computes in one call with what is behind them.
 
-    None where there is nothing behind, unless kernels are laid out ahead. Any activation but ReLU is left out, and any
-    norm but batch norm with all that comes after it.
+    Empty for a convolution with nothing behind it, unless kernels are laid out ahead. An activation other than ReLU
+    ends the call and is not part of it; a link with a norm other than batch norm is not part of it either.
     """
     windows: list[Window] = []
     seen = jax.ShapeDtypeStruct(x.shape, x.dtype)

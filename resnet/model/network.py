@@ -43,7 +43,7 @@ class ResNet(nn.Module):
     # Parts that run as in evaluation though the rest trains: whole blocks ('layer1_0': running statistics, nothing
     # dropped) and single norms ('bn1', 'layer4_1/bn2': running statistics). Their statistics stay as they are.
     frozen: frozenset[str] = frozenset()
-    # Norms that stand in the convolution before them already; only resnet/model/folding names any.
+    # Norms that are folded into the convolution before them; only resnet/model/folding names any.
     folded: frozenset[str] = frozenset()
     # One of REMAT (Chen et al. 2016, arXiv 1604.06174): in training, of a block or a stage its input alone is kept for
     # the gradient. Variables, random draws and figures are the same.
@@ -78,7 +78,7 @@ class ResNet(nn.Module):
             features[name] = x = x + offsets[name] if name in offsets else x
             return x
 
-        # Nobody sees what lies between the blocks.
+        # Whether nothing but the next block reads what a block gives.
         unseen = train and not (return_features or offsets) and self.remat == "none"
         x = named("stem", self._stem(images.astype(self.dtype), train))
         for stage in range(len(spec.stage_sizes)):
@@ -132,7 +132,7 @@ class ResNet(nn.Module):
         return pool(jnp.pad(end, ((0, 0), (1, 1), (1, 1), (0, 0))), padding=0)
 
     def _stem_by_blocks(self, link: Link, x: jax.Array) -> jax.Array:
-        """The same by blocks of pixels; to norm and activation a block's outputs are as good as pixels of a row."""
+        """The stem by blocks of pixels; norm and activation take a block's outputs for pixels of a row."""
         y = link.layer.by_blocks(x)
         rows = y.reshape(*y.shape[:2], -1, y.shape[-1])
         rows = rows if link.norm is None else link.norm(rows)
@@ -142,7 +142,7 @@ class ResNet(nn.Module):
     def _stage(
         self, x: jax.Array | End, stage: int, train: bool, offsets: Mapping[str, jax.Array], unseen: bool
     ) -> tuple[jax.Array | End, dict[str, jax.Array | End]]:
-        """The blocks of a stage, and what each gives, by name. unseen: this need not be computed for its own sake."""
+        """The blocks of a stage, and what each gives, by name. unseen: nothing but the next reads it."""
         features: dict[str, Any] = {}
         sizes = self.spec.stage_sizes
         for index in range(sizes[stage]):

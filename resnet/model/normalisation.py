@@ -57,7 +57,7 @@ class BatchNorm(nn.Module):
         return factor, self.bias - self.mean.value * factor
 
     def parameters(self) -> tuple[Array, Array]:
-        """(scale, bias), float32[C], by which it is learned."""
+        """The learned (scale, bias), float32[C]."""
         return self.scale, self.bias
 
     def follow(self, mean: Array, var: Array) -> None:
@@ -79,7 +79,7 @@ class BatchNorm(nn.Module):
             groups = x.reshape(-1, self.group, *x.shape[1:])
             normalise = jax.vmap(_normalise, in_axes=(None, 0, None, None))
         y, mean, var = normalise(self.epsilon, groups, self.scale, self.bias)
-        # To a gradient of a gradient they would be what they are made of.
+        # A gradient of a gradient would else pass through them to x.
         self.follow(lax.stop_gradient(mean), lax.stop_gradient(var))
         return y.reshape(x.shape).astype(self.dtype)
 

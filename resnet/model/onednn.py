@@ -1,8 +1,8 @@
 """The convolution by oneDNN: three bilinear maps, each a derivative of the others, and one with what is behind it.
 
 They are JAX primitives, and so can be differentiated any number of times, in forward and in reverse mode, mapped and
-looped over. Lowered for a CPU they are calls of onednn.c, else, and in exported programs, convolutions of lax'. Call
-them only where `onednn_library.missing()` is empty.
+looped over. Lowered for a CPU they are calls of onednn.c; for other platforms, and in exported programs, they are lax'
+convolutions. Call them only where `onednn_library.missing()` is empty.
 
 The fourth, `evaluated`, scales, shifts, adds and rectifies each output before it is written, where XLA would go over
 all of them once more: what an evaluated batch norm, a shortcut and a ReLU do. And it computes several convolutions one
@@ -167,7 +167,7 @@ def _map_over(
 
 
 def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, **how: Any) -> Any:
-    """A call of onednn.c, but in an exported program, which runs where that is not."""
+    """A call of onednn.c; in an exported program, which may run where there is none, lax' operations."""
     if ctx.module_context.lowering_parameters.for_export:
         return by_lax(ctx, *operands, **how)
     steps = how.get("steps") or (Step(how["window"]),)
@@ -176,7 +176,7 @@ def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, **how: Any)
 
 
 def in_place(steps: Sequence[Step], operands: Sequence[Any]) -> dict[str, Any]:
-    """The output goes where the addend was, which is read once with it, not once more beside it."""
+    """The output is written where the addend lies, so that this memory is read once, not again for the output."""
     own = 3 * len(steps) + 1
     addend = 0 if steps[-1].residual else own if len(operands) > own else None
     return {} if addend is None else {"operand_output_aliases": {addend: 0}}

@@ -40,10 +40,10 @@ class End:
     y: what is normalised; statistics: float32[2, C], its means and biased variances; scale, bias: float32[C];
     addend: as y, or None; or what is left open of a projection. relu: with one, or of a projection.
 
-    Between this file's functions, which alone read it, the gradient by `y` is that by what the norm gives, and the one
-    by `statistics` the norm's sums, [Σ g, Σ g·y], with `relu`: what the next convolution finds of the end's gradient.
-    The rest of it belongs to the call that y comes from, which adds those by scale and bias, too. So a function of an
-    End is a custom_vjp whose rules call none of its kind with what they are given (see `_of_one_level`).
+    Only this file reads the gradients of an End, and they mean something else here: the one by `y` is that by the
+    norm's output, and the one by `statistics` is, with `relu`, the norm's sums [Σ g, Σ g·y], as the next convolution
+    finds them. The call that y comes from makes the true gradient of them, and those by scale and bias. So a function
+    of an End is a custom_vjp whose rules call none of its kind with what they are given (see `_of_one_level`).
     """
 
     y: Array
@@ -87,7 +87,7 @@ _rectified.defvjp(lambda x: (jax.nn.relu(x),) * 2, lambda z, g: (jnp.where(z > 0
 
 
 def norm_of(end: End) -> Array:
-    """What the end's norm gives. Its gradient is given to the end in the way that `End` tells."""
+    """What the end's norm gives. Its gradient reaches the end in the form that `End` describes."""
     return _norm_of(end.replace(addend=None))  # type: ignore[attr-defined]
 
 

@@ -1,8 +1,8 @@
-"""Programs that ask one network again and again: what depends on its variables alone is computed once, before any call.
+"""Programs that evaluate one network many times: what depends on its variables alone is computed once, beforehand.
 
-That is above all how oneDNN wants kernels laid out: ResNet-50 has 95 MB of them. One image at 224 px on two cores takes
-53 ms where each call lays them out anew, 44 where it does not (2026-11-26). So a program is cut in two: what can be
-known before the images come, and the rest, in which `onednn.evaluated` is given kernels as they were laid out.
+That is above all the layout in which oneDNN wants the kernels, 95 MB of ResNet-50. One image at 224 px on two cores
+takes 53 ms where each call lays them out anew, 44 where it does not (2026-11-26). So a program is cut in two: what can
+be computed before the images come, and the rest, in which `onednn.evaluated` is given the kernels laid out.
 
 How a kernel is laid out depends on its convolution's shape, and so on the number of images. `Prepared` keeps one set
 for all numbers of images with the same layouts.
@@ -35,9 +35,9 @@ def pays() -> bool:
 
 
 class Prepared:
-    """`function` of (variables, x) as one of x alone, compiled for each shape and type of x that comes.
+    """`function`, of (variables, x), as a function of x alone, compiled for each shape and dtype of x that comes.
 
-    x: one array. What it gives is what `function` does, up to rounding. Of an inner jax.jit nothing is known before.
+    x: one array. The result is that of `function` up to rounding. Inside an inner jax.jit nothing is done beforehand.
     """
 
     def __init__(self, function: Callable[[Any, Any], Any], variables: Any) -> None:
@@ -100,7 +100,7 @@ class _Call:
 
 
 class _Parts:
-    """A function of (leaves, x), in parts: `before` and `lay_out`, of leaves, and `after`, of theirs and of x.
+    """A function of (leaves, x) in three: `before` and `lay_out`, of leaves, and `after`, of their results and x.
 
     variables: numbers of the leaves that `after` takes as they are. layouts: of all kernels that `lay_out` gives;
     laid_out: numbers of the leaves that these are, or None where one is no leaf but computed.

@@ -1,8 +1,8 @@
 """Convolutions by oneDNN in training, each with the batch norms and ReLUs around it, and their gradients.
 
-What a norm is made of, its statistics and, on the way back, its sums, is found by the calls that compute what it is of;
-and what it does is done by those that take it in, to a few images at a time, while the cache holds them
-(onednn_training.h). `onednn_chain` puts them one behind the other.
+A norm's statistics, and in the backward pass its sums, are found by the call that computes its input. The normalising
+itself is done by the call that takes its output in, to a few images at a time, while the cache holds them
+(onednn_training.h). `onednn_chain` puts convolutions one behind the other.
 """
 
 from functools import partial
@@ -19,11 +19,11 @@ from resnet.model.convolution_forms import Window, extent
 from resnet.model.onednn import computed, differentiate_parts, input_gradient, numbers, output, weight_gradient
 from resnet.model.onednn_library import TARGETS, target
 
-# Of a Trained: what comes before it, nothing, a norm and a ReLU, or the end of a block: a norm, an addition and a ReLU,
-# of which what is added may be a norm's, too.
+# What comes before a Trained: nothing; a norm and a ReLU; the end of a block, which is a norm, an addition and a ReLU;
+# the same where the addend, of a projecting shortcut, has a norm of its own.
 NOTHING, RELU, BLOCK, PROJECTED = 0, 1, 2, 3
 
-# Of an Ending: what is behind.
+# What is behind the convolution of an Ending, where it is not nothing (0).
 SUMS_GIVEN, SUMS_SOUGHT, BEHIND_RELU = 1, 2, 3
 
 
@@ -44,11 +44,11 @@ _TRAINED.multiple_results = _GRADIENT.multiple_results = True
 
 
 def forward(x: Array, w: Array, *before: Array, form: Trained) -> list[Array]:
-    """The convolution y of x, or of what stands between them, and what is found with it.
+    """The convolution y of x, or of the image that `form.before` makes of x, and what is found along with it.
 
-    before: for RELU the norm's statistics, scale and bias, for BLOCK these and what is added, float32 of x's shape, for
-    PROJECTED the statistics, scale and bias of that one's norm as well. Gives [y], then with a norm behind it the
-    statistics of y, then for the latter two what y is the convolution of.
+    before: for RELU the statistics, scale and bias of the norm; for BLOCK these and the addend, float32 of x's shape;
+    for PROJECTED also the statistics, scale and bias of the addend's norm. Gives [y]; then, with a norm behind it, the
+    statistics of y; then, for BLOCK and PROJECTED, the image.
     """
     return cast(list[Array], _TRAINED.bind(x, w, *before, form=form))
 
@@ -90,11 +90,11 @@ def _in_parts(x: Array, w: Array, *before: Array, form: Trained) -> list[Array]:
 
 
 class Ending(NamedTuple):
-    """What of the gradients of a `Trained` is asked for, and what of them is given.
+    """Which gradients of a `Trained` are asked for, and what is given for them.
 
-    by_image: whether that by x, or by what the norm before gives, is. behind: 0, no norm is behind the convolution; 1,
-    one whose sums are given; 2, one whose sums are to be found; 3, the same with a ReLU behind it. added: whether
-    something is added to the gradient by the convolution's image.
+    by_image: whether the gradient by x, or by the output of the norm before, is asked for. behind: 0, no norm is behind
+    the convolution; 1, one whose sums are given; 2, one whose sums are to be found; 3, the same with a ReLU behind it.
+    added: whether something is added to the gradient by the convolution's image.
     """
 
     by_image: bool
@@ -103,14 +103,14 @@ class Ending(NamedTuple):
 
 
 def backward(x: Array, w: Array, g: Array, *operands: Array, form: Trained, ending: Ending) -> list[Array]:
-    """The gradients of `forward` from g, that by y or by what the norm or the ReLU behind it gives.
+    """The gradients of `forward`, from g, the gradient by y or by the output of the norm or the ReLU behind it.
 
-    x: what `forward` was given or, for blocks, what it found between that and y.
-    operands: for RELU the norm before, for blocks what it is of; of that behind y, statistics and scale; `sums_of` g
-    (1) or what the ReLU gave (3); what is added to the gradient by the image, not for RELU. Gives the gradient by w;
-    with `by_image` that by x or by what the norm before gives, then with the latter's sums; and of the norm behind the
-    gradients by its scale and bias, and by what it gives (3). Of a block's end the gradient by what is added is that by
-    what its norm gives.
+    x: what `forward` was given or, for blocks, the image that it found.
+    operands, one after the other: for RELU the norm before, for blocks the input of that norm; of the norm behind y,
+    its statistics and its scale, then `sums_of` g (behind 1) or the ReLU's output (3); what is added to the gradient by
+    the image, not for RELU. Gives the gradient by w; with `by_image` the one by x, or by the output of the norm before
+    and its sums; of the norm behind the gradients by its scale and bias and, for 3, by its output. At the end of a
+    block the gradient by the addend is that by the norm's output.
     """
     return cast(list[Array], _GRADIENT.bind(x, w, g, *operands, form=form, ending=ending))
 
@@ -167,7 +167,7 @@ def map_over(primitive: Primitive, operands: Any, axes: Any, **how: Any) -> tupl
 
 
 def _lower_for_cpu(name: str, by_lax: Any, ctx: Any, *operands: Any, form: Trained, **how: Any) -> Any:
-    """A call of onednn.c, but in an exported program, which runs where that is not."""
+    """A call of onednn.c; in an exported program, which may run where there is none, lax' operations."""
     if ctx.module_context.lowering_parameters.for_export:
         return by_lax(ctx, *operands, form=form, **how)
     ending = how.get("ending")

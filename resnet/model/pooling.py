@@ -57,7 +57,7 @@ def _padded(x: Array, padding: int) -> Array:
 
 
 def elements(x: Array, padding: int) -> list[Array]:
-    """Of every window its nine elements, row by row: arrays of the output's shape."""
+    """The nine elements of every window, row by row, each an array of the output's shape."""
     return [column for row in _places(_padded(x, padding), 1) for column in _places(row, 2)]
 
 
@@ -71,7 +71,7 @@ def first_of_largest(elements: list[Array], largest: Array | None = None) -> tup
 
 
 def kept_first_of_largest(elements: list[Array]) -> tuple[Array, Array]:
-    """The same, and a compiler that computes or keeps anything in place of the byte is told not to."""
+    """`first_of_largest`, with a barrier by which a compiler keeps the byte and not what it is made of."""
     output, first = lax.optimization_barrier(first_of_largest(elements))
     return output, first
 
@@ -99,7 +99,7 @@ def _largest_along(x: Array, axis: int, padding: int) -> Array:
 
 
 def _places(x: Array, axis: int) -> list[Array]:
-    """For each of a window's three places along `axis`: what stands there, of every window."""
+    """For each of a window's three places along `axis` what stands there in every window."""
     count = (x.shape[axis] - WINDOW) // _STRIDE + 1
     return [lax.slice_in_dim(x, k, k + _STRIDE * (count - 1) + 1, _STRIDE, axis) for k in range(WINDOW)]
 

@@ -1,9 +1,9 @@
 """Which designs the faster ways of computing a network are proven for; any other goes layer by layer, as it is written.
 
-Three ways take for granted what stands between a network's layers: the end of a branch in one (`Block`), several layers
-in one call of oneDNN (links), batch norms folded into convolutions (folding). A field of design that they have no word
-of, or a value of one, they would leave out, and nobody would be told: an ablation of it would compare a network with
-itself. So a design of one's own is right first, and fast when its name stands here.
+Three of them assume what stands between a network's layers: the end of a branch computed at once (`Block`), several
+layers in one call of oneDNN (links), batch norms folded into convolutions (folding). A field of ResNetSpec, or a value
+of one, that they do not know they would leave out without a word: an ablation of it would compare a network with
+itself. So a design of one's own is computed right from the start, and fast once its field or value is listed here.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     ),
     "norm": ("batch", "group", "none"),
 }
-# Fields of which every value is.
+# Fields all of whose values are proven.
 FIELDS = (
     *("stage_sizes", "width", "base_width", "groups", "in_channels", "num_classes", "stem_norm", "shortcut_scale"),
     *("gate_bias", "shortcut_dropout", "norm_groups", "norm_momentum", "norm_epsilon", "ghost_batch_size"),

@@ -1,4 +1,4 @@
-"""What a step moves (parameters, statistics, optimizer state, averages), or leaves as it was where it is not finite."""
+"""The update of a step (parameters, statistics, optimizer state, averages), left out where the step is not finite."""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +22,8 @@ def advanced_if(finite: jax.Array, advance: Advance, old: Any, *given: Any, of_a
     On a CPU a branch: with a selection both the new parameters and the new momentum read both old ones, so that neither
     can be written in its place, and XLA copies them first (ResNet-50: 29 ms and 102 MB, with a branch 17 ms and none).
     Elsewhere a selection, because a branch makes a GPU ask the host.
-    Where a CPU is the only device, `advance` finds all that has more than one axis as [1, numbers], unless its result
-    is not `of_any_shape`: an optimizer that looks at rows, columns or output channels computed another update there.
+    Where a CPU is the only device, `advance` is given leaves of more than one axis as [1, numbers] (see `flat`), unless
+    `of_any_shape` is False: an optimizer that looks at rows, columns or output channels would update them otherwise.
     """
     # Traced once for both, which for ResNet-50 is a tenth of all tracing.
     advance = jax.jit(advance, inline=True)
@@ -37,20 +37,20 @@ def advanced_if(finite: jax.Array, advance: Advance, old: Any, *given: Any, of_a
 
 
 def by_branch(advance: Advance, finite: jax.Array, old: Any, *given: Any) -> Any:
-    """advance(old, *given) or `old`, of which the other is not computed."""
+    """advance(old, *given) or `old`; only the one chosen is computed."""
     return jax.lax.cond(finite, advance, lambda old, *_: old, old, *given)
 
 
 def by_selection(advance: Advance, finite: jax.Array, old: Any, *given: Any) -> Any:
-    """advance(old, *given) or `old`, both of which are at hand."""
+    """advance(old, *given) or `old`; both are computed."""
     return jax.tree.map(partial(jax.lax.select, finite), advance(old, *given), old)
 
 
 def flat(tree: Any) -> Any:
-    """What has more than one axis with two, the first of size 1; an optimizer still tells kernels from vectors.
+    """The tree with leaves of more than one axis as [1, numbers]; an optimizer still tells kernels from vectors.
 
     More leaves are then of one shape, so that XLA has fewer loops to compile, and simpler ones: ResNet-50's step on a
-    CPU lowered in 0.2 s, not 0.35, and compiled in 1.7, not 2.1. What is divided over devices it would gather.
+    CPU lowered in 0.2 s, not 0.35, and compiled in 1.7, not 2.1. Leaves divided over devices would be gathered for it.
     """
     return jax.tree.map(lambda leaf: leaf.reshape(1, -1) if leaf.ndim > 1 else leaf, tree)
 

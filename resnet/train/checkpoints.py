@@ -1,6 +1,8 @@
-"""Checkpoints: orbax behind one door. A step's folder holds `variables` (what evaluation uses), `training` (what only
-the next step needs), `meta` (JSON: network, classes, preprocessing contract, configuration, progress) and, beside
-them, the manifest by which damage is seen (`integrity`).
+"""Checkpoints, saved and restored with orbax, which only this file and `structure` call.
+
+A step's folder holds `variables` (what evaluation uses), `training` (what only the next step needs), `meta` (JSON:
+network, classes, preprocessing contract, configuration, progress) and, beside them, the manifest by which damage is
+seen (`integrity`).
 """
 
 import contextlib

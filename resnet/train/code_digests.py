@@ -1,4 +1,4 @@
-"""The code that figures are of, by digests of its files; and what is noted where a run goes on with another.
+"""Digests of the code that a run's figures come from, and what is noted where a run goes on with other code.
 
 A revision with changes that are not committed names no code: two runs of it may be of two kinds.
 """
@@ -26,8 +26,8 @@ MOST_NAMED = 4
 def sources() -> tuple[str, ...]:
     """'resnet/train/losses.py 9f86d081884c7d65' for each Python and C file of FOLDERS: path and sha256, cut short.
 
-    Sorted; as they were when this process imported this file, along with them and before any data were opened. Not
-    what no import takes: names that begin with a dot, which editors and file systems leave, and files not to be read.
+    Sorted; read when this process imported this file, before any data were opened. Left out is what no import reads:
+    names that begin with a dot, which editors and file systems leave behind, and files that cannot be read.
     """
     files = (file.relative_to(ROOT) for folder in FOLDERS for file in (ROOT / folder).rglob("*"))
     named = [file for file in files if file.suffix in (".py", ".c", ".h") and not any(p[0] == "." for p in file.parts)]
@@ -61,10 +61,10 @@ def changed(before: Sequence[Any], now: Sequence[str]) -> list[str]:
 
 
 def gone_on_with(provenance: dict[str, Any], done: int) -> tuple[dict[str, Any], list[str]]:
-    """(a begun run's provenance with what code goes on with it, lines to print where the last step done had another).
+    """(the provenance of a begun run with today's code noted in it, lines to print where the last step had other code).
 
-    done: the steps done; where there are none the run is this code's from its first step on. Code under which no step
-    was done is forgotten. Of a run of November 2026 or before, which noted no sources, nothing can be told.
+    done: the steps done; if none, the run is this code's from its first step on. Code that did no step is dropped from
+    the notes. A run of November 2026 or before noted no sources; its provenance comes back as it is.
     """
     now: dict[str, Any] = {"sources": list(sources()), "versions": versions()}
     stored = provenance.get("new_code", [])

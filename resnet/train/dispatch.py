@@ -41,7 +41,7 @@ def loops_pay(platform: str, dtype: str) -> bool:
 
 
 def repeat(step: Step) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Batch]]:
-    """`step` made (state, batches of K steps, count) -> (state after the first `count` of them, their pulses).
+    """`step` repeated: (state, batches of K steps, count) -> (state after the first `count` steps, their pulses).
 
     Batches and pulses are stacked along a first axis of K; pulses of steps that were not done are zero. The count is no
     constant of the program, so that another one changes neither it nor a single bit of its results.

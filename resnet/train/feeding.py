@@ -96,8 +96,8 @@ def require_decoder(source: Source, resident: Resident | None, train_crop: Crop,
 class Resident:
     """The training split as the devices keep it: what lies there, what a step sends, and how it becomes a batch.
 
-    A random_resized crop is cut out of the original, which lies as `layout` says; one of kind 'pad' or 'none' out of
-    evaluation's image, and then `layout` is None.
+    Crops of kind 'random_resized' are cut out of the original images, which lie as `layout` says. Crops of kind 'pad'
+    and 'none' are cut out of evaluation's images, and `layout` is None.
     """
 
     split: Split
@@ -129,7 +129,7 @@ class Resident:
         return {"index": index.astype(np.int32), "mask": np.ones(len(index), np.float32), "box": placed}
 
     def whole(self, kept: Kept, rows: Batch) -> Batch:
-        """Inside jit: the batch as the stream would have sent it, 'image' uint8[B, S, S, 3] and 'label' int32[B] in."""
+        """Inside jit: the batch that the stream would send, with 'image' uint8[B, S, S, 3] and 'label' int32[B]."""
         index, box = rows["index"], rows["box"]
         if self.layout is None:
             padding = self.crop.padding if self.crop.kind == "pad" else 0
@@ -141,7 +141,7 @@ class Resident:
         return {**rest, "image": image, "label": kept["labels"][index]}
 
     def step_on_rows(self, step: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch, Kept], Any]:
-        """`step` (state, batch) made (state, rows, kept)."""
+        """`step`, a function of (state, batch), as a function of (state, rows, kept)."""
         return lambda state, rows, kept: step(state, self.whole(kept, rows))
 
 

@@ -1,7 +1,7 @@
-"""What learns when: parameters in a learning and a resting part, and the optimizer of the learning part alone.
+"""Which parameters learn from which step on, and the optimizer of those alone.
 
-A resting parameter is no argument of the gradient, has no optimizer state and no weight decay; the batch norms and
-drop-outs of resting parts run as in evaluation. Names are paths, such as 'layer4_2/conv1/kernel'.
+A parameter that rests is not differentiated and has no optimizer state and no weight decay; the batch norms and
+drop-outs of frozen parts run as in evaluation. Names are paths, such as 'layer4_2/conv1/kernel'.
 """
 
 import dataclasses

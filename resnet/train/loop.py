@@ -51,8 +51,8 @@ def train(
     """Train, or go on with, the run that `config` describes in `workdir`; exit code 0, or 128 + a signal's number.
 
     new_length: a run that is there may have had another length (configuration.LENGTH). flagged: the keys of `config`
-    that were given as flags, and so for these very data. afterwards: Ctrl-C's handler once the run has ended, however
-    it did; None: the caller's own comes back. Of several processes it is interruption.waiting_handler.
+    that were given as flags, and so for these very data. afterwards: the handler that Ctrl-C gets when the run ends, in
+    whatever way; None: the caller's own comes back. Runs of several processes take interruption.waiting_handler.
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)

@@ -19,16 +19,16 @@ OF_ANY_SHAPE = ("sgd", "adam", "adamw", "lars", "lamb", "rmsprop")
 
 
 class OfAnyShape(optax.GradientTransformation):
-    """An optimizer to which a kernel is so many numbers: element by element, or by the norm of all of them.
+    """An optimizer to which a kernel's shape is nothing: it goes by elements, or by the norm of the whole kernel.
 
-    A step may hand it kernels as [1, numbers] (advancing.advanced_if), and does with no other.
+    A step may reshape the kernels of such an optimizer, and of no other, to [1, numbers] (advancing.advanced_if).
     """
 
     __slots__ = ()
 
 
 def alike(optimizer: optax.GradientTransformation, of: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`optimizer`, which does no more with shapes than `of` does: OfAnyShape where that is."""
+    """`optimizer`, which applies the rule of `of`, marked OfAnyShape where `of` is."""
     return OfAnyShape(optimizer.init, optimizer.update) if isinstance(of, OfAnyShape) else optimizer
 
 

@@ -128,7 +128,7 @@ class ProbeRun(Run):
 def head_loss_sum(
     network: ResNet, recipe: Recipe, params: Variables, batch_stats: Variables, batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, Variables, Batch]]:
-    """steps.loss_sum of a batch of features."""
+    """As steps.loss_sum, for a batch of features in place of images."""
     targets = soft_targets(batch["label"], recipe.augmentation, network.spec.num_classes)
     logits = classify(
         network, params, batch["features"], train=True, rngs={"dropout": jax.random.fold_in(key, DROPOUT)}
@@ -138,7 +138,7 @@ def head_loss_sum(
 
 
 def make_head_eval_step(network: ResNet, loss: str = "softmax") -> Any:
-    """steps.make_eval_step's for a batch of features."""
+    """As steps.make_eval_step, for batches of features in place of images."""
 
     def eval_step(variables: Variables, batch: Batch) -> tuple[Batch, Batch]:
         logits = classify(network, variables["params"], batch["features"])

@@ -64,7 +64,7 @@ def judge(source: Source, split: str, step: int, predictions: Predictions, leaks
 
 
 def remembered(line: dict[str, Any]) -> Outcome:
-    """The outcome that a line of metrics.jsonl tells; lines of earlier versions tell less."""
+    """The outcome that a line of kind 'test' in metrics.jsonl records; lines of earlier versions record less."""
     rest = {name: line.get(name) for name in ("clean", "near_leaked", "cleanest")}
     return Outcome(line["kind"], line["checkpoint_step"], line, line["leaked"], dropped=line.get("dropped", {}), **rest)
 

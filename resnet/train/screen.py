@@ -55,7 +55,7 @@ def sides(config: ConfigDict) -> str:
 
 
 def held_out(source: Source) -> list[str]:
-    """A line where the data bring train and val alone: whoever lays them out so often means val to be the test."""
+    """A note where the data bring train and val alone: people who lay data out so often mean val as the test split."""
     if source.made != ("test",) or "val" not in source.splits:
         return []
     return [

@@ -195,7 +195,7 @@ def part_gradient(
     learning: Names | None = None,
     loss: LossSum | None = None,
 ) -> tuple[Variables, jax.Array, Variables, dict[str, jax.Array]]:
-    """`accumulate`'s of one part, of whose key see `part_key`; of the new statistics those alone that move."""
+    """What `accumulate` gives, for one part (key: `part_key`); of the new statistics only those that move."""
     learnt, resting = partition(params, learning)
     # A mean of equal numbers is not always the same number in floating point: what is frozen is left out.
     moving = moving_statistics(batch_stats, network.frozen)
@@ -206,7 +206,7 @@ def part_gradient(
 
 
 def part_key(key: jax.Array, parts: int, number: jax.Array | int) -> jax.Array:
-    """What part `number` of `parts` draws from, given the step's key: where there are no parts, that key itself."""
+    """The key of part `number` of `parts`, from the step's key; the step's own where there is one part."""
     return key if parts == 1 else jax.random.fold_in(key, number)
 
 
