@@ -71,3 +71,11 @@ def bare() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         leave_out(patch.setattr)
         yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test file's own small drawn dataset (`tests.tiny`)."""
+    from tests.tiny import tiny_data
+
+    return tiny_data(tmp_path_factory.mktemp("drawn"))

@@ -1,6 +1,5 @@
 """Every recipe in configs/ is valid and takes a real training step; every key of the defaults is read by something."""
 
-import functools
 import importlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +10,14 @@ from ml_collections import ConfigDict
 
 from configs import default
 from input_pipeline.contract import CONTRACTS
-from resnet.model.network import ResNet
 from resnet.train import loop, plan
 from resnet.train.checkpoints import Meta, save_converted
 from resnet.train.configuration import flatten, make_spec, validate
 from resnet.train.optimizer import make_optimizer
 from resnet.train.schedules import make_schedule
 from resnet.train.writers import read_metrics
+from tests.compiling import convolve_by_lax
 from tests.networks import random_variables
-from tests.tiny import tiny_data
 
 CONFIGS = Path(default.__file__).parent
 FILES = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "default"))
@@ -40,15 +38,10 @@ def recipe(name: str) -> ConfigDict:
 pytestmark = pytest.mark.usefixtures("bare")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("configs"))
-
-
 @pytest.fixture(autouse=True)
 def compiled_fast(monkeypatch) -> Iterator[None]:
     """lax' own convolution and the rbg generator: programs that take a quarter of the time to compile."""
-    monkeypatch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+    convolve_by_lax(monkeypatch)
     with jax.default_prng_impl("rbg"):
         yield
 

@@ -15,14 +15,12 @@ import orbax.checkpoint as ocp
 
 from resnet.train.checkpoints import load
 from resnet.train.integrity import step_numbers
-from resnet.train.writers import read_metrics
 from tests.commands import Result, run
 from tests.faults.injuries import BLOWS, PHASES, Injury, draw, inflict
+from tests.run_lines import lines
 from tests.tiny import tiny_data
 
 RECIPE = Path(__file__).with_name("recipe.py")
-# What a clock says differs between runs; everything else may not.
-CLOCK = ("images_per_second", "data_wait")
 MOST_PER_RUN = 3
 
 
@@ -128,7 +126,6 @@ def outcome(workdir: Path) -> dict[str, Any]:
     steps = step_numbers(workdir / "checkpoints")
     if not steps:
         return {}
-    lines = [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(workdir)]
     arguments = ocp.args.Composite(
         variables=ocp.args.StandardRestore(), training=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore()
     )
@@ -138,7 +135,13 @@ def outcome(workdir: Path) -> dict[str, Any]:
     named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)}
     # Which of the newest are kept depends on where signals had it saved; the best one does not.
     best = load(workdir)[1].step
-    return {"arrays": named, "lines": lines, "meta": restored["meta"], "best": best, "files": promised(workdir)}
+    return {
+        "arrays": named,
+        "lines": lines(workdir),
+        "meta": restored["meta"],
+        "best": best,
+        "files": promised(workdir),
+    }
 
 
 def promised(workdir: Path) -> dict[str, bytes]:

@@ -1,7 +1,5 @@
 """The preview shows the very batch that training sees, and says of it what it is."""
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -17,12 +15,7 @@ from resnet.train import steps
 from resnet.train.loop import open_data
 from resnet.train.plan import make_plan
 from tests.networks import fresh_variables
-from tests.tiny import tiny_config, tiny_data, tiny_recipe
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("preview"))
+from tests.tiny import tiny_config, tiny_recipe
 
 
 @pytest.mark.parametrize("name", CONTRACTS)

@@ -1,7 +1,6 @@
 """The command, from recipe to table: what diverges or fails is a row, what is stopped goes on as if it had not been."""
 
 import csv
-import functools
 import importlib
 import json
 import os
@@ -16,10 +15,9 @@ import pytest
 
 from input_pipeline.errors import InputError
 from input_pipeline.resident import Images, make_resident, write_arrays
-from resnet.model.network import ResNet
 from resnet.study import ablation, ablation_runs
-from resnet.train import plan
 from tests.commands import run_fresh
+from tests.compiling import convolve_by_lax
 from tests.hparams_table import hparams_table
 
 RECIPE = """
@@ -50,7 +48,7 @@ CLOCK = ("images_per_second", "train_seconds")
 @pytest.fixture(autouse=True)
 def compiled_fast(monkeypatch):
     """lax' own convolution and the rbg generator: programs that take a quarter of the time to compile."""
-    monkeypatch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+    convolve_by_lax(monkeypatch)
     with jax.default_prng_impl("rbg"):
         yield
 
@@ -84,7 +82,7 @@ def finished(file, tmp_path_factory) -> Path:
     """An ablation that ran through undisturbed."""
     workdir = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch, jax.default_prng_impl("rbg"):
-        patch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+        convolve_by_lax(patch)
         assert command(file, workdir) == 0
     return workdir
 

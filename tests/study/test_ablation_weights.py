@@ -1,7 +1,6 @@
 """--keep_weights: what is left is what was evaluated, whatever happens while it is written."""
 
 import csv
-import functools
 import json
 import shutil
 import sys
@@ -14,13 +13,13 @@ import pytest
 
 from input_pipeline.errors import InputError
 from input_pipeline.resident import decode_source, write_arrays
-from resnet.model.network import ResNet
 from resnet.study import ablation, ablation_runs, ablation_weights, evaluate
 from resnet.study.ablation_records import read_record
 from resnet.study.evaluate_data import open_like
 from resnet.study.inference import load_model
-from resnet.train import plan, pretrained
+from resnet.train import pretrained
 from resnet.weights.export import export
+from tests.compiling import convolve_by_lax
 from tests.tiny import tiny_data
 
 RECIPE = """
@@ -46,7 +45,7 @@ SEEDS = (0, 5)
 def compiled_fast(tmp_path_factory) -> Iterator[None]:
     """lax' own convolution and the rbg generator: programs that take a quarter of the time to compile."""
     with pytest.MonkeyPatch.context() as patch, jax.default_prng_impl("rbg"):
-        patch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+        convolve_by_lax(patch)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 

@@ -23,11 +23,6 @@ from tests.train.test_resume import final_arrays, lines
 pytestmark = pytest.mark.usefixtures("bare")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("continuing"))
-
-
 def of_length(data: Path, steps: int, schedule: str = "constant"):
     config = tiny_config(data)
     config.optim.schedule = schedule

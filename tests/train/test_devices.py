@@ -13,7 +13,6 @@ import pytest
 from resnet.model import convolution_forms, onednn_library
 from resnet.train import loop
 from tests.commands import run, with_eight_devices
-from tests.tiny import tiny_data
 from tests.train.test_resume import final_arrays, lines
 from tests.train.virtual_devices import config_for, first_gradient, gradient_config, lamb_updates
 
@@ -22,11 +21,6 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 
 pytestmark = pytest.mark.usefixtures("bare")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("devices"))
 
 
 @pytest.fixture(scope="module")

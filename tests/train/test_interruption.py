@@ -14,12 +14,10 @@ import pytest
 
 from resnet.train.interruption import SIGNALS, Interruption, waiting_handler
 from resnet.train.loop import train
-from resnet.train.writers import read_metrics
 from tests.commands import Result, Running, run, start, wait_until
+from tests.run_lines import lines
 from tests.tiny import tiny_config, tiny_data, tiny_recipe
 
-# What a clock says differs between runs; everything else may not.
-CLOCK = ("images_per_second", "data_wait")
 # What docs/faults.md promises of a run whose step takes a blink: from the signal until all is on the disk.
 PROMISED_SECONDS = 30
 
@@ -65,10 +63,6 @@ def undisturbed(place, tmp_path_factory) -> Path:
     result = place.train(workdir)
     assert result.code == 0, result.err
     return workdir
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
 
 
 def signal_and_go_on(running: Running, workdir: Path, number: signal.Signals) -> Result:

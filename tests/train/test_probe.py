@@ -1,7 +1,6 @@
 """A probe: one pass of the backbone, kept through kills and shared by runs; its head is the whole network's."""
 
 import dataclasses
-import functools
 import json
 import os
 import signal
@@ -25,12 +24,13 @@ from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.evaluation import evaluate_split
 from resnet.train.pretrained import read
 from resnet.train.steps import make_eval_step
-from resnet.train.writers import MetricsWriter, read_metrics
+from resnet.train.writers import MetricsWriter
 from tests.commands import start, wait_until
+from tests.compiling import convolve_by_lax
 from tests.networks import by_name, random_variables
-from tests.tiny import tiny_config, tiny_data
+from tests.run_lines import lines
+from tests.tiny import tiny_config
 
-CLOCK = ("images_per_second", "data_wait")
 RECIPE = """
 from pathlib import Path
 from tests.train.test_probe import probing
@@ -44,15 +44,10 @@ def get_config():
 def small_and_fast(tmp_path_factory) -> Iterator[None]:
     """Eight images a batch of features, kept in a folder of this test; lax' own convolution compiles fastest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+        convolve_by_lax(patch)
         patch.setattr(features, "BATCH", 8)
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("probe"))
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +100,6 @@ def rich(data: Path, weights: Path) -> ConfigDict:
     config.optim.label_smoothing = 0.1
     config.data.brightness = 0.2
     return config
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
 
 
 def kept() -> dict[str, bytes]:

@@ -20,7 +20,7 @@ from resnet.train.predictions import read_predictions
 from resnet.train.verdict import LOST_PEER
 from tests import commands
 from tests.commands import ROOT, Result, Running
-from tests.tiny import tiny_config, tiny_data
+from tests.tiny import tiny_config
 from tests.train.test_resume import final_arrays, lines, stop_after
 
 # Sums in another order: float32 rounding, which the steps carry on.
@@ -28,11 +28,6 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 STEPS = 12
 # The limit for those who are left to end.
 LIMIT = 60.0
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("processes"))
 
 
 @pytest.fixture(scope="module")

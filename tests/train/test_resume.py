@@ -1,6 +1,5 @@
 """N steps = k steps + stop + N-k steps, bit for bit, for every k; whatever was logged, logged once."""
 
-import os
 import signal
 from pathlib import Path
 
@@ -12,18 +11,11 @@ from input_pipeline.errors import InputError
 from resnet.train import loop, plan
 from resnet.train.checkpoints import FOLDER, Checkpoints
 from resnet.train.configuration import steps_of
-from resnet.train.writers import MetricsWriter, read_metrics
+from resnet.train.writers import read_metrics
+from tests.run_lines import lines, stop_after
 from tests.tiny import tiny_config, tiny_data
 
-# What a clock says differs between runs; everything else may not.
-CLOCK = ("images_per_second", "data_wait")
-
-
 pytestmark = pytest.mark.usefixtures("bare")
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
 
 
 def final_arrays(config, workdir: Path) -> list[np.ndarray]:
@@ -35,23 +27,6 @@ def final_arrays(config, workdir: Path) -> list[np.ndarray]:
         state, meta = checkpoints.restore(checkpoints.latest_step(), like, loop.parallel.replicated(mesh))
     assert meta.step == config.run.steps
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process a real SIGTERM when the training line of `step` is written."""
-    write = MetricsWriter.write
-
-    def write_then_stop(self, at, epoch, kind, values):
-        write(self, at, epoch, kind, values)
-        if at == step and kind == "train":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(MetricsWriter, "write", write_then_stop)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("resume"))
 
 
 @pytest.fixture(scope="module")

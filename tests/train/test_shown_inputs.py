@@ -10,12 +10,7 @@ from input_pipeline import batch_pictures
 from resnet.train import loop, parallel, shown_inputs
 from resnet.train.interruption import Interruption
 from resnet.train.shown_inputs import NAME, show_inputs
-from tests.tiny import tiny_config, tiny_data
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("shown"))
+from tests.tiny import tiny_config
 
 
 class Noted:

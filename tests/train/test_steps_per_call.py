@@ -19,7 +19,6 @@ from resnet.train.diagnosis import FILE, Diverged
 from resnet.train.progress import EpochBar
 from tests.commands import run, with_eight_devices
 from tests.compiling import FUSED
-from tests.tiny import tiny_data
 from tests.train.test_processes import TOLERANCE, process_config, start
 from tests.train.test_resume import final_arrays, lines, resumable, stop_after
 
@@ -32,11 +31,6 @@ def fused():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parallel, "compiler_options", lambda: FUSED)
         yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("calls"))
 
 
 @pytest.fixture

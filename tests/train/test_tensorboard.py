@@ -17,14 +17,9 @@ from resnet.train.loop import train
 from resnet.train.profiling import read_span
 from resnet.train.writers import read_metrics
 from tests.hparams_table import hparams_table
-from tests.tiny import tiny_config, tiny_data
+from tests.tiny import tiny_config
 
 accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("tensorboard"))
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Runs that start from weights: network and preprocessing are the weights', or the run is refused; stages resume."""
 
 import dataclasses
-import functools
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,24 +18,18 @@ from resnet.train.checkpoints import Checkpoints, Meta, load, save_converted
 from resnet.train.configuration import make_spec, validate
 from resnet.train.freezing import partition
 from resnet.train.pretrained import FREE
-from resnet.train.writers import MetricsWriter, read_metrics
+from tests.compiling import convolve_by_lax
 from tests.networks import by_name, random_variables
-from tests.tiny import tiny_config, tiny_data
-
-CLOCK = ("images_per_second", "data_wait")
+from tests.run_lines import lines, stop_after
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_fast() -> Iterator[None]:
     """lax' own convolution: a program that takes a quarter of the time to compile."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "ResNet", functools.partial(ResNet, backend=jax.lax.conv_general_dilated))
+        convolve_by_lax(patch)
         yield
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("transfer"))
 
 
 @pytest.fixture(scope="module")
@@ -229,22 +221,6 @@ def test_recalibrated_statistics_are_those_of_all_images(data, weights, monkeypa
     np.testing.assert_allclose(found["bn1"]["mean"], values.mean((0, 1, 2)), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["bn1"]["var"], values.var((0, 1, 2)), rtol=1e-5)
     assert by_name(found).keys() == by_name(variables["batch_stats"]).keys()
-
-
-def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
-    """Send this process a real SIGTERM when the training line of `step` is written."""
-    write = MetricsWriter.write
-
-    def write_then_stop(self, at, epoch, kind, values):
-        write(self, at, epoch, kind, values)
-        if at == step and kind == "train":
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    patch.setattr(MetricsWriter, "write", write_then_stop)
-
-
-def lines(workdir: Path) -> list[dict]:
-    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read_metrics(workdir)]
 
 
 def state_at(config: ConfigDict, workdir: Path, step: int) -> dict[str, np.ndarray]:
