@@ -78,7 +78,7 @@ def lay_out(sizes: np.ndarray, image_size: int, most_bytes: int) -> Layout | Non
         limit = max(int(limit * _STEP), image_size)
 
 
-def canvas_of(split: Split, layout: Layout, interpolation: str, *, progress: bool = True) -> np.ndarray:
+def canvas_of(split: Split, layout: Layout, interpolation: str) -> np.ndarray:
     """The canvas uint8[N, height, width, 3] of a split, kept on disk and read-only; see `decoded.kept_rows`. Of images
     that are arrays, and not reduced, these themselves.
 
@@ -96,4 +96,4 @@ def canvas_of(split: Split, layout: Layout, interpolation: str, *, progress: boo
         row[:rows, :columns] = pixels.transpose(1, 0, 2) if layout.turned[i] else pixels
 
     about = [layout.sizes.tobytes().hex(), layout.turned.tobytes().hex(), layout.reduced, interpolation]
-    return kept_rows(split, (layout.height, layout.width, 3), decode, about, progress=progress)
+    return kept_rows(split, (layout.height, layout.width, 3), decode, about)

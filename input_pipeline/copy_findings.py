@@ -11,9 +11,8 @@ from input_pipeline.copies import Pairs
 from input_pipeline.findings import Finding, Item, plural
 from input_pipeline.fingerprints import Gallery
 from input_pipeline.groups import joined
-from input_pipeline.images import Listing
+from input_pipeline.images import SPLITS, Listing
 
-_ORDER = ("train", "val", "test")
 _HOW = {
     "exact": "a byte-identical copy",
     "near": "a copy (encoded anew, scaled, of other brightness or contrast)",
@@ -46,7 +45,7 @@ class Copies:
     def leaks(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """As in `Report.leaks`."""
         found: dict[str, dict[str, tuple[str, ...]]] = {}
-        for split in _ORDER[1:]:
+        for split in SPLITS[1:]:
             exact, near = (
                 {row for key, rows in self._leaks.items() if key[0] == split and key[2] == how for row in rows}
                 for how in ("exact", "near")
@@ -85,7 +84,7 @@ class Copies:
         closer = list(_HOW)[: list(_HOW).index(how)]
         for earlier, sources in one.items():
             for later, rows in other.items():
-                if _ORDER.index(earlier) >= _ORDER.index(later):
+                if SPLITS.index(earlier) >= SPLITS.index(later):
                     continue
                 for row in rows:
                     if not any(row in leaks[later, earlier, way] for way in closer):
@@ -169,7 +168,7 @@ class Copies:
 def _rank(key: tuple[str, str, str]) -> tuple[int, int, int]:
     """Test before val, against train before val, exact before near."""
     later, earlier, how = key
-    return -_ORDER.index(later), _ORDER.index(earlier), list(_HOW).index(how)
+    return -SPLITS.index(later), SPLITS.index(earlier), list(_HOW).index(how)
 
 
 def _largest(rows: list[int]) -> tuple[int, int]:

@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -36,8 +35,6 @@ def kept_rows(
     shape: tuple[int, ...],
     decode: Callable[[int, np.ndarray], None],
     about: Sequence[object],
-    *,
-    progress: bool = True,
 ) -> np.ndarray:
     """uint8[N, *shape], row i of example i, read-only and mapped from disk; decoded now where it is not there.
 
@@ -62,7 +59,7 @@ def kept_rows(
                     with contextlib.suppress(OSError):  # Some shared disks know no locks; there nothing is removed.
                         fcntl.flock(held, fcntl.LOCK_EX)
                     rows = np.memmap(part, np.uint8, "w+", shape=whole)
-                    _decode_all(rows, decode, progress)
+                    _decode_all(rows, decode)
                     rows.flush()
                     del rows
                     note.write_text(json.dumps({"sha256": _sha256(part)}) + "\n", encoding="utf-8")
@@ -100,12 +97,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _decode_all(rows: np.ndarray, decode: Callable[[int, np.ndarray], None], progress: bool) -> None:
+def _decode_all(rows: np.ndarray, decode: Callable[[int, np.ndarray], None]) -> None:
     """Fill every row, in threads; a bar where standard error is a terminal."""
-    shown = progress and sys.stderr.isatty()
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         done = in_order(pool, lambda i: decode(i, rows[i]), len(rows))
-        bar = tqdm(done, "decoding images", len(rows), unit="image", leave=False, disable=not shown)
+        bar = tqdm(done, "decoding images", len(rows), unit="image", leave=False, disable=None)
         try:
             deque(bar, maxlen=0)
         except BaseException:

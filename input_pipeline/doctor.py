@@ -32,7 +32,7 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import ADVICE, Finding, Report, sorted_by_level
 from input_pipeline.fingerprints import Gallery, Look
 from input_pipeline.folder import find_images
-from input_pipeline.images import Listing
+from input_pipeline.images import SPLITS, Listing
 from input_pipeline.looking import Looking, gather
 from input_pipeline.name_groups import about_names
 from input_pipeline.unused_files import about_unused_files
@@ -42,7 +42,6 @@ from native.own_folders import cache_folder
 # Part of the cache's key: raise it when what is looked for, or how it is said, changes.
 VERSION = 5
 _SHOWN = 3
-_SPLITS = ("train", "val", "test")
 
 
 def look_over(data_dir: str | Path, *, cache_dir: str | None = None, progress: bool = True) -> Report:
@@ -162,7 +161,7 @@ def _counts(listing: Listing, gallery: Gallery) -> dict[str, tuple[int, ...]]:
                 gallery.labels[(splits == split) & gallery.readable], minlength=len(listing.class_names)
             ).tolist()
         )
-        for split in _SPLITS
+        for split in SPLITS
         if split == "train" or split in listing.split_names
     }
 

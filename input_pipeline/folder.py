@@ -18,7 +18,7 @@ import numpy as np
 
 from input_pipeline.encoded_files import read_encoded
 from input_pipeline.errors import InputError, printable
-from input_pipeline.images import Listing
+from input_pipeline.images import SPLITS, Listing
 
 # The refused are listed all the same: the audit names them, with a hint; left out here, nobody would miss them.
 SUPPORTED_EXTENSIONS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".webp")
@@ -214,4 +214,4 @@ def _split_folders(root: str) -> Mapping[str, str] | None:
         raise InputError(f"{printable(others[0])}: images beside {'/'.join(splits)}, but no split's name: move it away")
     if "train" not in splits:
         raise InputError(f"{printable(root)}: {' and '.join(sorted(splits))}, but no train folder: add one")
-    return {name: splits[name] for name in ("train", "val", "test") if name in splits}
+    return {name: splits[name] for name in SPLITS if name in splits}

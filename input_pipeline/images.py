@@ -29,6 +29,8 @@ from input_pipeline.errors import InputError, MissingPackage, printable
 from input_pipeline.retries import is_transient, patiently
 from input_pipeline.threaded import in_order
 
+# In the order in which a model meets them: what stands in an earlier one leaks into a later one.
+SPLITS = ("train", "val", "test")
 # A decoded pixel takes 3 bytes, and each thread holds an image: a few bombs exhaust a machine. Pillow's own bound.
 MAX_PIXELS = 89_478_485
 # As long as a JPEG's can be. A PNG of 1 x 80,000,000 pixels takes 80 kB, and what resizes it a gigabyte.

@@ -16,11 +16,10 @@ import numpy as np
 from input_pipeline.errors import InputError
 from input_pipeline.findings import Report
 from input_pipeline.groups import joined
+from input_pipeline.images import SPLITS
 
 if TYPE_CHECKING:
     from input_pipeline.sources import Source, Split
-
-_ORDER = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +71,7 @@ def find_leaks(source: Source, name: str) -> Leaks:
 
 def earlier(source: Source, name: str) -> list[str]:
     """The splits of `source` that come before `name`: what a model has seen, or was chosen by, before it meets it."""
-    return [other for other in _ORDER[: _ORDER.index(name)] if other in source.splits]
+    return [other for other in SPLITS[: SPLITS.index(name)] if other in source.splits]
 
 
 def without_leaks(source: Source) -> Source:

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from input_pipeline.crops import Crop, boxes
 from input_pipeline.errors import InputError, printable
-from input_pipeline.images import content_of
+from input_pipeline.images import SPLITS, content_of
 from input_pipeline.order import Order, evaluation_batches
-from input_pipeline.sources import SPLITS, Source, Split
+from input_pipeline.sources import Source, Split
 from input_pipeline.stream import eval_batches
 from input_pipeline.whole_files import beside
 
@@ -71,7 +71,7 @@ class ResidentData:
         )
 
 
-def decode_source(source: Source, crop: Crop, *, threads: int | None = None, progress: bool = True) -> ResidentData:
+def decode_source(source: Source, crop: Crop, *, threads: int | None = None) -> ResidentData:
     """Decode every split of `source` once, as `crop` says for evaluation, whatever its kind.
 
     Raises InputError for more than MOST_BYTES of pixels (before any is decoded) and for an image that cannot be read.
@@ -79,9 +79,7 @@ def decode_source(source: Source, crop: Crop, *, threads: int | None = None, pro
     count = sum(len(split) for split in source.splits.values())
     _check_bytes(count * crop.image_size**2 * 3, f"{count:,} images at {crop.image_size} px")
     splits = {}
-    with tqdm(
-        total=count, desc="decoding images", unit="image", leave=False, disable=None if progress else True
-    ) as bar:
+    with tqdm(total=count, desc="decoding images", unit="image", leave=False, disable=None) as bar:
         for name, split in source.splits.items():
             images = np.empty((len(split), crop.image_size, crop.image_size, 3), np.uint8)
             for batch in eval_batches(split, min(_DECODED_AT_A_TIME, len(split)), crop, threads=threads):

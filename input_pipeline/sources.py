@@ -23,12 +23,11 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.findings import Report
 from input_pipeline.folder import find_images
 from input_pipeline.folds import check_folds, take_fold
-from input_pipeline.images import Audit, Listing, audit
+from input_pipeline.images import SPLITS, Audit, Listing, audit
 from input_pipeline.leaks import families, without_leaks
 from input_pipeline.retries import patiently
 
 DEMO_DIR = ".data/demo"
-SPLITS = ("train", "val", "test")
 # The `config.data.source` of a file of arrays.
 ARRAYS = "arrays"
 

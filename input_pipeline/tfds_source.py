@@ -11,7 +11,7 @@ from typing import Any
 
 from input_pipeline.errors import InputError, printable
 from input_pipeline.folder import SPLIT_NAMES
-from input_pipeline.images import Listing
+from input_pipeline.images import SPLITS, Listing
 from input_pipeline.shell_words import shell_word
 
 
@@ -86,7 +86,7 @@ def _open_splits(tfds: Any, builder: Any, image_key: str, label_key: str) -> dic
             opened[ours] = theirs, source
     if "test" not in opened and "val" in opened:
         opened["test"] = opened.pop("val")
-    return {split: opened[split] for split in ("train", "val", "test") if split in opened}
+    return {split: opened[split] for split in SPLITS if split in opened}
 
 
 def _listing(

@@ -78,7 +78,7 @@ def test_images_stand_upright_as_they_are_the_shorter_side_along_the_rows():
     pixels = noise((5, 8), (9, 4), (6, 7))
     split = split_of(pixels, [1, 1, 6])  # the last lies on its side: 7 rows and 6 columns when upright
     layout = lay_out(split.sizes, 4, 10**6)
-    rows = canvas_of(split, layout, "bilinear", progress=False)
+    rows = canvas_of(split, layout, "bilinear")
     assert rows.shape == (3, 6, 9, 3)
     assert layout.turned.tolist() == [False, True, True]
     np.testing.assert_array_equal(rows[0, :5, :8], pixels[0])
@@ -95,7 +95,7 @@ def test_a_small_budget_keeps_large_images_smaller_and_small_ones_as_they_are():
     layout = lay_out(np.array([(64, 64), (10, 12)]), 8, 2 * 40 * 40 * 3)
     assert layout.reduced == 1
     assert layout.sizes[0, 0] == layout.sizes[0, 1] <= 40
-    rows = canvas_of(split_of(pixels), layout, "bilinear", progress=False)
+    rows = canvas_of(split_of(pixels), layout, "bilinear")
     np.testing.assert_array_equal(rows[1, :10, :12], pixels[1])
     side = layout.sizes[0, 0]
     by_pillow = np.asarray(Image.fromarray(pixels[0]).resize((side, side), Image.Resampling.BILINEAR)).astype(int)
@@ -109,26 +109,26 @@ def test_what_does_not_fit_at_the_size_of_a_crop_is_no_layout():
 def test_a_second_run_reads_what_the_first_decoded_and_damage_is_decoded_anew(tmp_path, monkeypatch):
     split = split_of(noise((5, 8), (9, 4)))
     layout = lay_out(split.sizes, 4, 10**6)
-    first = np.array(canvas_of(split, layout, "bilinear", progress=False))
+    first = np.array(canvas_of(split, layout, "bilinear"))
 
     def refuse(*arguments, **options):
         raise AssertionError("decoded again")
 
     with monkeypatch.context() as patch:
         patch.setattr(canvas, "decode_resized", refuse)
-        np.testing.assert_array_equal(canvas_of(split, layout, "bilinear", progress=False), first)
+        np.testing.assert_array_equal(canvas_of(split, layout, "bilinear"), first)
         # A copy elsewhere finds them; an image changed in place, under its old name, does not.
         copy = dataclasses.replace(split, ids=("a/0.png", "a/1.png"), labels=split.labels + 1)
-        np.testing.assert_array_equal(canvas_of(copy, layout, "bilinear", progress=False), first)
+        np.testing.assert_array_equal(canvas_of(copy, layout, "bilinear"), first)
         changed = dataclasses.replace(split, contents=split.contents[::-1])
         with pytest.raises(AssertionError, match="decoded again"):
-            canvas_of(changed, layout, "bilinear", progress=False)
+            canvas_of(changed, layout, "bilinear")
     folder = tmp_path / "cache" / "resnet-jax" / "resident"
     (kept,) = folder.glob("*.u8")
     content = bytearray(kept.read_bytes())
     content[3] ^= 1
     kept.write_bytes(content)
-    np.testing.assert_array_equal(canvas_of(split, layout, "bilinear", progress=False), first)
+    np.testing.assert_array_equal(canvas_of(split, layout, "bilinear"), first)
     assert kept.read_bytes() == first.tobytes()
     assert json.loads(kept.with_suffix(".json").read_text()).keys() == {"sha256"}
     assert not list(folder.glob("*.part"))
@@ -140,7 +140,7 @@ def test_an_image_that_cannot_be_read_is_named_and_nothing_is_left(tmp_path):
     broken = dataclasses.replace(split, read=lambda i: read(i)[: 40 if i else None])
     layout = lay_out(split.sizes, 4, 10**6)
     with pytest.raises(InputError, match=r"1\.png"):
-        canvas_of(broken, layout, "bilinear", progress=False)
+        canvas_of(broken, layout, "bilinear")
     assert not [path for path in Path(tmp_path).rglob("*") if path.is_file()]
 
 
@@ -148,7 +148,7 @@ def test_a_disk_without_room_is_told_before_anything_is_decoded(monkeypatch):
     split = split_of(noise((5, 8)))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 7))
     with pytest.raises(InputError, match=r"need 0 kB, the disk has 0 kB free.*XDG_CACHE_HOME.*feed=stream"):
-        canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear", progress=False)
+        canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear")
 
 
 def test_what_a_killed_decode_left_is_removed_and_what_one_is_at_stays(tmp_path, monkeypatch):
@@ -160,5 +160,5 @@ def test_what_a_killed_decode_left_is_removed_and_what_one_is_at_stays(tmp_path,
     with busy.open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         split = split_of([np.full((5, 4, 3), 7, np.uint8)])
-        canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear", progress=False)
+        canvas_of(split, lay_out(split.sizes, 4, 10**6), "bilinear")
         assert list(folder.glob("*.part")) == [busy]

@@ -27,7 +27,7 @@ def test_crops_are_those_of_the_stream(interpolation):
     crop = Crop("random_resized", 16, interpolation=interpolation)
     order = Order(len(split), 4, seed=3)
     layout = lay_out(split.sizes, crop.image_size, 10**6)
-    rows = jax.numpy.asarray(np.array(canvas_of(split, layout, interpolation, progress=False)))
+    rows = jax.numpy.asarray(np.array(canvas_of(split, layout, interpolation)))
     differing = []
     for step, batch in enumerate(train_batches(split, order, crop, num_steps=12, threads=1)):
         index = order.indices(step)
@@ -47,7 +47,7 @@ def test_a_reduced_image_shows_the_same_part():
     split = split_of([ramp])
     layout = lay_out(split.sizes, 16, 64 * 64 * 3)
     assert layout.reduced == 1
-    rows = jax.numpy.asarray(np.array(canvas_of(split, layout, "bilinear", progress=False)))
+    rows = jax.numpy.asarray(np.array(canvas_of(split, layout, "bilinear")))
     box, index = np.array([[10, 50, 40, 60]]), np.array([0])
     cut = cut_in_jit(rows, index, layout.turned[index], layout.boxes(box, index, split.sizes), 16, "bilinear")
     expected = np.asarray(Image.fromarray(ramp[10:50, 50:110]).resize((16, 16), Image.Resampling.BILINEAR))

@@ -66,7 +66,7 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def data(source) -> resident.ResidentData:
-    return decode_source(source, PAD, progress=False)
+    return decode_source(source, PAD)
 
 
 @pytest.mark.parametrize("seed", [0, 2**40 + 3])
