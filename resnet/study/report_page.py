@@ -149,19 +149,18 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
             "No pictures: this run is older than predictions.npz. The same training command on this folder writes it."
         )
         return section
-    section["cells"] = cells(run.predictions)
-    section["mistakes"] = describe_mistakes(run, mistakes(run.predictions), names)
+    predictions, chosen = run.predictions, mistakes(run.predictions)
+    section["cells"] = cells(predictions)
+    section["mistakes"] = describe_mistakes(run, chosen, names)
     split = attempt(notes, lambda: open_test_images(run, data_dir))
     if split is None:
         return section
     section["thumbnails"] = thumbnails(split, shown_rows(section["cells"]))
-    count = len(run.predictions.labels)
+    count = len(predictions.labels)
     if len(section["thumbnails"]) < count:
         notes.append(
             f"{len(section['thumbnails']):,} of {count:,} images are shown, at most {A_CELL} a cell, mistakes first."
         )
-    chosen = mistakes(run.predictions)
-    predictions = run.predictions
     heated = attempt(notes, lambda: with_heat(chosen, split, predictions, run.folder))
     section["mistakes"] = describe_mistakes(run, heated or chosen, names)
     section["heat"] = heated is not None
