@@ -46,14 +46,14 @@ def make_flags(arguments: list[str], of_recipe: recipe.Flat) -> flags.FlagValues
 def main() -> int:
     of_recipe: recipe.Flat = {}
     values = make_flags(sys.argv, of_recipe)
-    recipe.parse(values, sys.argv, __doc__ or "", known=(key for key, _ in flatten(default_config())))
+    recipe.parse(values, sys.argv, __doc__ or "", known=flatten(default_config()))
     given = values.flag_values_dict()
     config, workdir = given["config"], Path(given["workdir"])
     flagged = recipe.keys_given(sys.argv)
     notes = let_go(config, of_recipe, flagged)
     # `train` checks both again; here they come before an import that takes seconds, so a slip is told at once.
     validate(config)
-    check_workdir(workdir, dict(flatten(config)), new_length=given["new_length"])
+    check_workdir(workdir, flatten(config), new_length=given["new_length"])
     check_place(config.data.source, config.data.dir)
     from resnet.train import hosts, peers
     from resnet.train.loop import train

@@ -47,7 +47,7 @@ def main() -> int:
     flags.DEFINE_string("workdir", None, "A new folder for our runs.", flag_values=values)
     flags.DEFINE_integer("seeds", 1, "Runs of each side, with config.run.seed = 0, 1, …", 1, flag_values=values)
     flags.DEFINE_string("out", "", "The JSON file.", flag_values=values)
-    recipe.parse(values, sys.argv, __doc__ or "", known=(key for key, _ in recipe.flatten(default_config())))
+    recipe.parse(values, sys.argv, __doc__ or "", known=recipe.flatten(default_config()))
     given = values.flag_values_dict()
     config, workdir = given["config"], Path(given["workdir"])
     check(config, workdir)
@@ -73,7 +73,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
         raise InputError(f"config.optim.name={config.optim.name}: this comparison knows sgd and adamw")
     if config.data.flip not in ("none", "horizontal"):
         raise InputError(f"config.data.flip={config.data.flip}: this comparison knows none and horizontal")
-    mine, usual = dict(recipe.flatten(config)), dict(recipe.flatten(default_config()))
+    mine, usual = recipe.flatten(config), recipe.flatten(default_config())
     for key in NOT_TAKEN:
         if mine[key] != usual[key]:
             raise InputError(f"config.{key}={mine[key]}: torch's side of this comparison does not know it")
@@ -81,8 +81,8 @@ def check(config: ConfigDict, workdir: Path) -> None:
 
 def words_of(config: ConfigDict) -> dict[str, Any]:
     """What the recipe changes of the defaults, but for places on this machine."""
-    usual = dict(recipe.flatten(default_config()))
-    changed = {key: value for key, value in recipe.flatten(config) if value != usual[key] and key != "run.seed"}
+    usual = recipe.flatten(default_config())
+    changed = {key: value for key, value in recipe.flatten(config).items() if value != usual[key] and key != "run.seed"}
     return changed | {key: Path(changed[key]).name for key in ("data.dir", "transfer.weights") if key in changed}
 
 

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     given_arguments = list(arguments or sys.argv)
     values = make_flags(given_arguments)
-    known = [key for key, _ in recipe.flatten(default_config())]
+    known = recipe.flatten(default_config())
     try:
         recipe.parse(values, given_arguments, __doc__ or "", known=known, required=("config", "out"))
         given = values.flag_values_dict()
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check(config: ConfigDict) -> None:
     """Raise InputError, one line that names the key, for a value that no run would take among those that are read."""
-    given, default = dict(recipe.flatten(config)), dict(recipe.flatten(default_config()))
+    given, default = recipe.flatten(config), recipe.flatten(default_config())
     recipe_values.check_fed(given, default, READ)
     group = given.get("model.ghost_batch_size") or 1
     if type(group) is not int or group < 1:

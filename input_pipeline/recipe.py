@@ -3,7 +3,7 @@
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -127,14 +127,16 @@ def check_opened(recipe: str, given: Any) -> None:
         pass
 
 
-def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """('data.batch_size', 64) for every leaf of a nested configuration."""
+def flatten(config: ConfigDict) -> Flat:
+    """A nested configuration as one dict, sorted: {'data.batch_size': 64, …}."""
+    flat: Flat = {}
     for key in sorted(config.keys()):
         value = config[key]
         if isinstance(value, ConfigDict):
-            yield from flatten(value, f"{prefix}{key}.")
+            flat |= {f"{key}.{name}": leaf for name, leaf in flatten(value).items()}
         else:
-            yield f"{prefix}{key}", value
+            flat[key] = value
+    return flat
 
 
 def check_keys(arguments: list[str], known: list[str], also: Callable[[str], bool]) -> None:

@@ -187,6 +187,6 @@ def test_every_key_is_read_by_a_run(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ConfigDict, "__getattr__", record)
         assert loop.train(config, tmp_path / "run") == 0
-    keys = {key for key, _ in flatten(default.get_config()) if not key.startswith("model.")}
+    keys = {key for key in flatten(default.get_config()) if not key.startswith("model.")}
     # Not read where there are steps.
     assert keys - read == {"run.epochs"}

@@ -53,7 +53,7 @@ TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
 def main() -> int:
     begun = time.monotonic()
     values = make_flags(sys.argv)
-    known = [key for key, _ in flatten(default_config())]
+    known = flatten(default_config())
     recipe.parse(values, sys.argv, __doc__ or "", known=[*known, *KEYS], also=known_key)
     given = values.flag_values_dict()
     workdir = Path(given["workdir"])

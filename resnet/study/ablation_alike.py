@@ -98,4 +98,4 @@ def shortcut_of(spec: ResNetSpec, stride: int, changes_channels: bool) -> tuple[
 
 def flat_config(config: ConfigDict) -> Flat:
     """{'data.batch_size': 64, …} with lists for tuples, as JSON gives them back."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in flatten(config).items()}

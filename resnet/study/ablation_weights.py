@@ -84,7 +84,7 @@ def write_weights(run: VariantRun, workdir: Path, record: Record) -> bool:
             shutil.rmtree(left, ignore_errors=True)
         own = dataclasses.replace(
             meta,
-            config={**dict(flatten(run.variant.config)), "run.seed": seed},
+            config={**flatten(run.variant.config), "run.seed": seed},
             progress={"variant": record.name},
             fingerprint=run.data.host.origin or run.data.host.fingerprint,
         )

@@ -71,7 +71,7 @@ class RunRecord:
     def full_config(self) -> ConfigDict:
         """The configuration as an object, without keys that there are no more."""
         config = default_config()
-        known = dict(flatten(config))
+        known = flatten(config)
         with config.unlocked():
             for key, value in self.config.items():
                 if key in known:
@@ -96,7 +96,7 @@ def read_run(folder: Path) -> RunRecord:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{name} is no run: it has no {CONFIG}; name a run's folder (--workdir of train_main.py)")
     # Keys that are new since the run have their defaults.
-    config = {key: plain(value) for key, value in flatten(default_config())} | read_json(folder / CONFIG, dict)
+    config = {key: plain(value) for key, value in flatten(default_config()).items()} | read_json(folder / CONFIG, dict)
     class_names = read_json(folder / CLASSES, list)
     lines = read_metrics(folder)
     try:
@@ -128,7 +128,7 @@ def read_json(path: Path, kind: type) -> Any:
 
 def changed_keys(config: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """(key, default, value) of every key that the run set otherwise than configs/default.py."""
-    default = dict(flatten(default_config()))
+    default = flatten(default_config())
     return [(key, default.get(key), value) for key, value in sorted(config.items()) if plain(default.get(key)) != value]
 
 

@@ -91,7 +91,7 @@ def validate(config: ConfigDict) -> None:
 
     Raises SpecError for a network that cannot be.
     """
-    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    given, default = flatten(config), flatten(default_config())
     for key in given:
         if key not in default:
             raise InputError(f"unknown key config.{key}; configs/default.py lists all")
@@ -183,7 +183,7 @@ def differences(before: Flat, after: Flat, free: Collection[str] = FREE) -> dict
 
     free: keys that may differ. A key that `before` has not is one that came later: it acted by its default.
     """
-    before = {key: value for key, value in flatten(default_config()) if key in after} | before
+    before = {key: value for key, value in flatten(default_config()).items() if key in after} | before
     plain = lambda value: list(value) if isinstance(value, tuple) else value  # noqa: E731
     missing = "(absent)"
     return {

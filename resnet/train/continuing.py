@@ -25,7 +25,7 @@ def go_on(config: ConfigDict, workdir: Path, source: Source, plan: Plan) -> list
     A length or code that changes is noted in provenance.json, with the steps that were done by then. Raises InputError,
     before anything is written, for other data or weights than the run began with and for fewer steps than it has done.
     """
-    before, now = read_config(workdir), dict(flatten(config))
+    before, now = read_config(workdir), flatten(config)
     provenance = read_provenance(workdir)
     check_same(workdir, provenance, source, plan.pretrained)
     changes = differences(before, now, now.keys() - set(LENGTH))

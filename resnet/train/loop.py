@@ -56,7 +56,7 @@ def train(
     Raises InputError or SpecError for what the user can mend; then nothing was written.
     """
     validate(config)
-    flat = dict(flatten(config))
+    flat = flatten(config)
     begun = check_workdir(workdir, flat, new_length=new_length)
     mesh = parallel.make_mesh(config.run.mesh)
     parallel.check_batch_size("config.data.batch_size", config.data.batch_size, mesh, config.optim.accumulation)
@@ -123,7 +123,7 @@ class Run(Stepping):
             except Interrupted:
                 hosts.say(f"Stopped before step {step + 1}. The same command goes on from there.")
                 return self.interruption.exit_code
-            settings = {**dict(flatten(self.config)), "run.writers": tuple(self.config.run.writers)}
+            settings = {**flatten(self.config), "run.writers": tuple(self.config.run.writers)}
             evaluated = self.progress.evaluated_step == step
             writer = partial(MetricsWriter, self.workdir, step, settings, evaluated=evaluated)
             with writer() if hosts.primary() else SilentWriter() as self.writer, self.watchdog:
@@ -284,7 +284,7 @@ class Run(Stepping):
             image_size=self.plan.eval_crop.image_size,
             resize_shorter=self.plan.eval_crop.resize_shorter,
             step=step,
-            config=dict(flatten(self.config)),
+            config=flatten(self.config),
             progress=dataclasses.asdict(self.progress),
             fingerprint=self.source.fingerprint,
         )

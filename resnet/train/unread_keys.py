@@ -194,7 +194,7 @@ def let_go(config: ConfigDict, recipe: Flat, flagged: Collection[str]) -> list[s
     recipe: what `config` was before the flags. flagged: the keys that flags set. So that --config.optim.name=adam is
     enough where a recipe says nesterov. What nothing read before either, or a flag itself set, is left to `check_read`.
     """
-    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    given, default = flatten(config), flatten(default_config())
     if default.keys() - given.keys() or default.keys() - recipe.keys():
         return []
     before, lines = unread(recipe, default), []
@@ -211,7 +211,7 @@ def let_go(config: ConfigDict, recipe: Flat, flagged: Collection[str]) -> list[s
 
 def check_validation(config: ConfigDict) -> None:
     """For data without a validation split: raise InputError for a key that only validation reads."""
-    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    given, default = flatten(config), flatten(default_config())
     for key in READ_WITH_VALIDATION:
         if given[key] != default[key]:
             raise InputError(
@@ -225,7 +225,7 @@ def check_blocks(config: ConfigDict, learning: Collection[str] | None) -> None:
     with one of these read."""
     if learning is None or any(name.startswith("layer") for name in learning):
         return
-    given = dict(flatten(config))
+    given = flatten(config)
     for key in READ_IN_LEARNING_BLOCKS:
         # 0 asks for nothing to be dropped, and nothing is.
         if given[key]:
@@ -242,7 +242,7 @@ def check_splits(config: ConfigDict, source: Source, flagged: Collection[str]) -
     for tfds' set, which has no validation images, and for folders, which mostly bring some. 0 is never refused: it
     asks for no split to be made, and none is.
     """
-    given, default = dict(flatten(config)), dict(flatten(default_config()))
+    given, default = flatten(config), flatten(default_config())
     if given["data.folds"] and "test" not in source.made:
         # From a recipe as well: a run for each fold would be as many runs of one and the same split.
         raise InputError(

@@ -23,7 +23,7 @@ def test_the_recipe_may_stand_anywhere(arguments):
     values = flags.FlagValues()
     recipe.define(values, ["train_main.py", *arguments], "")
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    recipe.parse(values, ["train_main.py", *arguments], "", known=(key for key, _ in recipe.flatten(get_config())))
+    recipe.parse(values, ["train_main.py", *arguments], "", known=recipe.flatten(get_config()))
     assert values["config"].value.optim.lr == 0.3
     assert values["workdir"].value == "w"
     assert recipe.keys_given(["train_main.py", *arguments]) == {"optim.lr"}

@@ -253,7 +253,7 @@ def flagged(folder: Path, *arguments: str, text: str = FLAGGED) -> dict[str, tup
     (folder / "recipe.py").write_text(text)
     given = ["ablation", f"--config={folder / 'recipe.py'}", "--workdir=x", *arguments]
     values = ablation.make_flags(given)
-    known = [key for key, _ in flatten(default_config())]
+    known = flatten(default_config())
     parse(values, given, "", known=[*known, *KEYS], also=known_key)
     return {variant.name: variant.changes for variant in read_study(values["config"].value, keys_given(given)).variants}
 

@@ -19,7 +19,7 @@ from resnet.train.configuration import flatten
 
 def a_run(tmp_path, name: str = "run", losses=(1.0, 0.5), **config) -> RunRecord:
     """A run of lines alone: a training line each loss, a validation after each."""
-    whole = {key: plain(value) for key, value in flatten(get_config())} | config
+    whole = {key: plain(value) for key, value in flatten(get_config()).items()} | config
     lines = []
     for step, loss in enumerate(losses, start=1):
         common = {"step": step, "epoch": float(step), "loss": loss, "top1": 0.5}

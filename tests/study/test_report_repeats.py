@@ -18,7 +18,7 @@ from resnet.train.metrics import wilson_interval
 
 def a_run(top1: float, images: str = "one", count: int = 200, **config: object) -> RunRecord:
     """A finished run of nothing but its test line; keys with '__' for '.'."""
-    whole = {key: plain(value) for key, value in flatten(get_config())}
+    whole = {key: plain(value) for key, value in flatten(get_config()).items()}
     whole |= {name.replace("__", "."): value for name, value in config.items()}
     low, high = wilson_interval(round(top1 * count), count)
     test = {"kind": "test", "step": 5, "epoch": 5.0, "loss": 1.0, "top1": top1, "count": count}

@@ -14,7 +14,7 @@ from resnet.train.configuration import flatten
 
 def a_run() -> RunRecord:
     """One that is under way, in bfloat16 on an H100."""
-    config = {key: plain(value) for key, value in flatten(get_config())}
+    config = {key: plain(value) for key, value in flatten(get_config()).items()}
     config |= {"model.name": "cifar_resnet20", "data.image_size": 32, "run.dtype": "bfloat16"}
     line = {"kind": "train", "epoch": 1.0, "step": 1, "loss": 1.0, "top1": 0.5, "lr": 0.1, "images_per_second": 9.0}
     device = {"device": "NVIDIA H100 80GB HBM3", "devices": 1}

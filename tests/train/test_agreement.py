@@ -54,30 +54,30 @@ def given(tmp_path_factory):
 def test_what_differs_from_process_0_is_named(act_as, given):
     config, source = given
     act_as(0)
-    agreement.check_alike(dict(flatten(config)), source, None)
+    agreement.check_alike(flatten(config), source, None)
     act_as(1)
     # Another path to the same images, and what concerns one process alone.
     same = {"data.dir": "/elsewhere", "data.threads": 3, "run.hang_timeout": 9.0}
-    agreement.check_alike(dict(flatten(config)) | same, source, None)
+    agreement.check_alike(flatten(config) | same, source, None)
     with pytest.raises(InputError, match=r"process 1 has another config.* here: optim\.lr: 0\.05 -> 0\.1\); give all"):
-        agreement.check_alike(dict(flatten(config)) | {"optim.lr": 0.1}, source, None)
+        agreement.check_alike(flatten(config) | {"optim.lr": 0.1}, source, None)
     fewer = {**source.splits, "val": source.splits["val"].take([0])}
     other = dataclasses.replace(source, splits=fewer, fingerprint="other")
     with pytest.raises(InputError, match=r"process 1 has other images, .*'val': \d+.* -> .*'val': 1\b"):
-        agreement.check_alike(dict(flatten(config)), other, None)
+        agreement.check_alike(flatten(config), other, None)
 
 
 def test_other_code_than_process_0s_is_named(act_as, given, monkeypatch):
     """It would compute another gradient, and all take the mean of both."""
     config, source = given
     act_as(0)
-    agreement.check_alike(dict(flatten(config)), source, None)
+    agreement.check_alike(flatten(config), source, None)
     act_as(1)
     name = "resnet/train/losses.py"
     others = tuple(f"{name} 0" if line.startswith(name) else line for line in code_digests.sources())
     monkeypatch.setattr(code_digests, "sources", lambda: others)
     with pytest.raises(InputError, match=rf"process 1 has other code than process 0: {name}; give all"):
-        agreement.check_alike(dict(flatten(config)), source, None)
+        agreement.check_alike(flatten(config), source, None)
 
 
 def test_what_one_process_does_alone_is_refused_before_anything_is_written(act_as):

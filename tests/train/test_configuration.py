@@ -272,7 +272,7 @@ def test_images_too_small_for_the_network_are_refused():
 
 
 def test_differences_are_of_values_not_of_containers():
-    before = dict(flatten(config_with({})))
+    before = flatten(config_with({}))
     assert differences(before, {**before, "data.crop_scale": [0.08, 1.0]}) == {}
     after = {**before, "optim.lr": 0.2, "data.crop_scale": [0.5, 1.0]}
     del after["run.seed"]
@@ -289,12 +289,12 @@ def test_the_page_names_what_may_differ_when_a_run_goes_on():
     page = (Path(default.__file__).parent.parent / "docs" / "many-hosts.md").read_text(encoding="utf-8")
     (sentence,) = re.findall(r"A run may go on with.*?every other key", page, re.S)
     assert set(re.findall(r"`([a-z]+\.\w+)`", sentence)) == {*FREE, *PLACES}
-    before = dict(flatten(config_with({})))
+    before = flatten(config_with({}))
     assert differences(before, before | dict.fromkeys(FREE, "another")) == {}
 
 
 def test_a_run_of_an_earlier_version_goes_on_where_its_new_keys_are_at_their_defaults():
-    after = dict(flatten(config_with({})))
+    after = flatten(config_with({}))
     before = {key: value for key, value in after.items() if key not in ("data.doctor", "run.mesh")}
     assert differences(before, after) == {}
     assert differences(before, {**after, "data.doctor": False}) == {"data.doctor": "True -> False"}

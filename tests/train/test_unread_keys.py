@@ -187,7 +187,7 @@ def test_a_run_refuses_such_a_flag_before_anything_is_written(tmp_path):
 
 def test_what_flags_of_other_keys_left_unread_in_a_recipe_goes_with_a_word():
     config = config_with({"optim.nesterov": True, "optim.final_lr": 0.01, "run.epochs": 3.0})
-    of_recipe = dict(flatten(config))
+    of_recipe = flatten(config)
     config.optim.name, config.optim.schedule, config.run.steps = "adam", "step", 5
     lines = unread_keys.let_go(config, of_recipe, {"optim.name", "optim.schedule", "run.steps"})
     assert [line.partition("=")[0] for line in lines] == [
@@ -203,7 +203,7 @@ def test_what_flags_of_other_keys_left_unread_in_a_recipe_goes_with_a_word():
 @pytest.mark.parametrize("flags", [{"data.per_class": 30}, {"data.source": "arrays"}, {"data.folds": 0}])
 def test_a_fold_goes_with_its_folds(flags):
     config = config_with({"data.folds": 5, "data.fold": 2})
-    of_recipe = dict(flatten(config))
+    of_recipe = flatten(config)
     config.update_from_flattened_dict(flags)
     lines = unread_keys.let_go(config, of_recipe, flags.keys())
     assert "Note      the recipe's config.data.fold=2" in " ".join(lines)
@@ -213,7 +213,7 @@ def test_a_fold_goes_with_its_folds(flags):
 
 def test_augmentation_goes_from_a_recipe_where_a_flag_makes_it_a_probe():
     config = config_with({**FINETUNE, "data.crop_scale": (0.5, 1.0), "data.erasing": 0.2, "data.mixup": 0.2})
-    of_recipe = dict(flatten(config))
+    of_recipe = flatten(config)
     config.transfer.mode = "probe"
     assert len(unread_keys.let_go(config, of_recipe, {"transfer.mode"})) == 3
     validate(config)
@@ -221,7 +221,7 @@ def test_augmentation_goes_from_a_recipe_where_a_flag_makes_it_a_probe():
 
 def test_what_a_flag_set_itself_or_nothing_read_before_is_refused():
     config = config_with({"optim.power": 2.0})
-    of_recipe = dict(flatten(config))
+    of_recipe = flatten(config)
     config.optim.name, config.optim.nesterov = "adam", True
     assert unread_keys.let_go(config, of_recipe, {"optim.name", "optim.nesterov"}) == []
     for key in ("optim.nesterov", "optim.power"):
