@@ -10,8 +10,9 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """Where this project keeps things of one kind, which can all be made again: under XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "resnet-jax" / name
+    """Where this project keeps things of one kind, which no finished run needs: under XDG_CACHE_HOME or ~/.cache."""
+    # Not Path.expanduser, which raises RuntimeError for a ~NAME that has no home.
+    return Path(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")) / "resnet-jax" / name
 
 
 def check_own(folder: Path) -> None:

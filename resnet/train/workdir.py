@@ -14,6 +14,7 @@ from typing import Any
 from input_pipeline.disk import amount, first_standing, require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.ordinary_files import read_ordinary
+from input_pipeline.whole_files import clear_parts
 from resnet.train.configuration import FREE, LENGTH, PLACES, differences, differences_line
 from resnet.train.integrity import MOST_JSON
 
@@ -131,6 +132,7 @@ def claimed(workdir: Path) -> Iterator[None]:
                 f"{name} cannot be locked ({error.strerror}); give --workdir a folder whose file system locks files "
                 "(Lustre: mounted with -o flock), or a local one"
             ) from error
+        clear_parts(workdir)
         yield
 
 

@@ -1,8 +1,11 @@
 """A file is the old one or the new one, whatever happens in between."""
 
+import os
+
 import pytest
 
-from input_pipeline.whole_files import beside, write_whole
+from input_pipeline.whole_files import beside, clear_parts, write_whole
+from resnet.train.workdir import claimed
 
 
 def test_a_text_takes_the_place_of_another(tmp_path):
@@ -53,3 +56,21 @@ def test_a_link_that_lies_in_wait_is_not_followed(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "page.html", "text")
     assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_what_a_kill_left_is_gone_once_the_folder_is_claimed_again(tmp_path):
+    for name in (".table.md.part", "kept.part", ".hidden"):
+        (tmp_path / name).write_text("not a part of ours")
+    kept = sorted(tmp_path.iterdir())
+    with beside(tmp_path / "curves.png") as part:
+        os.link(part, left := tmp_path / ".curves.png.0123456789abcdef.part")
+    (tmp_path / "curves.png").unlink()
+    assert left.exists()
+    with claimed(tmp_path):
+        assert sorted(tmp_path.iterdir()) == sorted([*kept, tmp_path / ".lock"])
+    clear_parts(tmp_path / "absent")
+
+
+def test_the_longest_name_has_a_part_too(tmp_path):
+    write_whole(tmp_path / ("n" * 255), "text")
+    assert [len(path.name) for path in tmp_path.iterdir()] == [255]

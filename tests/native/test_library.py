@@ -5,10 +5,12 @@ import importlib.metadata
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from native.library import compiled, reason
+from native.own_folders import cache_folder
 
 needs_compiler = pytest.mark.skipif(
     not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler on this machine"
@@ -26,6 +28,16 @@ def sources(tmp_path):
     (tmp_path / "sum.h").write_text("enum { MORE = 1 };\n")
     (tmp_path / "sum.c").write_text('#include "sum.h"\nint sum(int a, int b) { return a + b + MORE; }\n')
     return [tmp_path / "sum.c", tmp_path / "sum.h"]
+
+
+@pytest.mark.parametrize(
+    ("given", "base"), [("~/c", "HOME/c"), ("~no-such-user/c", "~no-such-user/c"), ("", "HOME/.cache")]
+)
+def test_where_the_cache_lies(monkeypatch, tmp_path, given, base):
+    """A ~NAME without a home is a folder of that name: pathlib would raise RuntimeError."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert cache_folder("a") == Path(base.replace("HOME", str(tmp_path)), "resnet-jax", "a")
 
 
 @needs_compiler
