@@ -6,14 +6,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
   cat <<'TEXT'
-./run.sh [train]         train ResNet-50 on drawn flowers, from nothing, on CPU, in minutes
-./run.sh test [ARGS]     everything that must hold (pytest; ARGS go to it)
+./run.sh [train]         train ResNet-50 from scratch on drawn flowers, on CPU, in minutes
+./run.sh test [ARGS]     the test suite (pytest; ARGS are passed to it)
 ./run.sh lint            ruff (lint, format) and mypy
-./run.sh faults [ARGS]   injure 50 runs (kill -9, signals, damaged files, full disks) and compare them with an untouched one
-./run.sh bench [ARGS]    every comparison with others that this machine can make, in 15 minutes; one alone: bench step
-./run.sh docs [serve]    the documentation as a site: site/html; a broken link fails it
-./run.sh python ARGS     anything, inside the environment made here and from this folder: relative paths start here
-./run.sh setup [dev|bench|docs|demo|writers|export]   make the environment, with what these need, and stop
+./run.sh faults [ARGS]   disrupt 50 runs (kill -9, signals, damaged files, full disks) and compare each with an undisturbed run
+./run.sh bench [ARGS]    all benchmarks against other libraries that this machine can run, in 15 minutes; a single one: bench step
+./run.sh docs [serve]    build the documentation site in site/html; a broken link is an error
+./run.sh python ARGS     any Python command, in this environment and folder: paths are relative to it
+./run.sh setup [dev|bench|docs|demo|writers|export]   only make the environment, with what these need
 TEXT
 }
 
@@ -78,7 +78,7 @@ install_cuda_plugin() {
   # A node of a cluster may have no network: then all goes on without, and the next command tries again.
   if ! why=$("$(uv_path)" pip install --quiet --python .venv/bin/python "jax[$cuda]>=0.10.2,<0.12" 2>&1); then
     why=${why##*$'\n'}
-    echo "warning: JAX' plugin cannot be installed here, and JAX computes on the CPU without it (${why##*  })" >&2
+    echo "warning: JAX' plugin cannot be installed here, so JAX runs on the CPU (${why##*  })" >&2
     return 0
   fi
   touch "$stamp"

@@ -1,4 +1,4 @@
-"""Train a network: flags in, resnet.train.loop called, nothing else.
+"""Train a network: parses the flags and calls resnet.train.loop.
 
 python train_main.py --config=configs/flowers.py --workdir=runs/flowers [--config.optim.lr=0.1 ...]
 """
@@ -27,19 +27,17 @@ def make_flags(arguments: list[str], of_recipe: recipe.Flat) -> flags.FlagValues
         "The recipe, such as configs/demo.py; configs/default.py explains every key.",
         prepare=lambda config: of_recipe.update(flatten(config)),
     )
-    flags.DEFINE_string(
-        "workdir", None, "The run's folder; the same command goes on where it stopped.", flag_values=values
-    )
+    flags.DEFINE_string("workdir", None, "The run's folder; the same command resumes it.", flag_values=values)
     flags.DEFINE_bool(
-        "new_length", False, "Let a run that is there end elsewhere: run.epochs, run.steps and run.early_stopping may "
-        "be others than it began with.", flag_values=values,
+        "new_length", False, "Give an existing run another length: run.epochs, run.steps and run.early_stopping may "
+        "differ from those it began with.", flag_values=values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "coordinator", "", "One of several processes: HOST:PORT of process 0. SLURM and others need none.",
+        "coordinator", "", "With several processes: HOST:PORT of process 0. Not needed under SLURM and others.",
         flag_values=values,
     )  # fmt: skip
-    flags.DEFINE_integer("num_processes", 0, "One of several processes: how many there are.", flag_values=values)
-    flags.DEFINE_integer("process_id", -1, "One of several processes: which one this is, from 0.", flag_values=values)
+    flags.DEFINE_integer("num_processes", 0, "With several processes: how many there are.", flag_values=values)
+    flags.DEFINE_integer("process_id", -1, "With several processes: which one this is, from 0.", flag_values=values)
     return values
 
 

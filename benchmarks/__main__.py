@@ -100,7 +100,7 @@ def run_one(job: Job, seconds: float) -> Outcome:
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        return Outcome(job, f"stopped after {seconds:.0f} s: the time (--seconds) was over")
+        return Outcome(job, f"stopped after {seconds:.0f} s: the time (--seconds) was up")
     finally:
         end(process)
     return Outcome(job, f"failed with exit code {code}", failed=True) if code else Outcome(job)

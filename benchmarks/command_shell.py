@@ -67,7 +67,7 @@ class Shell:
         self.notes["commands"].append({"command": name, "code": done.code, "seconds": seconds})
         self.save()
         if done.code != expect:
-            last = (err.strip() or out.strip() or "no word").splitlines()[-1]
+            last = (err.strip() or out.strip() or "no output").splitlines()[-1]
             raise Unexpected(f"exit code {done.code}, not {expect}: {last[:200]}")
         return done
 

@@ -33,7 +33,7 @@ MANNERS = ("vmap", "unrolled", "map")
 def main() -> None:
     begun = time.monotonic()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, with commas between")
+    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, separated by commas")
     parser.add_argument("--out", type=Path, required=True, help="where the results of this call go")
     parser.add_argument("--work", type=Path, default=Path("runs/gpu_ablation"), help="arrays and runs, kept")
     parser.add_argument("--state", type=Path, help="folder of an earlier call's *.part files")
@@ -60,7 +60,7 @@ def main() -> None:
         limits = [f"--only={arguments.only}", f"--together={fastest}", f"--max_seconds={left}"]
         ablation([f"--workdir={work / 'run'}", *limits, *flags])
     pack(work, out)
-    print(f"Speed, images/s of all seeds: {json.dumps(speed)}. The same command goes on.")
+    print(f"Speed, images/s of all seeds: {json.dumps(speed)}. Run the same command to resume.")
 
 
 def ablation(flags: list[str]) -> None:

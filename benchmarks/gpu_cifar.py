@@ -34,7 +34,7 @@ BAR = 10
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, with commas between")
+    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, separated by commas")
     parser.add_argument("--seconds", type=float, default=520, help="in all (default: 520)")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds of a part (default: {LONGEST})")
@@ -81,7 +81,7 @@ def write_drawn(file: Path, train: int, test: int) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Rates with their ratios to ours, then what each recipe took and reached."""
     rates = {row["part"]: row["images_per_second"] for row in rows if "images_per_second" in row}
-    lines = ["| part | images/s | ours is so many times as fast | compile s |", "| --- | --- | --- | --- |"]
+    lines = ["| part | images/s | ours is this many times as fast | compile s |", "| --- | --- | --- | --- |"]
     for row in rows:
         rate = row.get("images_per_second")
         if rate:

@@ -110,7 +110,7 @@ def again_cold(cifar: Cifar) -> None:
     """Compiled anew: on a GPU XLA times kernels to choose among them, so it may choose others. Told, not judged."""
     cache = str(cifar.work / "cache_cold")
     run = cifar.train("again_cold", JAX_COMPILATION_CACHE_DIR=cache)
-    cifar.shell.compare("an equal run compiled anew", differences(cifar.base(), run))
+    cifar.shell.compare("an equal run compiled again", differences(cifar.base(), run))
 
 
 def deterministic(cifar: Cifar) -> None:

@@ -45,7 +45,7 @@ def main() -> int:
     parser = command.Parser(__doc__)
     parser.add_argument("--arrays", help="CIFAR-10 as --write leaves it (default: drawn images)")
     parser.add_argument("--write", metavar="FILE", help="write that file, and nothing else")
-    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, with commas between")
+    parser.add_argument("--sheets", default="../shared/data/cifar10", help="folders of mosaics, separated by commas")
     parser.add_argument("--seconds", type=float, default=520, help="in all (default: 520)")
     parser.add_argument("--longest", type=float, default=LONGEST, help=f"seconds of a part (default: {LONGEST})")
     parser.add_argument("--parts", default=",".join(PARTS))

@@ -229,7 +229,8 @@ def report(arguments: argparse.Namespace, seconds: dict[str, dict[int, list[floa
     """Print the table and write the record."""
     medians = {name: {size: statistics.median(taken) for size, taken in of.items()} for name, of in seconds.items()}
     print(
-        f"\nResNet-50, {SIZE} px, float32, medians of {arguments.rounds} rounds (ratio: ours is so many times as fast)"
+        f"\nResNet-50, {SIZE} px, float32, medians of {arguments.rounds} rounds (ratio: ours is this many times as "
+        "fast)"
     )
     sizes = list(next(iter(medians.values())))
     print(" " * 16 + "".join(f"{f'batch {size}':>26}" for size in sizes))

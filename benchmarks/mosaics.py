@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         sorted(path for path in given.flowers_dir.iterdir() if path.is_dir()) if given.flowers_dir.is_dir() else []
     )
     if not classes:
-        raise InputError(f"{given.flowers_dir}: is no folder of classes")
+        raise InputError(f"{given.flowers_dir}: is not a folder of classes")
     made = sum(write(folder, given.out_dir / folder.name, given.count // len(classes)) for folder in classes)
     print(f"{made} files in {given.out_dir}")
 

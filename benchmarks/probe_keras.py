@@ -94,7 +94,7 @@ def copy_subset(data: Path, target: Path, images: int, tests: int) -> tuple[int,
     longest = max(map(len, found), default=0)
     chosen = [paths[row] for row in range(longest) for paths in found if row < len(paths)][: images + tests]
     if len(chosen) < images + tests:
-        raise InputError(f"--data={data}: has {len(chosen)} images in class folders, {images + tests} are asked for")
+        raise InputError(f"--data={data}: has {len(chosen)} images in class folders, {images + tests} are needed")
     for index, path in enumerate(chosen):
         folder = target / ("train" if index < images else "test") / path.parent.name
         folder.mkdir(parents=True, exist_ok=True)

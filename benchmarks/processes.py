@@ -34,7 +34,7 @@ def start(module: str, *words: str) -> tuple[Reply, Work]:
     def reply() -> Reply:
         if line := replies.readline():
             return dict(json.loads(line))
-        raise RuntimeError(f"{words[0]}: its process ended with exit code {process.wait()}; its words are above")
+        raise RuntimeError(f"{words[0]}: its process ended with exit code {process.wait()}; its output is above")
 
     def ask(word: str) -> Reply:
         # Whoever has ended answers nothing, which says more than a broken pipe.

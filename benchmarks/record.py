@@ -86,7 +86,7 @@ def read(file: Path) -> Record:
     except (OSError, ValueError) as error:
         raise InputError(f"{printable(str(file))}: cannot be read as JSON ({error})") from error
     if not isinstance(document, dict):
-        raise InputError(f"{printable(str(file))}: holds no JSON object")
+        raise InputError(f"{printable(str(file))}: does not hold a JSON object")
     # probe_keras' first files have neither 'benchmark' nor 'device'.
     benchmark = document.get("benchmark") or file.stem.rpartition("_")[0]
     device = document.get("device") or document.get("machine", "")

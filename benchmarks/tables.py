@@ -223,9 +223,9 @@ def main() -> int:
             sys.stdout.writelines(difflib.unified_diff(*lines, name, f"{name}, as benchmarks/results has it"))
         else:
             page.write_text(new, encoding="utf-8")
-            print(f"{name}: written anew")
+            print(f"{name}: rewritten")
     if changed and arguments.check:
-        print("python -m benchmarks.tables writes them anew", file=sys.stderr)
+        print("python -m benchmarks.tables rewrites them", file=sys.stderr)
     return 1 if changed and arguments.check else 0
 
 

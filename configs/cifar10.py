@@ -5,12 +5,13 @@
         --config.model.name=cifar_resnet56
     python train_main.py --config=configs/cifar10.py:short --workdir=runs/cifar20_short --config.data.dir=PATH/cifar10
 
-Without a word: the paper's recipe. short: 50 epochs of all 50,000 images in place of 182 of 45,000, half an hour of two
-CPU cores: cosine, Nesterov, twice the rate, five times the decay. The last step's weights are tested; none is chosen.
+Default: the paper's recipe. short: 50 epochs of all 50,000 images instead of 182 of 45,000, half an hour on two CPU
+cores: cosine, Nesterov, twice the rate, five times the decay. The last step's weights are tested; no checkpoint is
+chosen.
 
 Result to expect: the paper's 8.75 % error for ResNet-20; short: 8.73 and 8.94 % (two seeds).
-Differences from the paper: docs/ablations.md has them. Besides, the drops are at steps 31,993 and 47,989, not 32k and
-48k, and the test is of the checkpoint that is best on the validation images, not of the last.
+Differences from the paper: see docs/ablations.md. Also, the rate drops at steps 31,993 and 47,989, not 32k and 48k, and
+the checkpoint that is best on the validation images is tested, not the last.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +23,7 @@ WORDS = ("paper", "short")
 
 def get_config(mode: str = "paper") -> ConfigDict:
     if mode not in WORDS:
-        raise ValueError(f"{mode!r} is none of {', '.join(WORDS)}")
+        raise ValueError(f"{mode!r} is not one of {', '.join(WORDS)}")
     config = default.get_config()
     config.model.name = "cifar_resnet20"
     config.data.image_size = 32
@@ -34,7 +35,7 @@ def get_config(mode: str = "paper") -> ConfigDict:
     config.run.checkpoint_every = 5.0
     if mode == "paper":
         config.optim.schedule = "step"
-        # 32k and 48k of 64k steps of 128 out of the 45,000 images that a tenth for validation leaves.
+        # 32k and 48k of 64k steps of 128, out of the 45,000 images left after a tenth is held out for validation.
         config.optim.step_epochs = (91.0, 136.5)
         config.run.steps = 64_000
         return config

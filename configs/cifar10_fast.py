@@ -4,7 +4,7 @@
 
 Result to expect: not measured yet after its 16 epochs, some 6 s of an H100 (4.1 ms a step, 2026-11-26), by `python -m
 benchmarks.gpu_cifar`. Half as long, 8 epochs, one seed in float32 on two CPU cores, reached 89.1 % of the test images
-with half the rate, before the biases had one of their own, so 94 % is the aim and no promise. docs/feeding.md says why
+with half the rate, before the biases had one of their own, so 94 % is the aim, not a promise. docs/feeding.md explains
 each choice. All 50,000 images train, as there: nothing is chosen by validation, and the last step's weights are tested.
 """
 
@@ -18,11 +18,11 @@ EPOCHS = 16.0
 def get_config() -> ConfigDict:
     config = default.get_config()
     config.model.name = "cifar_resnet20"
-    # Shallow and wide: four stages of one block, 64 to 512 channels, which fill a matrix unit; steps are few and large.
+    # Shallow and wide: four stages of one block, 64 to 512 channels, to fill a matrix unit; few, large steps.
     config.model.stage_sizes = (1, 1, 1, 1)
     config.model.width = 64
     config.model.shortcut = "B"
-    # Weights move fast to the end: running statistics that look back 5 steps, not 10.
+    # Weights change fast until the end: running statistics over 5 steps, not 10.
     config.model.norm_momentum = 0.8
     config.data.image_size = 32
     config.data.batch_size = 512
@@ -39,12 +39,12 @@ def get_config() -> ConfigDict:
     config.optim.label_smoothing = 0.2
     # Norms' biases: airbench's factor.
     config.transfer.lr_multipliers = ("bn[0-9]*/bias=64",)
-    # A triangle: up over the first quarter, then straight down to zero.
+    # A triangle: a rise over the first quarter, then linear to zero.
     config.optim.schedule = "polynomial"
     config.optim.warmup_epochs = EPOCHS / 4
     config.run.epochs = EPOCHS
     config.run.dtype = "bfloat16"
-    # An epoch's 97.7 steps in one call; lines, evaluations and checkpoints would end calls early.
+    # An epoch's 97.7 steps in one call; logging, evaluations and checkpoints would end calls early.
     config.run.steps_per_call = config.run.log_every = 98
     config.run.eval_every = config.run.checkpoint_every = EPOCHS
     config.run.eval_flip = True

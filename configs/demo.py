@@ -1,4 +1,4 @@
-"""ResNet-50 on the drawn flowers, from nothing, on a CPU, in minutes: what `./run.sh` runs.
+"""ResNet-50 from scratch on drawn flowers, on a CPU, in minutes: what `./run.sh` runs.
 
     python train_main.py --config=configs/demo.py --workdir=runs/demo
 
@@ -12,10 +12,10 @@ from configs import default
 
 def get_config() -> ConfigDict:
     config = default.get_config()
-    # Blocks that begin as their shortcuts learn from the first step on; these are few.
+    # Blocks that start as identities learn from the first step on; the run has few steps.
     config.model.zero_init_last_gamma = True
     config.data.source = "demo"
-    # 48 px see as much of the flowers as 64 and leave time for half as many steps again.
+    # 48 px show as much of the flowers as 64, and allow half as many steps again in the same time.
     config.data.image_size = 48
     config.data.batch_size = 32
     config.data.crop_scale = (0.7, 1.0)

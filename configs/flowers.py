@@ -1,12 +1,12 @@
-"""Flowers (tf_flowers: five classes of photographs) from ImageNet weights; flowers.py:WORD says how.
+"""Flowers (tf_flowers: five classes of photographs) from ImageNet weights; flowers.py:MODE selects how.
 
     python train_main.py --config=configs/flowers.py --workdir=runs/flowers --config.data.dir=PATH/flower_photos
     python train_main.py --config=configs/flowers.py:probe --workdir=runs/flowers --config.data.source=tfds:tf_flowers
 
-Without a word: fine-tuned at 224 px. probe: a head on the features of one pass, minutes on a CPU. scratch: no weights,
-160 px. The weights are fetched on first use; a file or folder of your own: --config.transfer.weights=PATH.
+Default: fine-tuned at 224 px. probe: a head on the features of one pass, minutes on a CPU. scratch: no weights,
+160 px. The weights are downloaded on first use; to use your own file or folder: --config.transfer.weights=PATH.
 
-Result to expect: see the README's results table; a row that nobody has run says so.
+Result to expect: see the README's results table; rows not yet run say so.
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,8 @@
 
     python train_main.py --config=configs/folder.py --workdir=runs/mine --config.data.dir=PATH
 
-Result to expect: depends on the folder. SGD, cosine and mild augmentation are a start for 1,000 to 100,000 images.
+Result to expect: depends on the folder. SGD, cosine and mild augmentation are a starting point for 1,000 to 100,000
+images.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,7 @@
 
 Theirs (arXiv 1706.02677, Section 5.1): warmup over 5 epochs, a tenth at 30, 60 and 80, Nesterov momentum 0.9, weight
 decay 1e-4 but not on norms, the last norm of each block starts at zero. Colour jitter, label smoothing and batch norm
-over a device's whole share are not; configs/imagenet_8k.py is theirs without additions.
+over a device's whole share are ours; configs/imagenet_8k.py has only theirs.
 
 Result to expect: 76.4 % top-1 is what the paper has for batches of 256 (23.60 % error); not measured here (no ImageNet
 at hand).
@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.model.zero_init_last_gamma = True
     config.data.source = "tfds:imagenet2012"
-    # tfds' set has no validation images (its own become the test split); of a folder that brings some nothing is taken.
+    # tfds' set has no validation images (its own become the test split); for a folder that has some, this is unused.
     config.data.val_fraction = 0.01
-    # A folder of train and val, as torchvision has it: all of train is trained on, the result is val's.
+    # For a folder of train and val, as torchvision expects: trains on all of train, and the result is val's.
     config.data.test_fraction = 0.0
     config.data.batch_size = 1024
     config.data.brightness = 0.4

@@ -6,9 +6,9 @@
 
 arXiv 2110.00476, procedure A3: train at 160 px, test at 224 with crop ratio 0.95; batch 2048, LAMB, rate 8e-3, cosine
 after 5 epochs of warmup, weight decay 0.02; a binary cross-entropy for each class, no smoothing; RandAugment 6 / 0.5;
-mixup 0.1 and cutmix 1.0, of which both classes are there. Held against the settings of timm's a3_in1k weights and
-mmpretrain's recipe of it, not against the paper's table, which was not at hand: that it has no erasing, colour jitter,
-stochastic depth or repeated augmentation is unchecked. timm's LAMB adds 1e-6 to the denominator and clips the
+mixup 0.1 and cutmix 1.0, with target 1 for both classes. Checked against the settings of timm's a3_in1k weights and
+mmpretrain's recipe for it, not against the paper's table, which was not available: that it has no erasing, colour
+jitter, stochastic depth or repeated augmentation is unchecked. timm's LAMB adds 1e-6 to the denominator and clips the
 gradient's norm at 1.
 
 Batch = devices × images a device × config.optim.accumulation: on one device, --config.optim.accumulation=8 takes 256
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.data.brightness = config.data.contrast = config.data.saturation = 0.0
     config.data.mixup = 0.1
     config.data.cutmix = 1.0
-    # timm's rand-m6-mstd0.5-inc1, but for the interpolation (docs/feeding.md).
+    # timm's rand-m6-mstd0.5-inc1, except for the interpolation (docs/feeding.md).
     config.data.auto_augment = "randaugment"
     config.data.randaugment_set = "timm"
     config.data.randaugment_magnitude = 6.0
@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.step_epochs = default.optim().step_epochs
     config.optim.loss = "sigmoid"
-    # Both classes of a mixed image are there. Of mixup 0.1's batches 64 % show under 1 % of one of their two images
-    # (Beta(0.1, 0.1)): 0.2 leaves out such classes. -1, the shares themselves, is how mmpretrain trains A3.
+    # Both classes of a mixed image have target 1. In 64 % of mixup 0.1's batches one of the two images has a share under
+    # 1 % (Beta(0.1, 0.1)); 0.2 would drop such classes. mmpretrain trains A3 with -1, the shares themselves.
     config.optim.target_threshold = 0.0
     config.optim.label_smoothing = 0.0
     config.run.epochs = 100.0

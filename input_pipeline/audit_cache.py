@@ -86,7 +86,7 @@ class AuditCache:
                 return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if announce:
-                    print("Another process checks the same images: waiting for what it finds", file=sys.stderr)
+                    print("Another process is checking the same images: waiting for its result", file=sys.stderr)
                 announce = False
                 time.sleep(_POLLED)
             except OSError:

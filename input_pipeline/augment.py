@@ -153,7 +153,7 @@ def odd_epochs(step: jax.Array | int, batch_size: int, num_examples: int) -> jax
     long runs on large sets; so the bits of `step` add up their shares of p, each taken modulo 2N beforehand.
     """
     if num_examples > _MOST_EXAMPLES:
-        raise InputError(f"config.data.flip='alternating' counts at most {_MOST_EXAMPLES:,} images; take horizontal")
+        raise InputError(f"config.data.flip='alternating' works with at most {_MOST_EXAMPLES:,} images; use horizontal")
     shares = np.array([(batch_size << bit) % (2 * num_examples) for bit in range(31)], np.uint32)
     bits = (jnp.asarray(step, jnp.uint32) >> np.arange(31, dtype=np.uint32)) & 1
     start = (bits * shares).sum(dtype=jnp.uint32) % np.uint32(2 * num_examples)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from input_pipeline.sources import Split
 
 # How to do without splits that are made here, as a refusal to make one ends.
-MAKE_NONE = "config.data.val_fraction=0 and test_fraction=0 make none"
+MAKE_NONE = "config.data.val_fraction=0 and test_fraction=0 make no splits"
 # Streams of the random split, so that val is not drawn by the very numbers that drew test.
 STREAMS = {"test": 1, "val": 2, "per_class": 3, "fold": 4}
 
@@ -34,8 +34,8 @@ def carve(
         chosen = choose_whole(train.labels, drawn, groups, seed=seed, stream=stream)
     if not chosen.any():
         raise InputError(
-            f"config.data.keep_copies_together=True leaves no image for {name}: every image is a copy in a family that "
-            f"holds all of a class; add other images, or give val and test folders of your own ({MAKE_NONE})"
+            f"config.data.keep_copies_together=True leaves no image for {name}: each image is a copy in a group that "
+            f"holds all of a class; add other images, or add your own val and test folders ({MAKE_NONE})"
         )
     return {"train": train.take(np.flatnonzero(~chosen)), name: train.take(np.flatnonzero(chosen), name)}
 
@@ -59,9 +59,9 @@ def few_of_each(
         counts = np.bincount(train.labels[kept], minlength=len(class_names))
         if np.any(counts != number):
             raise InputError(
-                f"config.data.keep_copies_together=True finds no {number} images (config.data.per_class) of class "
-                f"{printable(class_names[int(np.argmax(counts != number))])!r} in whole families of copies; take "
-                "another number, another split_seed, or switch it off"
+                f"config.data.keep_copies_together=True cannot pick {number} images (config.data.per_class) of class "
+                f"{printable(class_names[int(np.argmax(counts != number))])!r} without splitting a group of copies; "
+                "use another number or split_seed, or switch it off"
             )
     return {"train": train.take(np.flatnonzero(kept)), "test": train.take(np.flatnonzero(~kept), "test")}
 
@@ -86,8 +86,8 @@ def stratified_choice(
     if np.any(counts == 1):
         name = printable(class_names[int(np.argmax(counts == 1))])
         raise InputError(
-            f"class {name!r} has a single image in train, too few to split: add images, or give val and test folders "
-            f"of your own ({MAKE_NONE})"
+            f"class {name!r} has a single image in train, too few to split: add images, or add your own val and test "
+            f"folders ({MAKE_NONE})"
         )
     share = counts * fraction
     quota = np.floor(share).astype(np.int64)
@@ -166,8 +166,8 @@ def choose_per_class(
     if counts.min() <= number:
         label = int(np.argmin(counts))
         raise InputError(
-            f"config.data.per_class={number} leaves nothing of class {printable(class_names[label])!r}, which has "
-            f"{counts[label]} images; take at most {counts.min() - 1}"
+            f"config.data.per_class={number} leaves no image of class {printable(class_names[label])!r}, which has "
+            f"{counts[label]} images; use at most {counts.min() - 1}"
         )
     return _first_drawn(labels, np.full(len(class_names), number), seed, stream)
 

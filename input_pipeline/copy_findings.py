@@ -15,7 +15,7 @@ from input_pipeline.images import SPLITS, Listing
 
 _HOW = {
     "exact": "a byte-identical copy",
-    "near": "a copy (encoded anew, scaled, of other brightness or contrast)",
+    "near": "a copy (re-encoded, scaled, with other brightness or contrast)",
     "alike": "a look-alike (neighbouring slice, next frame, same scene)",
 }
 # split that leaks, split it stands in too, how -> file of the former -> (likeness, file of the latter)
@@ -38,7 +38,9 @@ class Copies:
         findings = [self._leak(*key) for key in sorted(self._leaks, key=_rank)]
         findings += self._two_labels() + self._repeats()
         if not self.pairs.complete:
-            summary = "the search for copies was given up: too many pictures look alike; counts of copies are too low"
+            summary = (
+                "the search for copies was abandoned: too many pictures look alike, so the counts of copies are too low"
+            )
             findings.append(Finding("search_given_up", "warning", summary))
         return findings
 
@@ -121,10 +123,10 @@ class Copies:
         )
         findings = []
         if exact:
-            summary = f"{plural(len(exact), 'image')} under two labels and more, byte for byte the same"
+            summary = f"{plural(len(exact), 'image')} with two or more labels, byte for byte the same"
             findings.append(Finding("exact_two_labels", "error", summary, exact, paired=True))
         if near:
-            summary = f"{plural(len(near), 'pair')} of copies (encoded anew, scaled ...) under different labels"
+            summary = f"{plural(len(near), 'pair')} of copies (re-encoded, scaled ...) with different labels"
             findings.append(Finding("near_two_labels", "error", summary, near, paired=True))
         return findings
 
@@ -149,8 +151,8 @@ class Copies:
             items = tuple(Item(tuple(names[row] for row in rows)) for rows in sorted(families, key=_largest))
             surplus = sum(len(rows) - 1 for rows in families)
             summary = (
-                f"{plural(len(items), 'group')} of copies (encoded anew, scaled, of other brightness or contrast), "
-                f"{surplus:,} surplus in all beside byte-identical files{torn}"
+                f"{plural(len(items), 'group')} of copies (re-encoded, scaled, with other brightness or contrast), "
+                f"{surplus:,} surplus in all besides byte-identical files{torn}"
             )
             findings.append(Finding("near_copies", "warning", summary, items, paired=True))
         alike = np.flatnonzero(~self.pairs.copy)

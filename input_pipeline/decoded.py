@@ -51,7 +51,7 @@ def kept_rows(
         if not _is_whole(target, note, nbytes):
             folder().mkdir(parents=True, exist_ok=True)
             _remove_abandoned()
-            advice = "set XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
+            advice = "set XDG_CACHE_HOME to another folder, or use --config.data.feed=stream"
             require_room(folder(), nbytes, "decoded images", advice)
             part = target.with_suffix(f".{os.getpid()}.part")
             try:
@@ -70,7 +70,7 @@ def kept_rows(
     except OSError as error:
         raise InputError(
             f"{printable(str(folder()))}: decoded images cannot be kept there ({error.strerror}); make room, set "
-            "XDG_CACHE_HOME to another folder, or take --config.data.feed=stream"
+            "XDG_CACHE_HOME to another folder, or use --config.data.feed=stream"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Looks a folder of images over, from the first file to the last, and says all that is wrong with it.
+"""Checks a folder of images, every file of it, and reports what is wrong.
 
     python -m input_pipeline.doctor DATA_DIR [--json] [--html FILE]
 
@@ -104,7 +104,7 @@ def _list(data_dir: Path) -> Listing:
         return find_images(data_dir)
     except OSError as error:  # A link to itself, a folder that goes away.
         name = printable(str(error.filename or data_dir))
-        raise InputError(f"{name}: cannot be looked at ({error.strerror}); remove it or mend it") from error
+        raise InputError(f"{name}: cannot be read ({error.strerror}); fix or remove it") from error
 
 
 def _examine(looking: Looking, unused: list[Finding], progress: bool) -> tuple[Report, bool]:
@@ -199,7 +199,7 @@ def table(report: Report) -> list[str]:
     lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in kinds))
     for name, (least, median, greatest) in report.sizes.items():
         digits = ".2f" if name == "aspect" else ",.0f"
-        lines.append(f"  {name:6} least {least:{digits}}, median {median:{digits}}, greatest {greatest:{digits}}")
+        lines.append(f"  {name:6} min {least:{digits}}, median {median:{digits}}, max {greatest:{digits}}")
     for split, counts in report.counts.items():
         fewest, most = (f"{pick(counts):,} {_class_with(report, counts, pick(counts))}" for pick in (min, max))
         spread = f"fewest {fewest}, most {most}" if min(counts) < max(counts) else f"{max(counts):,} of each class"

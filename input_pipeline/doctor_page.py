@@ -79,7 +79,7 @@ def page(report: Report) -> str:
     sections = "".join(_section(number, finding, album) for number, finding in enumerate(report.findings))
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_name(report.where)}, looked over</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_name(report.where)}: data check</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
         f"<h1>{_name(report.where)}</h1>{_overview(report)}"
@@ -104,8 +104,8 @@ def _overview(report: Report) -> str:
     return (
         f'<p class="soft">{report.files:,} files, {plural(len(report.class_names), "class", "classes")}: {summary}</p>'
         f"<section><ul class=contents>{contents or '<li>nothing found</li>'}</ul></section>"
-        f"<div class=abreast><section><p>{kinds}</p><div class=scroll><table><thead><tr><th>pixels</th><th>least</th>"
-        f"<th>median</th><th>greatest</th></tr></thead>{sizes}</table></div></section>"
+        f"<div class=abreast><section><p>{kinds}</p><div class=scroll><table><thead><tr><th>pixels</th><th>minimum</th>"
+        f"<th>median</th><th>maximum</th></tr></thead>{sizes}</table></div></section>"
         f"<section><details{' open' if len(report.class_names) <= 20 else ''}><summary>Readable images by class"
         f"</summary><div class=scroll>{_classes(report)}</div></details></section></div>"
     )

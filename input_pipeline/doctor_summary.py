@@ -21,22 +21,20 @@ def leak_lines(source: Source) -> list[str]:
         where = " or ".join(earlier(source, name))
         if name in source.dropped:
             exact, near = (len(source.dropped[name][kind]) for kind in ("exact", "near"))
-            lines.append(
-                f"left out of {name}, standing in {where} too: {_counts(exact, near)}; {len(split):,} are left"
-            )
+            lines.append(f"left out of {name}, also in {where}: {_counts(exact, near)}; {len(split):,} remain")
             continue
         leaks = find_leaks(source, name)
         if leaks.either.any():
             counts = _counts(int(leaks.exact.sum()), int(leaks.near.sum()))
             advice = "config.data.drop_leaks leaves them out"
-            lines.append(f"of {len(split):,} {name} images also stand in {where}: {counts}; {advice}")
+            lines.append(f"of {len(split):,} {name} images, also in {where}: {counts}; {advice}")
     return lines
 
 
 def _counts(exact: int, near: int) -> str:
     parts = [f"{exact:,} byte for byte"] if exact else []
     if near:
-        parts.append(f"{near:,} as copies (encoded anew, scaled …)")
+        parts.append(f"{near:,} as copies (re-encoded, scaled …)")
     return ", ".join(parts)
 
 

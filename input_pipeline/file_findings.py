@@ -40,7 +40,7 @@ def about_files(listing: Listing, gallery: Gallery, blank: np.ndarray) -> list[F
         findings.append(Finding("unreadable", "error", summary, tuple(unreadable)))
     if blank.any():
         items = tuple(Item((listing.ids[row],)) for row in np.flatnonzero(blank))
-        summary = f"{plural(len(items), 'image')} of one even grey or colour"
+        summary = f"{plural(len(items), 'image')} of one uniform grey or colour"
         findings.append(Finding("blank", "warning", summary, items))
     shown = ((name, look) for name, look in _named(listing, gallery) if not look.reason)
     of_kind: dict[str, list[Item]] = defaultdict(list)
@@ -84,11 +84,11 @@ _ODDITIES: Mapping[str, tuple[str, str, Callable[[str, Look], str | None]]] = {
              lambda name, look: look.mode if look.mode in ("CMYK", "YCCK") else None),
     "sixteen_bit": ("note", "with 16 bits a channel: the lower 8 are dropped",
                     lambda name, look: look.mode if look.bits == 16 else None),
-    "turned": ("note", "turned by EXIF: read upright here, not by every tool",
+    "turned": ("note", "rotated by EXIF: read upright here, not by every tool",
                lambda name, look: f"orientation {look.orientation}" if look.orientation != 1 else None),
-    "alpha": ("note", "with an alpha channel or a transparent colour: dropped, what it hid is seen, in a GIF as black",
+    "alpha": ("note", "with an alpha channel or a transparent colour: dropped, so that what it hid is seen",
               _transparent),
-    "stretched": ("note", f"with one side more than {_STRETCHED:g} times the other: a square crop leaves most out",
+    "stretched": ("note", f"with one side more than {_STRETCHED:g} times the other: a square crop drops most of it",
                   lambda name, look: _pixels(look)
                   if max(look.height, look.width) > _STRETCHED * min(look.height, look.width) else None),
     "small": ("note", f"with a side below {_SMALL} pixels",
@@ -113,14 +113,14 @@ def about_classes(class_names: tuple[str, ...], counts: Mapping[str, tuple[int, 
     for split in counts:
         missing = [name for label, name in enumerate(class_names) if not counts[split][label] and train[label]]
         if split != "train" and missing:
-            summary = f"{_classes(len(missing))} without an image in {split}: nothing is measured of them there"
+            summary = f"{_classes(len(missing))} without an image in {split}: their accuracy is not measured there"
             findings.append(Finding("missing", "warning", summary, tuple(Item((name,)) for name in missing)))
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in class_names:
         spellings[re.sub(r"[\W_]+", "", name.casefold())].append(name)
     items = [Item(tuple(names)) for key, names in spellings.items() if key and len(names) > 1]
     if items:
-        summary = f"{plural(len(items), 'class', 'classes')} may be spelt in several ways"
+        summary = f"{plural(len(items), 'class', 'classes')} may have several spellings"
         findings.append(Finding("spelling", "warning", summary, tuple(items)))
     return findings + _imbalance(class_names, train)
 
@@ -135,7 +135,7 @@ def _imbalance(class_names: tuple[str, ...], train: tuple[int, ...]) -> list[Fin
     if ratio >= _RATIO_NOTE:
         level = "warning" if ratio >= _RATIO_WARNING else "note"
         summary = (
-            f"the largest class in train has {ratio:.1f} times the images of the smallest "
+            f"the largest class in train has {ratio:.1f} times as many images as the smallest "
             f"({printable(commonest)} {most:,}, {printable(rarest)} {least:,}): look at balanced accuracy"
         )
         findings.append(Finding("imbalance", level, summary))
@@ -173,7 +173,7 @@ def about_giveaways(listing: Listing, gallery: Gallery) -> list[Finding]:
     for text, values in properties.items():
         accuracy = _told_by(values, labels)
         if accuracy >= chance + _TELLING:
-            summary = f"{text} alone tells the class of {accuracy:.0%} of the train images (chance {chance:.0%})"
+            summary = f"{text} alone predicts the class of {accuracy:.0%} of the train images (chance {chance:.0%})"
             findings.append(Finding("giveaway", "note", summary))
     return findings
 

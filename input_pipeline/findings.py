@@ -8,21 +8,23 @@ from typing import Any
 
 # From bad to harmless. error: a result measured on this data would be wrong or could not be measured at all.
 LEVELS = ("error", "warning", "note")
-_DROP = "config.data.drop_leaks=True leaves them out of evaluation; without it accuracy is given with and without them"
-_TWO_LABELS = "look at them: one label is wrong, or the classes overlap"
+_DROP = (
+    "config.data.drop_leaks=True leaves them out of evaluation; otherwise accuracy is reported with and without them"
+)
+_TWO_LABELS = "check them: one label is wrong, or the classes overlap"
 _TOGETHER = "config.data.keep_copies_together=True keeps copies on one side of a split made here"
 # Code of a finding -> what to do about it.
 ADVICE: Mapping[str, str] = {
-    "unreadable": "mend or remove them; config.data.on_error='skip' leaves out what the feed cannot read",
+    "unreadable": "fix or remove them; config.data.on_error='skip' leaves out what the feed cannot read",
     "exact_leak": _DROP,
     "near_leak": _DROP,
     "exact_two_labels": _TWO_LABELS,
     "near_two_labels": _TWO_LABELS,
-    "untrained": "add images to train, remove the class, or mend the spelling of its folder",
-    "alike_leak": "look at them: of one patient or film? Then split by patient or film, not by file",
+    "untrained": "add images to train, remove the class, or correct the spelling of its folder",
+    "alike_leak": "check them: are they of one patient or film? Then split by patient or film, not by file",
     "exact_copies": _TOGETHER,
     "near_copies": _TOGETHER,
-    "hidden_folders": "take the dot off the name of one that is a class",
+    "hidden_folders": "remove the dot from the name of any that is a class",
 }
 
 

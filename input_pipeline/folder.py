@@ -211,7 +211,9 @@ def _split_folders(root: str) -> Mapping[str, str] | None:
             raise InputError(f"{printable(path)}: no class folders with images: add them or remove the folder")
         splits[name] = path
     if others:
-        raise InputError(f"{printable(others[0])}: images beside {'/'.join(splits)}, but no split's name: move it away")
+        raise InputError(
+            f"{printable(others[0])}: images next to {'/'.join(splits)}, but not named like a split: move it away"
+        )
     if "train" not in splits:
         raise InputError(f"{printable(root)}: {' and '.join(sorted(splits))}, but no train folder: add one")
     return {name: splits[name] for name in SPLITS if name in splits}

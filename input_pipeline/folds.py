@@ -41,9 +41,7 @@ def take_fold(
     empty or leave fewer.
     """
     together = "config.data.keep_copies_together=True keeps them together; switch it off" if copies else "add images"
-    empty = InputError(
-        f"config.data.folds={folds} of {len(train)} images leave a part empty: take fewer, or {together}"
-    )
+    empty = InputError(f"config.data.folds={folds} of {len(train)} images leave a part empty: use fewer, or {together}")
     if folds > len(train):
         raise empty
     parts = assign(train.labels, folds, rows_of(train, copies), seed=seed)
@@ -54,8 +52,8 @@ def take_fold(
     if short.any():
         also = " and one for validation" if left > 1 else ""
         raise InputError(
-            f"class {printable(class_names[int(np.argmax(short))])!r} has too few images outside of one of the {folds} "
-            f"parts of config.data.folds to leave one to learn from{also}: {together}"
+            f"class {printable(class_names[int(np.argmax(short))])!r} has too few images outside one of the {folds} "
+            f"parts of config.data.folds to leave one for training{also}: {together}"
         )
     if not counts.any(axis=1).all():
         raise empty

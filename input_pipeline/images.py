@@ -79,11 +79,11 @@ def _header(data: bytes) -> tuple[str, ImageHeader | None]:
     if width * height > MAX_PIXELS:
         return _too_large(width, height), None
     if kind == "JPEG" and scans(data) > MAX_SCANS:
-        return f"has {scans(data):,} scans, more than {MAX_SCANS}: save it anew", None
+        return f"has {scans(data):,} scans, more than {MAX_SCANS}: save it again", None
     if kind == "JPEG" and exif_blocks(data) > MAX_EXIF:
-        return f"has {exif_blocks(data):,} blocks of EXIF, more than {MAX_EXIF}: save it without", None
+        return f"has {exif_blocks(data):,} blocks of EXIF, more than {MAX_EXIF}: save it without EXIF", None
     if kind == "GIF" and comments(data) > MAX_COMMENTS:
-        return f"has a comment of {comments(data):,} bytes: save it without", None
+        return f"has a comment of {comments(data):,} bytes: save it without the comment", None
     try:
         # The format's own reader, not Image.open: no other plugin gets to guess, and the bound is ours.
         picture = reader(io.BytesIO(data))
@@ -259,8 +259,8 @@ def _verdict(
         if is_transient(error):
             # No verdict on the image, which would be remembered, or left out without a word under on_error='skip'.
             raise InputError(
-                f"{printable(listing.ids[i])}: the disk does not give it ({error.strerror}), tried for ten seconds; "
-                "mend the disk or its network, or remove the file"
+                f"{printable(listing.ids[i])}: cannot be read from the disk ({error.strerror}) after ten seconds of "
+                "retries; fix the disk or its network, or remove the file"
             ) from error
         return label, size, 0, 0, 0, content, f"cannot be read ({error.strerror or error})"
     if also is not None:

@@ -86,8 +86,8 @@ def without_leaks(source: Source) -> Source:
             continue
         if leaks.either.all():
             raise InputError(
-                f"drop_leaks leaves no {name} image: all {len(split):,} also stand in an earlier split; give images of "
-                "their own or switch it off"
+                f"drop_leaks leaves no {name} image: all {len(split):,} are also in an earlier split; add other images "
+                "or switch it off"
             )
         splits[name] = split.take(np.flatnonzero(~leaks.either))
         dropped[name] = leaks.ids(split)

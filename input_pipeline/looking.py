@@ -85,7 +85,7 @@ class Looking:
         """Encoded bytes and label of file i, or why there are none."""
         size = int(self._sizes[i])
         if size > MAX_BYTES:
-            return Look(f"{size:,} bytes, more than any image of a sensible size", byte_size=size)
+            return Look(f"{size:,} bytes, too large for an image", byte_size=size)
         try:
             return self.listing.examine(i)
         except OSError as error:

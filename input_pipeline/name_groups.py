@@ -64,7 +64,7 @@ def about_names(listing: Listing, labels: list[int]) -> list[Finding]:
         return []
     summary = (
         f"{len(torn):,} of {plural(len(shared), 'group')} of files that belong together by their names (one patient, "
-        "one film) stand in two splits and more, unless numbering starts anew in each"
+        "one film) are in two or more splits, unless numbering starts again in each"
     )
     items = tuple(Item(tuple(names[0] for names in splits.values()), group) for (_, group), splits in torn.items())
     return [Finding("name_groups", "note", summary, items)]

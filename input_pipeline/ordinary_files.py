@@ -17,7 +17,7 @@ def read_ordinary(path: str | Path, most_bytes: int, what: str) -> bytes:
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
         about = os.fstat(file.fileno())
         if not stat.S_ISREG(about.st_mode):
-            raise OSError(errno.EINVAL, "no ordinary file, but a pipe, device or folder")
+            raise OSError(errno.EINVAL, "not a regular file but a pipe, device or folder")
         if about.st_size > most_bytes:
-            raise OSError(errno.EFBIG, f"{about.st_size:,} bytes, more than {what} of a sensible size")
+            raise OSError(errno.EFBIG, f"{about.st_size:,} bytes, too large for {what}")
         return file.read()

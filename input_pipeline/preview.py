@@ -2,7 +2,7 @@
 
     python -m input_pipeline.preview --config=configs/flowers.py --out=batch.png [--config.data.mixup=0.2] [--step=0]
 
-The very batch that a run of this recipe trains on at that step: order, crops and every draw are functions of the seed.
+The batch that a run of this recipe trains on at that step: order, crops and every draw are functions of the seed.
 """
 
 import dataclasses
@@ -68,7 +68,7 @@ def make_flags(arguments: list[str]) -> flags.FlagValues:
     recipe.define(values, arguments, "The recipe, such as configs/demo.py; configs/default.py explains every key.")
     flags.DEFINE_string("out", None, "The picture, a PNG file.", flag_values=values)
     flags.DEFINE_integer("step", 0, "The step whose batch is shown.", 0, flag_values=values)
-    flags.DEFINE_integer("images", IMAGES, "Images of the batch to show at most.", 1, 1000, flag_values=values)
+    flags.DEFINE_integer("images", IMAGES, "The most images of the batch to show.", 1, 1000, flag_values=values)
     return values
 
 

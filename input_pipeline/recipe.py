@@ -85,9 +85,9 @@ def parse(
         raise broken(recipe, error) from error
     if recipe and not isinstance(values["config"].value, ConfigDict):
         check_opened(recipe, values["config"].value)
-        raise InputError(f"--config={printable(recipe)}: its get_config() returns no ConfigDict; mend the recipe")
+        raise InputError(f"--config={printable(recipe)}: its get_config() does not return a ConfigDict; fix the recipe")
     if len(rest) > 1:
-        raise InputError(f"{printable(rest[1])!r} is no flag; flags look like --workdir=PATH and --config.key=value")
+        raise InputError(f"{printable(rest[1])!r} is not a flag; flags look like --workdir=PATH and --config.key=value")
     for name in required:
         if values[name].value is None or values[name].value == "":
             raise InputError(f"--{name} is missing; see --help")
@@ -112,8 +112,8 @@ def broken(recipe: str, error: BaseException) -> InputError:
     where = f"--config={printable(recipe)}"
     # Raised by the call of get_config, not inside it.
     if word and isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next is None:
-        return InputError(f"{where}: the recipe takes no word; leave :{printable(word)} out")
-    mend = "mend the word or the recipe" if word else "mend the recipe"
+        return InputError(f"{where}: the recipe has no modes; omit :{printable(word)}")
+    mend = "fix the mode or the recipe" if word else "fix the recipe"
     return InputError(f"{where}: {type(error).__name__} ({first_line(error)}); {mend}")
 
 

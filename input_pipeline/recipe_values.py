@@ -57,7 +57,7 @@ def check_types(given: Flat, default: Flat, check_open: Callable[[str, Any], Non
             raise InputError(f"config.{key} is missing; start your config from configs/default.py's get_config()")
         # `--config.x=None` on a string gives 'None'.
         if isinstance(given[key], str) and given[key] == "None":
-            raise InputError(f"config.{key}=None: leave the flag away to keep the default")
+            raise InputError(f"config.{key}=None: omit the flag to keep the default")
         if was is None:
             check_open(key, given[key])
         else:
@@ -99,7 +99,7 @@ def check_parts(given: Flat, ghost_batch_size: int) -> None:
         if given[key] and rows < 2:
             raise InputError(
                 f"config.{key}={given[key]!r} would mix each image with itself: config.data.batch_size={batch_size} "
-                f"in config.optim.accumulation={accumulation} parts is one image a part, and it takes two"
+                f"in config.optim.accumulation={accumulation} parts leaves one image per part, and it needs two"
             )
 
 

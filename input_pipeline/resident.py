@@ -118,7 +118,7 @@ def read_arrays(file: Path, image_size: int) -> ResidentData:
     try:
         if file.exists() and not (file.is_file() or file.is_dir()):
             # Opening a pipe would wait for a writer.
-            raise ValueError("no ordinary file")
+            raise ValueError("not a regular file")
         with zipfile.ZipFile(file) as archive:
             _check_bytes(sum(member.file_size for member in archive.infolist()), name)
         with np.load(file, allow_pickle=False) as stored:
@@ -131,31 +131,33 @@ def read_arrays(file: Path, image_size: int) -> ResidentData:
     except (OSError, EOFError, KeyError, ValueError, TypeError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a whole file of arrays"
-        raise InputError(f"{name}: cannot be read ({reason}); give --config.data.dir a file of write_arrays") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a complete file of arrays"
+        raise InputError(
+            f"{name}: cannot be read ({reason}); give --config.data.dir a file that write_arrays wrote"
+        ) from error
     _check_arrays(name, class_names, splits, image_size)
     return make_resident(class_names, splits)
 
 
 def _check_arrays(name: str, class_names: tuple[str, ...], splits: Mapping[str, Images], image_size: int) -> None:
     if "train" not in splits or len(class_names) < 2 or not all(isinstance(word, str) for word in class_names):
-        raise InputError(f"{name}: needs a train split and the names of two classes or more")
+        raise InputError(f"{name}: needs a train split and the names of two or more classes")
     for split, examples in splits.items():
         shape, labels = examples.images.shape, examples.labels
         whole = examples.images.dtype == np.uint8 and labels.dtype == np.int32 and labels.ndim == 1 and len(labels) > 0
         if not whole or len(shape) != 4 or shape[0] != len(labels) or shape[1] != shape[2] or shape[3] != 3:
-            raise InputError(f"{name}: its {split} split is no uint8[N, S, S, 3] with int32[N] labels")
+            raise InputError(f"{name}: its {split} split is not uint8[N, S, S, 3] with int32[N] labels")
         if shape[1] != image_size:
             raise InputError(f"{name}: holds images of {shape[1]} px; set --config.data.image_size={shape[1]}")
         if labels.min() < 0 or labels.max() >= len(class_names):
-            raise InputError(f"{name}: a label of its {split} split names none of the {len(class_names)} classes")
+            raise InputError(f"{name}: a label of its {split} split is none of the {len(class_names)} classes")
 
 
 def _check_bytes(count: int, what: str) -> None:
     if count > MOST_BYTES:
         raise InputError(
-            f"{what}: {count / 1e9:.1f} GB decoded, more than the {MOST_BYTES / 1e9:.1f} GB that are kept on an "
-            "accelerator; lower --config.data.image_size or take fewer images"
+            f"{what}: {count / 1e9:.1f} GB decoded, more than the {MOST_BYTES / 1e9:.1f} GB that an accelerator may "
+            "hold; lower --config.data.image_size or use fewer images"
         )
 
 
@@ -180,7 +182,7 @@ def step_rows(order: Order, crop: Crop, start: int, count: int) -> dict[str, np.
     """
     if crop.kind not in CROPS:
         raise InputError(
-            f"config.data.crop={crop.kind!r} needs whole images of any size; resident data take {' or '.join(CROPS)}"
+            f"config.data.crop={crop.kind!r} needs whole images of any size; resident data support {' or '.join(CROPS)}"
         )
     steps = range(start, start + count)
     index = np.concatenate([order.indices(step) for step in steps])

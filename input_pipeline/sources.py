@@ -159,7 +159,7 @@ def open_source(
     _check_classes(listing, splits)
     report = looking.look_over(progress=progress and leading) if looking else None
     if keep_copies_together and report is None:
-        raise InputError("keep_copies_together: only the doctor knows copies, and it looks at folders of images alone")
+        raise InputError("keep_copies_together: only the doctor finds copies, and it checks only folders of images")
     copies = families(report) if keep_copies_together and report else []
     if per_class:
         # What is left out, where the dataset brings a test split, is on no side.
@@ -241,8 +241,7 @@ def _unreadable(listing: Listing, found: Audit, on_error: str) -> tuple[tuple[st
         name, reason = bad[0]
         rest = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise InputError(
-            f"{printable(name)}: {reason}{rest}; mend or remove it, or leave such images out with "
-            "--config.data.on_error=skip"
+            f"{printable(name)}: {reason}{rest}; fix or remove it, or skip such images with --config.data.on_error=skip"
         )
     return bad
 
@@ -270,7 +269,7 @@ def _check_classes(listing: Listing, splits: Mapping[str, Split]) -> None:
         if elsewhere:
             raise InputError(
                 f"{where}: class {printable(class_name)!r} is in {elsewhere[-1]} but has no image in train: add some, "
-                "remove the class, or mend the spelling of its folder"
+                "remove the class, or correct the spelling of its folder"
             )
         raise InputError(
             f"{where}: class {printable(class_name)!r} has no readable image: add some or remove its folder"

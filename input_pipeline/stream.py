@@ -199,7 +199,7 @@ def _started_tensorflow() -> Any:
 def missing_tensorflow(why: str) -> MissingPackage:
     return MissingPackage(
         f"TensorFlow, which decodes and resizes images, cannot be imported ({why}); install tensorflow-cpu, or give "
-        "images of the network's size as a file of arrays, which needs neither (docs/feeding.md)"
+        "images of the network's size as a file of arrays, which does not need it (docs/feeding.md)"
     )
 
 

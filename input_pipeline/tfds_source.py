@@ -70,7 +70,9 @@ def _keys(tfds: Any, builder: Any, where: str) -> tuple[str, str]:
     keys = builder.info.supervised_keys or ("image", "label")
     image, label = (features[key] if key in features.keys() else None for key in keys[:2])  # noqa: SIM118 (no dict)
     if not isinstance(image, tfds.features.Image) or not isinstance(label, tfds.features.ClassLabel):
-        raise InputError(f"{printable(where)}: is no image classification: it has {', '.join(sorted(features))}")
+        raise InputError(
+            f"{printable(where)}: is not an image classification dataset: it has {', '.join(sorted(features))}"
+        )
     return keys[0], keys[1]
 
 

@@ -48,7 +48,7 @@ def about_unused_files(listing: Listing) -> list[Finding]:
     which = ", ".join(hidden[:_NAMED]) + (" ..." if len(hidden) > _NAMED else "")
     texts = {
         "special": ("pipe, socket or device, never opened", "pipes, sockets or devices, never opened"),
-        "link_loop": ("link in a circle, not followed", "links in circles, not followed"),
+        "link_loop": ("circular link, not followed", "circular links, not followed"),
         "stray_images": ("image outside the class folders, not used", "images outside the class folders, not used"),
         "hidden_folders": tuple(f"hidden {noun} with images ({which}), not used" for noun in ("folder", "folders")),
     }

@@ -74,8 +74,8 @@ while [ "$left" -gt 0 ]; do
     # 130 and 143: asked to end, each saves with the others. Anything else: nobody is to wait for the one that failed.
     if [ "$code" -ne 130 ] && [ "$code" -ne 143 ]; then
       if [ "$code" -gt 128 ]; then
-        echo "error: process $number of $processes was ended by signal $((code - 128)), and with it the job; start all" \
-          "processes again, the run goes on from its last checkpoint" >&2
+        echo "error: process $number of $processes was ended by signal $((code - 128)), and the job with it; start all" \
+          "processes again to resume from the last checkpoint" >&2
         code=75
       fi
       # Time for those that are well to say why they end; one that hangs ends here.

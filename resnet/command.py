@@ -90,7 +90,7 @@ def refusal(error: BaseException) -> str | None:
     if not (isinstance(error, OSError) and error.errno in REFUSALS):
         return None
     where = printable(str(error.filename or "the disk"))
-    return f"{where}: {error.strerror}; mend that and give the same command again"
+    return f"{where}: {error.strerror}; fix that and run the same command again"
 
 
 def replace_closed_streams() -> None:

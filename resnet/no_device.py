@@ -9,12 +9,12 @@ from input_pipeline.errors import printable
 _REFUSED = "Unable to initialize backend"
 ADVICE = (
     "nvidia-smi shows whether an NVIDIA GPU and its driver are there (jax[cuda13] needs driver 580 or newer, "
-    "jax[cuda12] 525); JAX_PLATFORMS=cpu computes on the CPU"
+    "jax[cuda12] 525); JAX_PLATFORMS=cpu runs on the CPU"
 )
 # XLA's words where cuDNN gets no memory beside another program's (jax-ml/jax#15361).
 _NO_CUDNN = "DNN library initialization failed"
 ADVICE_ON_CUDNN = (
-    "mostly another program holds the GPU's memory: nvidia-smi shows which, CUDA_VISIBLE_DEVICES chooses another GPU"
+    "usually another program holds the GPU's memory: nvidia-smi shows which, CUDA_VISIBLE_DEVICES chooses another GPU"
 )
 
 

@@ -5,12 +5,12 @@ import sys
 from input_pipeline.errors import printable
 
 ADVICE = (
-    "take smaller batches or images; a training step also needs less with --config.optim.accumulation above 1, "
+    "use smaller batches or images; a training step also needs less with --config.optim.accumulation above 1, "
     "--config.run.remat=block or --config.run.dtype=bfloat16, and --config.data.feed=stream leaves images on disk"
 )
 # The backbone's pass has a batch size of its own, and a probe is refused the keys that save memory in a backward pass.
-ADVICE_OF_PROBE = "take smaller images, a smaller --config.data.eval_batch_size or --config.run.dtype=bfloat16"
-ADVICE_ON_GPU = "; nvidia-smi shows what other programs hold of the GPU, CUDA_VISIBLE_DEVICES takes another"
+ADVICE_OF_PROBE = "use smaller images, a smaller --config.data.eval_batch_size or --config.run.dtype=bfloat16"
+ADVICE_ON_GPU = "; nvidia-smi shows how much of the GPU other programs hold, CUDA_VISIBLE_DEVICES selects another"
 # absl's name of the status, with which the message begins, or which stands where an outer error quotes it.
 _STATUS = "RESOURCE_EXHAUSTED"
 

@@ -27,8 +27,8 @@ SECTIONS = {
 }
 HEAD = """# Bad input, and what is printed
 
-Each line was printed by the code in the tests named here; `python -m tests.bad_input_table` writes this file anew and
-the tests hold it. A command prints such a line on standard error as `error: …`, leaves with exit code 2 and has written
+Each line was printed by the code in the tests named here; `python -m tests.bad_input_table` rewrites this file, and
+the tests check it. A command prints such a line on standard error as `error: …`, exits with code 2 and has written
 nothing. DIR stands for a folder, `\\n` and `\\x1b` for a newline and an escape in a name.
 """
 # Flags that are the same in every case.

@@ -54,7 +54,10 @@ RECIPES = {
     ),
     "nothing": ("def get_config():\n  return None\n", ["get_config"]),
     "plain_dict": ("def get_config():\n  return {'optim': {'lr': 0.1}}\n", ["get_config"]),
-    "value_error": ("def get_config():\n  raise ValueError('no\\nsuch thing')\n", ["ValueError (no)", "mend"]),
+    "value_error": (
+        "def get_config():\n  raise ValueError('no\\nsuch thing')\n",
+        ["ValueError (no)", "fix the recipe"],
+    ),
     "type_error": ("def get_config():\n  return len(3)\n", ["TypeError (object of type 'int' has no len())"]),
     "json_error": ("import json\ndef get_config():\n  return json.loads('{')\n", ["JSONDecodeError (Expecting"]),
     "file_absent": ("def get_config():\n  return open('/absent/file')\n", ["FileNotFoundError", "/absent/file"]),
@@ -153,7 +156,7 @@ def test_a_workdir_with_another_length(place):
     before = names(place.trained)
     refused(place.train(place.trained, "--config.run.steps=9"), "run.steps: ", " -> 9", "--new_length")
     result = place.train(place.trained, "--config.run.steps=1", "--new_length")
-    refused(result, "config.run.steps=1", "cannot end before where it is")
+    refused(result, "config.run.steps=1", "cannot end before the step it has reached")
     assert names(place.trained) == before
 
 
@@ -208,7 +211,7 @@ def test_a_workdir_on_a_disk_that_is_read_only(place, tmp_path):
         'mount -t tmpfs none "$0" && mkdir "$0/run" && mount -o remount,ro "$0" && "$@"; code=$?; find "$0"; exit $code'
     )
     result = train_on_a_small_disk(script, place, tmp_path)
-    refused(result, str(tmp_path / "run"), "may not be written in", "another folder")
+    refused(result, str(tmp_path / "run"), "is not writable", "another folder")
     assert result.out.split() == [str(tmp_path), str(tmp_path / "run")]
 
 

@@ -87,7 +87,7 @@ def test_a3_is_the_procedure_of_timm_and_mmpretrain():
 @pytest.mark.parametrize("name", WORDS)
 def test_a_recipe_without_a_word_is_that_of_its_first_word(name):
     assert recipe(name).to_dict() == recipe(f"{name}:{WORDS[name][0]}").to_dict()
-    with pytest.raises(ValueError, match=f"'nonsense' is none of {', '.join(WORDS[name])}$"):
+    with pytest.raises(ValueError, match=f"'nonsense' is not one of {', '.join(WORDS[name])}$"):
         recipe(f"{name}:nonsense")
 
 

@@ -242,7 +242,7 @@ def test_results_are_those_of_the_files(tmp_path, monkeypatch):
     for word in ("`python -m x --y`", "2026-01-02", "a CPU", "[speed_cpu.json](#speed_cpu)"):
         assert word in row
     file.write_text("[1]")
-    with pytest.raises(ValueError, match=r"speed_cpu\.json: no JSON object"):
+    with pytest.raises(ValueError, match=r"speed_cpu\.json: not a JSON object"):
         results_page.results_page([file])
 
 

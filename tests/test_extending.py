@@ -167,7 +167,7 @@ def test_a_checkpoint_of_a_field_that_is_not_known_is_no_damaged_one(run, monkey
     """And no other step of its run is any better."""
     stored = json.loads(json.dumps(load_model(run[1]).meta.to_json()))
     stored["spec"]["attention"] = 4
-    with pytest.raises(OtherCode, match="its network has attention, which this code's ResNetSpec has not"):
+    with pytest.raises(OtherCode, match="its network has attention, which this code's ResNetSpec does not have"):
         Meta.from_json(stored)
     monkeypatch.setattr(Meta, "from_json", Mock(side_effect=OtherCode("own words")))
     with pytest.raises(InputError, match=r"checkpoints/\d+: own words$"):

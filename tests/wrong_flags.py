@@ -26,7 +26,7 @@ FLAGS = {
     ),
     "folds_of_a_test_split": (
         ["--config.data.folds=5"],
-        ["config.data.folds=5", "a test split of their own", "leave the key away"],
+        ["config.data.folds=5", "a test split of their own", "omit the key"],
     ),
     "multiplier_of_nothing": (
         ["--config.transfer.lr_multipliers=('layer=0.1','layer2=10')"],

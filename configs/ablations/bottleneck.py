@@ -3,8 +3,8 @@
     python -m resnet.study.ablation --config=configs/ablations/bottleneck.py --workdir=runs/bottleneck \
         --config.data.dir=PATH/cifar10
 
-Result to expect: the small stem ahead of the two that throw away resolution. Nobody published these on CIFAR-10, so the
-column of the papers stays empty.
+Result to expect: the small stem ahead of the two that reduce resolution. These are not published for CIFAR-10, so the
+papers' column is empty.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
     python -m resnet.study.ablation --config=configs/ablations/depth_cifar.py --workdir=runs/depth \
         --config.data.dir=PATH/cifar10
 
-Result to expect: the paper's errors stand beside ours in the table; what was measured stands in docs/ablations.md.
+Result to expect: the paper's errors are next to ours in the table; what was measured is in docs/ablations.md.
 110 layers warm up linearly over 400 steps; the paper trains at 0.01 until the error is below 80 %, which takes about
 400. docs/ablations.md has the other differences.
 """

@@ -3,7 +3,7 @@
     python -m resnet.study.ablation --config=configs/ablations/orders.py --workdir=runs/orders \
         --config.data.dir=PATH/cifar10
 
-Result to expect: full pre-activation ahead; the paper's errors (medians of 5) stand beside ours in the table.
+Result to expect: full pre-activation ahead; the paper's errors (medians of 5) are next to ours in the table.
 """
 
 from ml_collections import ConfigDict

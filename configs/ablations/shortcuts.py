@@ -4,7 +4,7 @@
         --config.data.dir=PATH/cifar10
 
 Result to expect: small differences between A, B and C, a large one to none. The paper compares them on ImageNet with 34
-layers; its errors stand beside ours for the order alone.
+layers; its errors are next to ours only to compare the order.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""What an ablation's recipe says on top of a run's: which variants, which seeds, against what.
+"""What an ablation's recipe adds to a run's: variants, seeds and baseline.
 
     python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.key=value ...]
 
@@ -39,7 +39,7 @@ def study(
     with base.unlocked():
         base.seeds = tuple(seeds)
         base.baseline = baseline
-        # In the order given: depths and options are not sorted by their names.
+        # In the order given; depths and options should not be sorted by name.
         base.variants = ordered(variants)
         base.paper = ordered({name: {"error": error, "source": at} for name, (error, at) in (paper or {}).items()})
     return base.lock()

@@ -41,7 +41,7 @@ def build(out: Path) -> int:
     sphinx = [sys.executable, "-m", "sphinx", "--builder", "html", "--fail-on-warning", "--quiet", "--jobs", "auto"]
     done = subprocess.run([*sphinx, "--doctree-dir", out / "doctrees", out / "source", out / "html"], check=False)
     if done.returncode:
-        print("error: the site has the faults above; mend the pages", file=sys.stderr)
+        print("error: the site has the faults above; fix the pages", file=sys.stderr)
         return 2
     print(f"The site is in {out / 'html'}: open index.html there, or ./run.sh docs serve")
     return 0

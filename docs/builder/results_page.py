@@ -20,7 +20,7 @@ ABOUT = ("benchmark", "date", "device", "command", "revision", "fingerprint")
 # Path in a record -> what it is called on top.
 HEADLINES = {
     r"all/top1": "test top-1",
-    r"clean/top1": "test top-1 without images that also stand in train",
+    r"clean/top1": "test top-1 without images that are also in train",
     r"top1|test/top1": "test top-1",
     r"images_per_second/(?P<who>[^/]+)/(?P<step>[^/]+)": "images/s, {who}, {step}",
     r"images_per_second": "images/s",
@@ -47,9 +47,9 @@ def records(file: Path) -> list[Record]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file.relative_to(ROOT)}: no JSON ({error})") from error
+        raise ValueError(f"{file.relative_to(ROOT)}: not JSON ({error})") from error
     if not isinstance(document, dict):
-        raise ValueError(f"{file.relative_to(ROOT)}: no JSON object")
+        raise ValueError(f"{file.relative_to(ROOT)}: not a JSON object")
     lists = {key: value for key, value in document.items() if is_list_of_records(value)}
     shared = {key: value for key, value in document.items() if key not in lists}
     runs = [(key, run) for key, value in lists.items() for run in value] or [("", {})]

@@ -59,20 +59,20 @@ def main() -> int:
     parser.add_argument("--batch_size", type=int, help="images the activations are counted for (default: 1)")
     parser.add_argument("--dtype", choices=tuple(BYTES), help="of the activations (default: float32)")
     parser.add_argument(
-        "--check", action="store_true", help="compare with the published figures; exit code 1 if one is off"
+        "--check", action="store_true", help="compare with the published figures; exit code 1 if one differs"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument(
-        "--format", choices=FORMATS, help="of the tables (default: markdown; latex takes the booktabs package)"
+        "--format", choices=FORMATS, help="of the tables (default: markdown; latex needs the booktabs package)"
     )
     arguments = parser.parse_args()
     if arguments.json and arguments.format:
-        raise SpecError(f"--json and --format={arguments.format} are two ways to print; leave one out")
+        raise SpecError(f"--json and --format={arguments.format} are two ways to print; omit one")
     form = "json" if arguments.json else arguments.format or "markdown"
     if arguments.check:
         unread = [f"--{name}" for name in NOT_CHECKED if getattr(arguments, name) not in (None, [])]
         if unread:
-            raise SpecError(f"--check is about networks as named and published; leave {' and '.join(unread)} out")
+            raise SpecError(f"--check applies to networks as named and published; omit {' and '.join(unread)}")
         return check(arguments.model or list(VARIANTS), form)
     for field in ("image_size", "batch_size"):
         if getattr(arguments, field) is not None and getattr(arguments, field) < 1:
@@ -102,13 +102,13 @@ def with_fields(spec: ResNetSpec, settings: Iterable[str]) -> ResNetSpec:
         if not equals or name not in known:
             raise SpecError(f"--set {setting}: takes FIELD=VALUE, FIELD one of {', '.join(known)}")
         if name in changes:
-            raise SpecError(f"--set {setting}: {name} is set twice; leave one of the two out")
+            raise SpecError(f"--set {setting}: {name} is set twice; omit one of the two")
         changes[name] = read_value(setting, text, known[name])
     changed = dataclasses.replace(spec, **changes)
     for name in changes.keys() & READ_IF:
         other, values = READ_IF[name]
         if getattr(changed, other) not in values:
-            raise SpecError(f"--set {name}={changes[name]} is read only where {other} is {' or '.join(values)}")
+            raise SpecError(f"--set {name}={changes[name]} applies only where {other} is {' or '.join(values)}")
     return changed
 
 

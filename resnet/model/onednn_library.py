@@ -101,7 +101,7 @@ def target(name: str) -> str:
 def _require_processor() -> None:
     """Raise OSError where there is no such library, or it is slower than XLA: by half in what SSE and AVX can do."""
     if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
-        raise OSError(f"{PACKAGE} is made for Linux on x86-64 alone")
+        raise OSError(f"{PACKAGE} is built for Linux on x86-64 only")
     if "avx2" not in Path("/proc/cpuinfo").read_text().split():
         raise OSError("the processor has no AVX2")
 
@@ -112,7 +112,7 @@ def _library() -> Path:
         path = Path(str(file.locate()))
         if file.name == "libdnnl.so.3" and path.exists():
             return path
-    raise FileNotFoundError(f"the package {PACKAGE} is there without its libdnnl.so.3")
+    raise FileNotFoundError(f"the package {PACKAGE} is installed without its libdnnl.so.3")
 
 
 @functools.cache

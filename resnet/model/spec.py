@@ -191,13 +191,13 @@ def check_combinations(spec: ResNetSpec) -> None:
     refusals = (
         (
             spec.block == "basic" and (spec.groups, spec.base_width, spec.stride_place) != (1, 64, "3x3"),
-            "groups, base_width and stride_place shape the bottleneck's 3x3; block='basic' has none to shape",
+            "groups, base_width and stride_place shape the bottleneck's 3x3; block='basic' has no such 3x3",
         ),
         *_shortcut_refusals(spec),
         *_norm_refusals(spec),
         (
             spec.stride_block == "last" and len(spec.stage_sizes) == 1,
-            "stride_block='last' says where a stage hands over to the next; stage_sizes has one stage alone",
+            "stride_block='last' says where a stage hands over to the next; stage_sizes has only one stage",
         ),
         (
             spec.norm == "none" and spec.order == "bn_after_addition",
@@ -226,7 +226,7 @@ def _shortcut_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
         ),
         (
             spec.shortcut == "none" and spec.order != "original",
-            "shortcut='none' has no addition to order things about; only order='original' is defined",
+            "shortcut='none' has no addition for an order to refer to; only order='original' is defined",
         ),
         (
             spec.shortcut == "none" and spec.stochastic_depth > 0,
@@ -238,7 +238,7 @@ def _shortcut_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
         ),
         (
             spec.shortcut == "C" and spec.shortcut_transform == "conv1x1",
-            "shortcut='C' is a 1x1 convolution on every shortcut already; take shortcut_transform='identity'",
+            "shortcut='C' is a 1x1 convolution on every shortcut already; use shortcut_transform='identity'",
         ),
         (
             spec.shortcut == "A" and spec.stem_channels > spec.width * spec.expansion,
@@ -262,7 +262,7 @@ def _norm_refusals(spec: ResNetSpec) -> tuple[Refusal, ...]:
         ),
         (
             spec.bias_without_norm and spec.conv_bias,
-            "conv_bias=True gives biases to all convolutions, those of bias_without_norm too; take one of the two",
+            "conv_bias=True gives biases to all convolutions, those of bias_without_norm too; use one of the two",
         ),
         (
             not spec.stem_norm and (spec.order != "full_preactivation" or spec.norm == "none"),

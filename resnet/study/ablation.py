@@ -3,7 +3,7 @@
 python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
     [--keep_weights]
 
-The same command goes on where it stopped, variant by variant. It writes table.md, table.tex, table.csv,
+The same command resumes where it stopped, variant by variant. It writes table.md, table.tex, table.csv,
 curves.png, variants/NAME.json and, with --keep_weights, weights/NAME/seed_S; docs/ablations.md explains them.
 """
 
@@ -98,22 +98,24 @@ def make_flags(arguments: list[str]) -> flags.FlagValues:
         "The recipe, such as configs/ablations/cifar_small.py.",
         prepare=lambda config: add_keys(config, recipe.keys_given(arguments)),
     )
-    flags.DEFINE_string(
-        "workdir", None, "The ablation's folder; the same command goes on where it stopped.", flag_values=values
-    )
-    flags.DEFINE_list("only", [], "Variants to train now; the table names all.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The ablation's folder; the same command resumes it.", flag_values=values)
+    flags.DEFINE_list("only", [], "Variants to train now; the table lists all.", flag_values=values)
     flags.DEFINE_integer(
-        "max_seconds", 0, "Save and stop cleanly after so many seconds; 0: never.", 0, flag_values=values
+        "max_seconds", 0, "Save and stop cleanly after this many seconds; 0: never.", 0, flag_values=values
     )
     flags.DEFINE_boolean(
         "keep_weights", False, "Leave each variant's and seed's final weights in weights/NAME/seed_S.",
         flag_values=values,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "together", AUTO, TOGETHER, "How one program trains all seeds; auto: the fastest here.", flag_values=values
+        "together",
+        AUTO,
+        TOGETHER,
+        "How one program trains all seeds; auto: the fastest on this device.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "steps_per_dispatch", 0, "Steps that one call of the program does at most; 0: as the device likes.", 0,
+        "steps_per_dispatch", 0, "The most steps that one call of the program does; 0: chosen for the device.", 0,
         flag_values=values,
     )  # fmt: skip
     return values
@@ -160,7 +162,7 @@ def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) 
             if variant.name in only:
                 plan = make_plan(variant.config, source)
                 if plan.transfer.mode != "scratch":
-                    raise InputError("config.transfer.mode: an ablation trains from scratch; leave the key away")
+                    raise InputError("config.transfer.mode: an ablation trains from scratch; omit the key")
         except ValueError as error:  # InputError and SpecError
             raise InputError(f"variant {variant.name}: {error}") from error
         record, identity = read_record(workdir, variant.name), identity_of(variant, study, data.fingerprint)
@@ -207,7 +209,7 @@ def run_variants(
         if variant.name not in only or (done is not None and done.status != FAILED):
             continue
         if stop():
-            print(f"Stopped before {variant.name}. The same command goes on from there.")
+            print(f"Stopped before {variant.name}. Run the same command to resume.")
             return True
         run, identity = None, identity_of(variant, study, data.host.fingerprint)
         drop_outdated(workdir, variant.name, identity)
@@ -222,7 +224,7 @@ def run_variants(
             kind = data.device.device_kind
             record = Record(variant.name, FAILED, reason, identity, 0, 0, manner.together, kind, None, empty, {})
         if record is None:
-            print(f"Stopped within {variant.name}, saved. The same command goes on from there.")
+            print(f"Stopped within {variant.name}, saved. Run the same command to resume.")
             return True
         if record.status != FAILED:
             forget_weights(workdir, variant.name)

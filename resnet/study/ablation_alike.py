@@ -45,7 +45,7 @@ def advice(one: ConfigDict, other: ConfigDict) -> str:
         return "remove one of them"
     settings = ", ".join(f"config.model.{field}={one.model[field]!r}" for field in differing)
     return (
-        f"{settings} overrides all in which {one.model.name} and {other.model.name} differ; leave that key away, or "
+        f"{settings} overrides everything in which {one.model.name} and {other.model.name} differ; omit that key, or "
         f"set it for one of them: --config.variants.NAME.model.{differing[0]}"
     )
 

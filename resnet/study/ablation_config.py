@@ -29,7 +29,7 @@ UNREAD = {
     "run.steps_per_call": "use --steps_per_dispatch",
     "run.mesh": "one device is used",
     "run.hang_timeout": "one process is used",
-    "run.writers": "it writes tables, curves and TensorBoard's events alone",
+    "run.writers": "it writes only tables, curves and TensorBoard's events",
     "run.profile": "trace an ordinary run of train_main.py",
     "run.debug": "replay an ordinary run of train_main.py",
     "data.feed": "the data are always resident",
@@ -90,7 +90,7 @@ def add_keys(config: ConfigDict, flagged: Collection[str]) -> None:
             continue
         if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
             raise InputError(
-                f"--config.{printable(key)}: a flag reaches names of letters, digits and _ alone, letter first; change "
+                f"--config.{printable(key)}: a flag can set only names of letters, digits and _, letter first; change "
                 "the recipe instead"
             )
         variants = config.get("variants")
@@ -112,7 +112,7 @@ def add_key(variants: ConfigDict, parts: list[str], default: ConfigDict) -> None
     if not section or not isinstance(variants[name], ConfigDict):
         return
     if section not in SECTIONS:
-        raise InputError(f"{flag}: a variant changes keys of {' and '.join(SECTIONS)} alone")
+        raise InputError(f"{flag}: a variant changes only keys of {' and '.join(SECTIONS)}")
     if key and key not in default[section]:
         raise InputError(f"{flag}: no such key; configs/default.py lists all of {section}")
     with variants.unlocked(), variants.ignore_type():
@@ -144,16 +144,16 @@ def read_study(config: ConfigDict, flagged: Collection[str] = ()) -> Study:
         read_variant(name, base, changes, published(name, config.paper)) for name, changes in config.variants.items()
     )
     if not variants:
-        raise InputError("config.variants is empty; name a variant or more")
+        raise InputError("config.variants is empty; name at least one variant")
     check_overridden(config.variants, flagged)
     names = [variant.name for variant in variants]
     if config.baseline not in names:
         raise InputError(
-            f"config.baseline={printable(str(config.baseline))!r} is no variant; choose one of {', '.join(names)}"
+            f"config.baseline={printable(str(config.baseline))!r} is not a variant; choose one of {', '.join(names)}"
         )
     for name in config.paper:
         if name not in names:
-            raise InputError(f"config.paper.{printable(name)} is of no variant; choose one of {', '.join(names)}")
+            raise InputError(f"config.paper.{printable(name)} is not for a variant; choose one of {', '.join(names)}")
     check_alike({variant.name: variant.config for variant in variants})
     return Study(variants, seeds, config.baseline)
 
@@ -176,7 +176,7 @@ def read_variant(name: str, base: Mapping[str, ConfigDict], changes: Any, paper:
     """The base with a variant's changes. Raises InputError that names the variant and the key at fault."""
     where = f"config.variants.{printable(str(name))}"
     if not NAME.fullmatch(str(name)):
-        raise InputError(f"{where}: a name is of letters, digits and _ . + -, at most 64, as it becomes a file's")
+        raise InputError(f"{where}: a name has at most 64 letters, digits and _ . + -, because it becomes a file's")
     if not isinstance(changes, ConfigDict):
         raise InputError(f"{where} must be {{'model': {{…}}, 'optim': {{…}}}}; see configs/ablations/study.py")
     config = ConfigDict({key: copy.deepcopy(section) for key, section in base.items()})
@@ -184,7 +184,7 @@ def read_variant(name: str, base: Mapping[str, ConfigDict], changes: Any, paper:
     for section, values in changes.items():
         if section not in SECTIONS or not isinstance(values, ConfigDict):
             raise InputError(
-                f"{where}.{printable(str(section))}: a variant changes keys of {' and '.join(SECTIONS)} alone"
+                f"{where}.{printable(str(section))}: a variant changes only keys of {' and '.join(SECTIONS)}"
             )
         for key, value in values.items():
             if key not in config[section]:
@@ -211,7 +211,7 @@ def check_overridden(variants: ConfigDict, flagged: Collection[str]) -> None:
         section, _, name = key.partition(".")
         if section in SECTIONS and all(name in changes.get(section, ()) for changes in variants.values()):
             raise InputError(
-                f"--config.{key} would be read by nothing: every variant sets its own; set --config.variants.NAME.{key}"
+                f"--config.{key} has no effect: every variant sets its own; set --config.variants.NAME.{key}"
             )
 
 
@@ -220,10 +220,10 @@ def check_read(config: ConfigDict) -> None:
     given, default = flat_config(config), flat_config(default_config())
     for key, instead in UNREAD.items():
         if given[key] != default[key]:
-            raise InputError(f"config.{key}={given[key]!r} would be read by nothing in an ablation: {instead}")
+            raise InputError(f"config.{key}={given[key]!r} has no effect in an ablation: {instead}")
     if given["data.crop"] not in CROPS:
         raise InputError(
-            f"config.data.crop={given['data.crop']!r}: an ablation keeps whole images on the device, and can cut "
+            f"config.data.crop={given['data.crop']!r}: an ablation keeps whole images on the device, and can crop by "
             f"{' or '.join(CROPS)} there"
         )
 
@@ -234,7 +234,7 @@ def published(name: str, paper: ConfigDict) -> Published | None:
         return None
     entry = paper[name]
     if not isinstance(entry, ConfigDict) or set(entry) != {"error", "source"}:
-        raise InputError(f"config.paper.{name} must be {{'error': number or words, 'source': where it stands}}")
+        raise InputError(f"config.paper.{name} must be {{'error': number or words, 'source': where it is published}}")
     error = entry.error
     number = isinstance(error, int | float) and not isinstance(error, bool) and math.isfinite(error)
     if not number and not isinstance(error, str):

@@ -62,9 +62,9 @@ def write_curves(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
             places = np.linspace(0, 1, max(len(blocks), 1))[: len(blocks)]
             draw(axes, places, well(blocks.values()), look)
     gradient.set_yscale("log")
-    told = "Lines: mean over the seeds" + ("; bands: their range, which is no interval" if ranges else "")
+    told = "Lines: mean over the seeds" + ("; bands: their range, not an interval" if ranges else "")
     if others := len(done) - len(looks):
-        told += f"; pale: {others} variants of larger test error, without a name here"
+        told += f"; pale: {others} variants of larger test error, without a label here"
     figure.suptitle(told, fontsize=9, color=_INK, x=0.01, horizontalalignment="left")
     handles, names = error.get_legend_handles_labels()
     if handles:

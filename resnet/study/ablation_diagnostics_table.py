@@ -29,7 +29,7 @@ def diagnostics_table(study: Study, records: Mapping[str, Record]) -> list[str]:
         "",
         "Before the first step → after the last, means over the seeds that did not diverge: root mean square of a "
         "block's branch over that of its shortcut, by stage; norm of the loss' gradient by the parameters of the first "
-        "and of the last block. Every block's figures stand in variants/NAME.json.",
+        "and of the last block. Every block's figures are in variants/NAME.json.",
         "",
         "| variant | branch / shortcut, stage by stage | gradient, first block | gradient, last block |",
         "| --- | --- | --- | --- |",

@@ -139,8 +139,8 @@ def check_identity(what: str, at: Path, stored: dict[str, Any], wanted: dict[str
     changed = differences(stored, wanted)
     if changed:
         raise InputError(
-            f"{what} is of another configuration; give --workdir a new folder, or the old settings, or delete "
-            f"{printable(str(at))} to train it anew: {differences_line(changed)}"
+            f"{what} has another configuration; give --workdir a new folder, or the old settings, or delete "
+            f"{printable(str(at))} to train it again: {differences_line(changed)}"
         )
 
 

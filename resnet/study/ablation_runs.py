@@ -122,9 +122,9 @@ class VariantRun:
             return 0, jax.device_put(program.first_states(self.plan, self.study.seeds, size), self.data.device)
         state = self.restore(newest)
         if newest < self.plan.total_steps and self.curves.code[-1:] not in ([], [code_digest()]):
-            print(f"{self.variant.name}: the code is not that of the {newest:,} steps done; table.md will say so.")
+            print(f"{self.variant.name}: the code has changed since the {newest:,} steps done; table.md will say so.")
             self.curves.code.append(code_digest())
-        print(f"{self.variant.name}: going on from step {newest} of {self.plan.total_steps}.")
+        print(f"{self.variant.name}: resuming from step {newest} of {self.plan.total_steps}.")
         return newest, state
 
     def finished(self) -> TrainState | None:

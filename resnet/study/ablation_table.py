@@ -135,7 +135,7 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
     """What the figures are, what they are not, and what did not go well."""
     lines = [
         "Last: at the last step, mean ± sample standard deviation over the seeds. Best: mean over the seeds of the "
-        "best evaluation, which flatters, because the test split chose it.",
+        "best evaluation, which is optimistic, because the test split chose it.",
         *how_compared(study, records),
         *losses_note(study, records),
         *code_note(records),
@@ -172,8 +172,8 @@ def code_note(records: Records) -> list[str]:
         return []
     told = "; ".join(f"{each}: {', '.join(names)}" for each, names in of.items())
     return [
-        "**Not all of it was trained by the same code**, so that a difference may be the code's and not the variant's; "
-        f"delete the variants/NAME.json of what is to be trained anew. By the number of the code: {told}."
+        "**Not all of it was trained by the same code**, so a difference may be due to the code and not the variant; "
+        f"delete the variants/NAME.json of whatever should be trained again. By the number of the code: {told}."
     ]
 
 
@@ -196,9 +196,9 @@ def how_compared(study: Study, records: Records) -> list[str]:
             f"interval: Student's t of the mean over {' or '.join(map(str, counts))} pairs, on these test images"
         )
     if any(one.pairs == 1 for one in own):
-        told.append("no interval of a single pair")
+        told.append("no interval for a single pair")
     if any(one.alike for one in own):
-        told.append("no interval where all pairs differ by equally many test images, too few to see a deviation by")
+        told.append("no interval where all pairs differ by the same number of test images, too few to show a deviation")
     return ["; ".join(told) + "."]
 
 

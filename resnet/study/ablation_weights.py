@@ -59,7 +59,7 @@ def announce(
         leaves = jax.tree.leaves(abstract_variables(make_spec(variant.config, len(data.class_names))))
         folders += seeds
         needed += seeds * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    advice = "leave --keep_weights away or give another --workdir"
+    advice = "omit --keep_weights or give another --workdir"
     require_room(workdir / FOLDER, needed, "the weights of --keep_weights", advice)
     place = printable(str(workdir / FOLDER))
     return f"Weights   {folders:,} folders still to be written, {amount(needed)}, to {place}/NAME/seed_S"
@@ -92,8 +92,8 @@ def write_weights(run: VariantRun, workdir: Path, record: Record) -> bool:
             save_converted(folder, jax.tree.map(lambda leaf, place=place: leaf[place], evaluated), own)
         except InputError as error:
             raise InputError(
-                f"{error}; the record of {record.name} is written and its last checkpoint stays: make room, and the "
-                "same command writes its weights"
+                f"{error}; the record of {record.name} is written and its last checkpoint is kept: make room and run "
+                "the same command to write its weights"
             ) from error
     run.discard()
     return True
@@ -120,8 +120,8 @@ def keep_done(
     if lacking:
         files = ", ".join(f"variants/{name}.json" for name in lacking)
         print(
-            f"Weights   not of {', '.join(lacking)}: done already without --keep_weights, and only training makes "
-            f"weights; delete {files} to train anew"
+            f"Weights   not of {', '.join(lacking)}: already done without --keep_weights, and only training produces "
+            f"weights; delete {files} to train again"
         )
     return written
 

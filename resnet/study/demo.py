@@ -1,8 +1,8 @@
-"""A trained network in the browser: drop a picture, see what the network says of it and where it looked.
+"""A trained network in the browser: drop a picture, see what the network predicts and where it looked.
 
 python -m resnet.study.demo --checkpoint=DIR [--port=0] [--host=127.0.0.1]
 
-Needs gradio (`./run.sh setup demo`). The page and this process ask nothing of the network; Ctrl-C ends it.
+Needs gradio (`./run.sh setup demo`). The page and this process load nothing from the internet; Ctrl-C ends it.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
-    parser.add_argument("--port", type=int, default=0, help="port to serve on (default: one that is free)")
+    parser.add_argument("--port", type=int, default=0, help="port to serve on (default: a free one)")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, for this machine alone)"
+        "--host", default="127.0.0.1", help="address to serve on (default: 127.0.0.1, for this machine only)"
     )
     arguments = parser.parse_args()
     if not 0 <= arguments.port < 65536:
-        raise InputError(f"--port={arguments.port} must lie between 0 and 65535; 0 takes one that is free")
+        raise InputError(f"--port={arguments.port} must lie between 0 and 65535; 0 picks a free one")
     command.check_checkpoint(arguments.checkpoint)
     if importlib.util.find_spec("gradio") is None:
         raise InputError("gradio is not installed; ./run.sh setup demo installs requirements-demo.txt")
@@ -77,8 +77,8 @@ def listen(host: str, port: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "no address"
         raise InputError(
-            f"--host={printable(host)} --port={port}: cannot be served on ({reason}); "
-            "take another port, or 0 for one that is free"
+            f"--host={printable(host)} --port={port}: cannot be served on ({reason}); use another port, or 0 for a "
+            "free one"
         ) from error
     return listener
 

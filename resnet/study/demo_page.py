@@ -109,7 +109,7 @@ def uploads_only(file: gradio.File) -> gradio.File:
 
     async def taken(place: Any) -> str | None:
         if "://" in str(place or ""):
-            raise ValueError("addresses are not fetched; upload the file")
+            raise ValueError("URLs are not fetched; upload the file")
         return await take(place)
 
     vars(file)["async_move_resource_to_block_cache"] = taken
@@ -145,7 +145,7 @@ def page(explainer: Explainer) -> gradio.Blocks:
                 # The file's place on this machine is nobody's business.
                 sentence = str(error).replace(printable(name), printable(Path(name).name))
                 return blank(f'<div class="sentence">{html.escape(sentence)}</div>')
-            title = f"Grad-CAM: what speaks for {found.label}"
+            title = f"Grad-CAM: evidence for {found.label}"
             return [gradio.HTML("", visible=False), found.top, found.seen, gradio.Image(found.heat, label=title)]
 
         def chosen(name: str | None, event: gradio.SelectData) -> list[Any]:

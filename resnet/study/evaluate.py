@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on a split of a dataset, with and without test images that also stand in training.
+"""Evaluate a checkpoint on a split of a dataset, with and without test images that are also in training.
 
 python -m resnet.study.evaluate --checkpoint=DIR --data=DATA_DIR [--split=test] [--json]
 """
@@ -34,7 +34,9 @@ def main() -> int:
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
     parser.add_argument("--data", required=True, help="a folder of images, tfds:NAME, or an .npz file of arrays")
-    parser.add_argument("--data_dir", default="", help="where tfds:NAME lies (default: as in the run, else tfds' own)")
+    parser.add_argument(
+        "--data_dir", default="", help="where tfds:NAME is stored (default: as in the run, else tfds' own)"
+    )
     parser.add_argument(
         "--split", choices=SPLITS, default="test", help="all: every image of the dataset (default: test)"
     )
@@ -43,10 +45,13 @@ def main() -> int:
     )
     parser.add_argument("--batch_size", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument(
-        "--on_error", choices=("fail", "skip"), default="fail", help="what an unreadable image does (default: fail)"
+        "--on_error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what to do with an unreadable image (default: fail)",
     )
     parser.add_argument(
-        "--drop_leaks", action="store_true", help="leave out what also stands in an earlier split, copies included"
+        "--drop_leaks", action="store_true", help="leave out images that are also in an earlier split, copies included"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     arguments = parser.parse_args()
@@ -96,7 +101,7 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f"--drop_leaks does nothing with --split={arguments.split}; it acts on val and test")
     if is_arrays(arguments.data):
         if arguments.image_size:
-            raise InputError(f"--image_size={arguments.image_size}: the file's images are of one size; leave it away")
+            raise InputError(f"--image_size={arguments.image_size}: the file's images are of one size; omit it")
     elif not arguments.data.startswith("tfds:") and not Path(arguments.data).is_dir():
         raise InputError(f"--data={printable(arguments.data)}: no such folder; name a folder of images or tfds:NAME")
     if arguments.data_dir and not arguments.data.startswith("tfds:"):

@@ -91,7 +91,7 @@ def in_these_flags(advice: str) -> str:
         ("--config.data.dir", "--data"),
         ("set --config.data.image_size=", "the checkpoint is of another size, not of "),
         ("config.data.source=", "--data="),
-        (MAKE_NONE, "--split=all makes none"),
+        (MAKE_NONE, "--split=all makes no splits"),
     ):
         advice = advice.replace(theirs, ours)
     return advice
@@ -110,9 +110,9 @@ def require_runs_split(meta: Meta, source: Source, name: str, data: str) -> None
     drawn_train = name == "train" and (source.made or meta.config.get("data.per_class"))
     if name in source.made or drawn_train:
         raise InputError(
-            f"--data={printable(data)}: not the images that the run was given (files came, went or changed), so the "
-            f"{name} split drawn of them is not the run's, and the run may have trained on any image of it; give the "
-            "folder as it was, or, if the run never saw these images, --split=all scores every one"
+            f"--data={printable(data)}: not the images that the run was given (files were added, removed or changed), "
+            f"so the {name} split drawn from them is not the run's, and the run may have trained on any image of it; "
+            "restore the folder, or, if the run never saw these images, use --split=all to score every one"
         )
 
 
@@ -182,7 +182,7 @@ def places_of(meta: Meta, source: Source) -> np.ndarray:
             ", …" if len(meta.class_names) > 10 else ""
         )
         raise InputError(
-            f"class {printable(unknown[0])!r} of the data is none of the checkpoint's {len(meta.class_names)} classes "
-            f"({known}); evaluate on the classes it was trained on"
+            f"class {printable(unknown[0])!r} of the data is not one of the checkpoint's {len(meta.class_names)} "
+            f"classes ({known}); evaluate on the classes it was trained on"
         )
     return np.array([places[name] for name in source.class_names], np.int32)

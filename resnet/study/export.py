@@ -2,8 +2,8 @@
 
     python -m resnet.study.export --checkpoint=DIR --format=stablehlo|savedmodel|onnx --out=DIR
 
-The preprocessing is inside, batch norms are folded into the convolutions. Beside the program stands metadata.json: how
-to resize and crop before, class names, preprocessing contract, network, and the hash of the weights. What was written
+The preprocessing is inside, batch norms are folded into the convolutions. Next to the program is metadata.json: how to
+resize and crop before it, class names, preprocessing contract, network, and the hash of the weights. What was written
 is loaded back in its own runtime and compared before the folder gets its name. docs/export.md shows how to load each.
 """
 
@@ -46,7 +46,7 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
-    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help="what will run it")
+    parser.add_argument("--format", required=True, choices=tuple(FORMATS), help="the runtime that will run it")
     parser.add_argument("--out", required=True, help="folder to write, which must not exist")
     arguments = parser.parse_args()
     out = Path(arguments.out)
@@ -58,13 +58,13 @@ def main() -> int:
     side = about["input"]["shape"][1]
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{arguments.format}: uint8[batch, {side}, {side}, 3] -> float32[batch, {len(about['class_names'])}]")
-    print(f"Before it: {about['crop']['do']}")
+    print(f"Preprocess: {about['crop']['do']}")
     checked = about["checked"]
     if checked:
         print(f"Loaded back by {checked['by']}: probabilities differ from ours by {checked['difference']:.1e} at most")
     else:
         print("Not loaded back: onnxruntime is not installed (./run.sh setup export)")
-    print(f"{size / 1e6:.1f} MB in {printable(str(out))}; {METADATA} says the rest")
+    print(f"{size / 1e6:.1f} MB in {printable(str(out))}; {METADATA} has the details")
     return 0
 
 
@@ -72,7 +72,7 @@ def check(checkpoint: str, form: str, out: Path) -> None:
     """Raise InputError for what can be told from the flags alone."""
     command.check_checkpoint(checkpoint)
     if out.exists() or out.is_symlink():
-        raise InputError(f"--out={printable(str(out))}: exists already; name another folder or remove it")
+        raise InputError(f"--out={printable(str(out))}: already exists; name another folder or remove it")
     writer, _, setup = FORMATS[form]
     if not installed(writer):
         raise InputError(f"--format={form} needs {writer}, which is not installed: ./run.sh setup{setup}")
@@ -97,7 +97,7 @@ def export(model: Model, form: str, out: Path) -> dict[str, Any]:
     size = sum(leaf.nbytes for leaf in leaves(program.variables))
     if size > LARGEST_FILE and form != "savedmodel":
         raise InputError(
-            f"--format={form} holds 2 GB in its one file and the weights take {size / 1e9:.1f}; savedmodel"
+            f"--format={form} holds at most 2 GB in its one file and the weights take {size / 1e9:.1f}; use savedmodel"
         )
     format_module = importlib.import_module(f"resnet.study.export_{form}")
 

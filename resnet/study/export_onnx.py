@@ -28,7 +28,7 @@ def write(program: Program, folder: Path) -> None:
         model = make_model(program)
     except NoRule as error:
         raise InputError(
-            f"--format=onnx: {error}; take stablehlo or savedmodel, or write it (resnet/study/export_onnx_rules.py)"
+            f"--format=onnx: {error}; use stablehlo or savedmodel, or write it (resnet/study/export_onnx_rules.py)"
         ) from error
     onnx.checker.check_model(model, full_check=True)
     (folder / FILE).write_bytes(model.SerializeToString())

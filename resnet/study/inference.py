@@ -162,7 +162,7 @@ def load_model(checkpoint: str | Path) -> Model:
     if meta.progress.get("head") == "none":
         where = printable(str(checkpoint))
         raise InputError(
-            f"{where}: a network without a head (its weights came so), which knows no classes; train one on your "
+            f"{where}: a network without a head (its weights had none), so it knows no classes; train one on your "
             f"images: --config=configs/transfer.py --config.transfer.weights={where}"
         )
     if meta.spec.in_channels != 3:

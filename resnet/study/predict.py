@@ -38,20 +38,20 @@ def main() -> int:
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched, not what is hidden)"
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them (searched, except for hidden files)"
     )
     parser.add_argument("--top", type=int, default=5, help="classes to print for each image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument(
         "--gradcam",
         metavar="DIR|FILE.png",
-        help="what speaks for each image's most probable class: a PNG an image into a folder, or all on one sheet",
+        help="heat maps of each image's most probable class: a PNG per image in a folder, or all on one sheet",
     )
     parser.add_argument(
         "--on_error",
         choices=("fail", "skip"),
         default="fail",
-        help="what an unreadable image does: ends the command, or is told in its place (default: fail)",
+        help="what an unreadable image does: end the command, or be reported in its place (default: fail)",
     )
     arguments = parser.parse_args()
     if arguments.top < 1:
@@ -70,7 +70,7 @@ def main() -> int:
     unread = [result for result in results if "error" in result]
     if len(unread) == len(results):
         name, reason = printable(unread[0]["image"]), printable(unread[0]["error"])
-        raise InputError(f"{name}: {reason}; none of the {len(unread):,} images can be read: mend them or name others")
+        raise InputError(f"{name}: {reason}; none of the {len(unread):,} images can be read: fix them or name others")
     if overlays and not arguments.json:
         count = len(results) - len(unread)
         print(f"Grad-CAM overlays of {count:,} images are in {printable(str(overlays))}")
@@ -214,7 +214,7 @@ def read_group(model: Model, paths: list[Path], skip: bool) -> tuple[list[np.nda
             raise
         except InputError as error:
             if not skip:
-                advice = "mend it or leave it out, or have --on_error=skip go on without it"
+                advice = "fix it or leave it out, or use --on_error=skip to continue without it"
                 raise InputError(f"{error}; {advice}") from error
             reasons.append(str(error).removeprefix(f"{printable(str(path))}: "))
     return images, reasons

@@ -1,7 +1,7 @@
-"""A run's report: one page with its figures, its mistakes and where they come from, which asks nothing of the network.
+"""A run's report: one page with its figures, its mistakes and their provenance, which loads nothing from the internet.
 
 python -m resnet.study.report RUN_DIR [--data=DATA_DIR] [--doctor] [--out=FILE]     -> RUN_DIR/report.html
-python -m resnet.study.report RUN1 RUN2 ... --out=FILE                              runs beside each other
+python -m resnet.study.report RUN1 RUN2 ... --out=FILE                              compares runs
 """
 
 from collections.abc import Callable
@@ -19,13 +19,13 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", metavar="RUN_DIR", help="a run's folder (--workdir of train_main.py)")
     parser.add_argument("--out", metavar="FILE", help=f"the page (default for one run: RUN_DIR/{REPORT_FILE})")
     parser.add_argument("--data", metavar="DATA_DIR", default="", help="where the data are, if they have moved")
-    parser.add_argument("--doctor", action="store_true", help="look the data over however many images they are")
+    parser.add_argument("--doctor", action="store_true", help="check the data however many images there are")
     arguments = parser.parse_args()
     folders = [Path(name) for name in arguments.runs]
     if len(folders) > 1 and not arguments.out:
         raise InputError("several runs need --out=FILE for their page")
     if len(folders) > 1 and (arguments.data or arguments.doctor):
-        raise InputError("--data and --doctor are about one run; leave them out")
+        raise InputError("--data and --doctor apply to one run; omit them")
     path = Path(arguments.out) if arguments.out else None
     place = write(folders, path, data_dir=arguments.data, doctor=arguments.doctor, tell=print)
     print(f"Report: {printable(str(place))}")

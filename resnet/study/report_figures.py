@@ -231,8 +231,8 @@ def speed(run: RunRecord) -> Any | None:
     plot = panel("Training speed", "Epoch", 240)
     plot.y_range.start = 0
     line = curve(plot, source, VAL, name="train")
-    plot.yaxis.axis_label = "Images a second"
-    add_hover(plot, [line], [("epoch", "@x{0.00}"), ("step", "@step"), ("images a second", "@y{0,0.0}")])
+    plot.yaxis.axis_label = "Images per second"
+    add_hover(plot, [line], [("epoch", "@x{0.00}"), ("step", "@step"), ("images per second", "@y{0,0.0}")])
     return plot
 
 

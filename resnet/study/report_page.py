@@ -105,8 +105,8 @@ def no_test(run: RunRecord, finished: bool) -> str:
     if images and not images.get("test"):
         return "The run has no test split."
     if finished:
-        return "The test split has not been looked at; the same training command on this folder does it."
-    return "The test split is looked at when the run is finished."
+        return "The test split has not been evaluated; the same training command on this folder evaluates it."
+    return "The test split is evaluated when the run is finished."
 
 
 def class_section(run: RunRecord) -> dict[str, Any] | None:
@@ -146,7 +146,7 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
         section["pairs"] = pairs(confusion, names)
     if run.predictions is None:
         notes.append(
-            "No pictures: this run is older than predictions.npz. The same training command on this folder writes it."
+            "No pictures: this run has no predictions.npz. The same training command on this folder writes it."
         )
         return section
     predictions, chosen = run.predictions, mistakes(run.predictions)
@@ -159,7 +159,7 @@ def picture_section(run: RunRecord, data_dir: str) -> dict[str, Any]:
     count = len(predictions.labels)
     if len(section["thumbnails"]) < count:
         notes.append(
-            f"{len(section['thumbnails']):,} of {count:,} images are shown, at most {A_CELL} a cell, mistakes first."
+            f"{len(section['thumbnails']):,} of {count:,} images are shown, at most {A_CELL} per cell, mistakes first."
         )
     heated = attempt(notes, lambda: with_heat(chosen, split, predictions, run.folder))
     section["mistakes"] = describe_mistakes(run, heated or chosen, names)

@@ -59,7 +59,7 @@ def open_test_images(run: RunRecord, data_dir: str) -> Split:
         data.source = "folder"
     there = Path(folder).is_file() if data.source == ARRAYS else Path(folder).is_dir()
     if not data.source.startswith("tfds:") and not there:
-        raise InputError(f"the data are not at {printable(folder)}; --data=DATA_DIR says where they are")
+        raise InputError(f"the data are not at {printable(folder)}; say where they are with --data=DATA_DIR")
     source = open_data(config)
     if not source.is_of(run.provenance.get("dataset", {}).get("fingerprint", "")):
         raise InputError(f"the data at {printable(folder)} are not those of the run (other files, labels or splits)")

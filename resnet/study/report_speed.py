@@ -33,7 +33,7 @@ PEAKS = {
     "TPU v4": 2.75e14,
     "TPU v3": 6.15e13,
 }
-ONE_LINE = "No images a second: the run has one training line only, which includes compilation."
+ONE_LINE = "No images per second: the run has only one training line, which includes compilation."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def learns_in_part(run: RunRecord) -> str:
         what = "parts of the network were frozen (transfer.unfreeze)"
     else:
         return ""
-    return f"No training FLOPs, utilisation or activations: {what}; counts are of networks that learn as a whole."
+    return f"No training FLOPs, utilisation or activations: {what}; counts are for networks that learn as a whole."
 
 
 def computes_again(run: RunRecord) -> str:
@@ -116,9 +116,7 @@ def computes_again(run: RunRecord) -> str:
     remat = run.config["run.remat"]
     if remat == "none":
         return ""
-    return (
-        f"No activations: with run.remat={printable(str(remat))} a step computes them again in place of keeping them."
-    )
+    return f"No activations: with run.remat={printable(str(remat))} a step computes them again instead of keeping them."
 
 
 def peak_flops(run: RunRecord) -> float | None:

@@ -66,10 +66,10 @@ def result_rows(line: Line) -> list[tuple[str, Line]]:
     """(what was counted, figures) of a test line: all images and, where some leak, those that do not."""
     rows = [("all test images", line)]
     if line.get("clean"):
-        rows.append((f"without the {line['leaked']:,} that also stand in another split", line["clean"]))
+        rows.append((f"without the {line['leaked']:,} that are also in another split", line["clean"]))
     if line.get("cleanest"):
         these = "these and " if line.get("clean") else ""
-        rows.append((f"without {these}the {line['near_leaked']:,} of which a copy stands there", line["cleanest"]))
+        rows.append((f"without {these}the {line['near_leaked']:,} that have a copy there", line["cleanest"]))
     return rows
 
 
@@ -77,15 +77,15 @@ def leak_sentence(line: Line) -> str:
     """What the test line says of images that stand in another split too."""
     leaked, count = int(line.get("leaked") or 0), int(line["count"])
     if leaked == count:
-        return "Every test image also stands, byte for byte, in another split: the figure measures memory, not vision."
+        return "Every test image is also in another split, byte for byte: the figure measures memory, not vision."
     told = "No test image is byte for byte in another split."
     if leaked:
         share = f"{leaked / count:.1%}"
-        told = f"{leaked:,} of {count:,} test images also stand, byte for byte, in another split ({share})."
+        told = f"{leaked:,} of {count:,} test images are also in another split, byte for byte ({share})."
     if near := int(line.get("near_leaked") or 0):
-        told += f" Of {near:,} more a copy stands there, encoded anew, scaled or the like."
+        told += f" {near:,} more have a copy there, re-encoded, scaled or the like."
     dropped = sum(line.get("dropped", {}).values())
-    return told + (f" {dropped:,} that leak were left out before (config.data.drop_leaks)." if dropped else "")
+    return told + (f" {dropped:,} that leak were left out beforehand (config.data.drop_leaks)." if dropped else "")
 
 
 def not_finite(run: RunRecord) -> str:
@@ -111,7 +111,7 @@ def configuration(run: RunRecord) -> tuple[list[tuple[str, str, str]], list[tupl
 def shown(value: Any) -> str:
     """A configuration's value as text: null is what the named network has."""
     if value is None:
-        return "as the network has it"
+        return "as the network defines it"
     if isinstance(value, float):
         return f"{value:.10g}"
     if isinstance(value, list | tuple):
@@ -144,12 +144,12 @@ def doctor_findings(run: RunRecord, data_dir: str, forced: bool) -> Any:
     source = run.config.get("data.source")
     folder = data_dir or run.config.get("data.dir") or (DEMO_DIR if source == "demo" else "")
     if source not in ("folder", "demo"):
-        raise InputError("the doctor looks at folders of images; these data are none")
+        raise InputError("the doctor checks folders of images, and these data are not one")
     if not Path(folder).is_dir():
-        raise InputError(f"the data are not at {printable(str(folder))}; --data=DATA_DIR says where they are")
+        raise InputError(f"the data are not at {printable(str(folder))}; say where they are with --data=DATA_DIR")
     images = sum(run.provenance.get("dataset", {}).get("images", {}).values())
     if images > LOOKED_OVER_UNASKED and not forced:
-        raise InputError(f"{images:,} images take a while: --doctor looks them over")
+        raise InputError(f"{images:,} images take a while: --doctor checks them")
     return look_over(folder, progress=False)
 
 

@@ -94,7 +94,7 @@ def read_run(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"{name}: no such folder; name a run's folder (--workdir of train_main.py)")
     if not (folder / CONFIG).is_file():
-        raise InputError(f"{name} is no run: it has no {CONFIG}; name a run's folder (--workdir of train_main.py)")
+        raise InputError(f"{name} is not a run: it has no {CONFIG}; name a run's folder (--workdir of train_main.py)")
     # Keys that are new since the run have their defaults.
     config = {key: plain(value) for key, value in flatten(default_config()).items()} | read_json(folder / CONFIG, dict)
     class_names = read_json(folder / CLASSES, list)

@@ -43,7 +43,7 @@ def check_transfer(transfer: Transfer, *, begun: bool) -> None:
     if not hosts.several():
         return
     if transfer.mode == "probe":
-        raise InputError("config.transfer.mode='probe' runs in one process; the features are on its disk")
+        raise InputError("config.transfer.mode='probe' runs in one process only, because the features are on its disk")
     if transfer.norms == "recalibrate" and not begun:
         raise InputError(ALONE)
 
@@ -75,19 +75,19 @@ def difference(first: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """In what process 0's facts and this one's differ, in words; '' where they do not."""
     where = f"process {jax.process_index()} has"
     if changed := differences(first["config"], here["config"], OWN):
-        return f"{where} another configuration than process 0 (there -> here: {differences_line(changed)})"
+        return f"{where} a different configuration from process 0 (there -> here: {differences_line(changed)})"
     if first["jax"] != here["jax"]:
-        return f"{where} another version of JAX than process 0 (there -> here: {first['jax']} -> {here['jax']})"
+        return f"{where} a different version of JAX from process 0 (there -> here: {first['jax']} -> {here['jax']})"
     if files := code_digests.changed(first["code"], here["code"]):
         more = f" and {len(files) - code_digests.MOST_NAMED} more" if len(files) > code_digests.MOST_NAMED else ""
-        return f"{where} other code than process 0: {printable(', '.join(files[: code_digests.MOST_NAMED]))}{more}"
+        return f"{where} different code from process 0: {printable(', '.join(files[: code_digests.MOST_NAMED]))}{more}"
     place = printable(str(here["config"]["data.dir"]))
     if first["data"] != here["data"]:
         counts = "" if first["images"] == here["images"] else f" (there -> here: {first['images']} -> {here['images']})"
-        return f"{where} other images, labels or splits in config.data.dir={place} than process 0{counts}"
+        return f"{where} images, labels or splits in config.data.dir={place} that differ from process 0's{counts}"
     if first["weights"] != here["weights"]:
         weights = printable(str(here["config"]["transfer.weights"]))
-        return f"{where} other weights in config.transfer.weights={weights} than process 0"
+        return f"{where} weights in config.transfer.weights={weights} that differ from process 0's"
     return ""
 
 
@@ -108,7 +108,7 @@ def check_shared(workdir: Path) -> None:
     if look_until(lambda: seen(lock), lambda text: text == token) != token:
         raise InputError(
             f"{printable(str(workdir))}: process {jax.process_index()} does not see what process 0 writes there; "
-            "give all a --workdir on a file system that they share"
+            "put --workdir on a file system that all processes share"
         )
 
 
@@ -127,7 +127,7 @@ def newest_step(checkpoints: Checkpoints) -> int | None:
     if here != step:
         raise InputError(
             f"process {jax.process_index()} does not see the newest checkpoint that process 0 does (there -> here: "
-            f"step {step} -> {here}); see to the file system of --workdir and start all again"
+            f"step {step} -> {here}); check the file system of --workdir and start all processes again"
         )
     return step
 

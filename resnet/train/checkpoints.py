@@ -164,12 +164,12 @@ class Checkpoints:
             if told := structure.difference(self._root / str(step), stored):
                 # Those before it are alike: moved away one by one, all would be lost.
                 raise InputError(
-                    f"{self.place(step)}: the checkpoint is of another network or optimizer than this code makes "
-                    f"({told}); go on with the code that wrote it, or give --workdir a new folder"
+                    f"{self.place(step)}: the checkpoint is of another network or optimizer than this code builds ("
+                    f"{told}); resume with the code that wrote it, or give --workdir a new folder"
                 ) from error
             raise InputError(
-                f"{self.place(step)}: the checkpoint cannot be read ({reason(error)}); move this folder away to "
-                "go on from the checkpoint before it"
+                f"{self.place(step)}: the checkpoint cannot be read ({reason(error)}); move this folder away to resume "
+                "from the checkpoint before it"
             ) from error
         return unite(restored["variables"], restored["training"]), meta
 
@@ -208,8 +208,8 @@ class Checkpoints:
                 free = shutil.disk_usage(self._root).free
                 why += f": a checkpoint takes {amount(self._bytes)}, the disk has {amount(free)} free"
             raise InputError(
-                f"{printable(str(self._root))}: a checkpoint could not be written ({why}); mend "
-                "that, and the same command goes on from the last whole one"
+                f"{printable(str(self._root))}: a checkpoint could not be written ({why}); fix that and run the same "
+                "command to resume from the last complete one"
             ) from error
 
 
@@ -247,7 +247,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     jax.local_devices()  # Here, where the lack of one is not taken for a fault of the checkpoint.
     folder = find_step(Path(checkpoint).absolute())
     if why := integrity.fault(folder):
-        raise InputError(f"{printable(str(folder))}: the checkpoint cannot be read ({why}); take another step's folder")
+        raise InputError(f"{printable(str(folder))}: the checkpoint cannot be read ({why}); use another step's folder")
     stored_meta.check_files(folder)
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     try:
@@ -261,7 +261,7 @@ def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
         if out_of_memory(error):
             raise
         raise InputError(
-            f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); take another step's folder"
+            f"{printable(str(folder))}: the checkpoint cannot be read ({reason(error)}); use another step's folder"
         ) from error
     return variables, meta
 
@@ -283,7 +283,7 @@ def save_converted(folder: Path, variables: Variables, meta: Meta) -> None:
     """
     folder = folder.absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{printable(str(folder))}: exists already; name another folder or remove it")
+        raise InputError(f"{printable(str(folder))}: already exists; name another folder or remove it")
     temporary = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

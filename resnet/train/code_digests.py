@@ -83,8 +83,8 @@ def gone_on_with(provenance: dict[str, Any], done: int) -> tuple[dict[str, Any],
         entries.append({"after_step": done, "revision": revision(), "files": files, "moved": moved, **now})
         named = [*files[:MOST_NAMED], *([f"{len(files) - MOST_NAMED} more"] if len(files) > MOST_NAMED else []), *moved]
         lines = [
-            f"Note      the code is not that of step {done:,}, the last one done: {printable(', '.join(named))}. "
-            "What is done stays as it is; where that matters, give --workdir a new folder"
+            f"Note      the code has changed since step {done:,}, the last one done: {printable(', '.join(named))}. "
+            "Finished steps stay as they are; if that matters, give --workdir a new folder"
         ]
     return noted | ({"new_code": entries} if entries else {}), lines
 

@@ -105,7 +105,7 @@ def validate(config: ConfigDict) -> None:
     check_folds(given["data.folds"], given["data.fold"])
     if given["data.flip"] == "alternating" and given["transfer.mode"] == "probe":
         raise InputError(
-            "config.data.flip='alternating' goes by epochs, and a probe's views have none; take horizontal"
+            "config.data.flip='alternating' depends on the epoch, and a probe's views have none; use horizontal"
         )
     read_transfer(config)
     read_span(given["run.profile"])
@@ -133,7 +133,7 @@ def check_writers(names: tuple[str, ...]) -> None:
     for name in names:
         if name not in known or list(names).count(name) > 1:
             raise InputError(
-                f"config.run.writers={tuple(names)!r}: choose of {', '.join(known)}, each once, and write "
+                f"config.run.writers={tuple(names)!r}: choose from {', '.join(known)}, each once, and write "
                 '"--config.run.writers=(…)", such as '
                 f"{known!r}"
             )
@@ -159,19 +159,17 @@ def make_spec(config: ConfigDict, num_classes: int) -> ResNetSpec:
     if units is not None and changes.setdefault("head_hidden", units) != units:
         raise InputError(
             f"config.transfer.head={config.transfer.head!r}, but config.model.head_hidden={changes['head_hidden']}; "
-            "leave one of them away"
+            "omit one of them"
         )
     wanted = changes.setdefault("num_classes", num_classes)
     if wanted != num_classes:
         raise InputError(
             f"config.model.num_classes={wanted}, but the data has {num_classes} classes; "
-            "leave the key away to follow the data"
+            "omit the key to follow the data"
         )
     spec = dataclasses.replace(variant(config.model.name).spec, **changes)
     if spec.in_channels != 3:
-        raise InputError(
-            f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; leave the key away"
-        )
+        raise InputError(f"config.model.in_channels={spec.in_channels}, but the feed gives RGB images; omit the key")
     for side in (config.data.image_size, config.data.eval_image_size):
         if side:
             spec.check_image_size(side)

@@ -71,7 +71,7 @@ def check_same(workdir: Path, provenance: dict[str, Any], source: Source, pretra
     if pretrained and digest not in (None, pretrained.digest):
         raise InputError(
             f"{printable(str(workdir))}: config.transfer.weights={printable(pretrained.source)} holds other weights "
-            "than this run began with; name those, or give --workdir a new folder"
+            "than this run began with; name the original ones, or give --workdir a new folder"
         )
 
 
@@ -89,7 +89,7 @@ def check_done(config: ConfigDict, workdir: Path, done: int, plan: Plan) -> None
         key = "steps" if config.run.steps else "epochs"
         raise InputError(
             f"{printable(str(workdir))} has done {done} steps, more than the {plan.total_steps} of "
-            f"config.run.{key}={config.run[key]:g}: a run cannot end before where it is"
+            f"config.run.{key}={config.run[key]:g}: a run cannot end before the step it has reached"
         )
 
 
@@ -99,11 +99,12 @@ def described(config: ConfigDict, before: dict[str, Any], done: int, plan: Plan)
     was = steps or steps_of(epochs, plan.order.num_examples, plan.batch_size)
     if was == plan.total_steps:
         return []
-    line = f"Note      the run was of {was:,} steps and is of {plan.total_steps:,} now"
+    line = f"Note      the run's length changes from {was:,} steps to {plan.total_steps:,}"
     if config.optim.schedule not in ENDS or done == 0:
-        return [f"{line}, each as in one begun so"]
+        return [f"{line}, each the same as in a run begun with that length"]
     last = make_schedule(schedule_settings(config), plan.steps_per_epoch, was)(done - 1)
     return [
-        f"{line}; what is done stays as it was done: the learning rate of step {done} was {float(last):.3g}, that of "
-        f"step {done + 1} is {float(plan.schedule(done)):.3g}. It will not be as a run begun so"
+        f"{line}; finished steps stay as they are: the learning rate of step {done} was {float(last):.3g}, that of "
+        f"step {done + 1} is {float(plan.schedule(done)):.3g}. The result differs from that of a run begun with that "
+        "length"
     ]

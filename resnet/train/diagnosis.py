@@ -156,9 +156,9 @@ def check_debug(plan: Plan, workdir: Path, *, begun: bool) -> None:
     """Raise InputError where config.run.debug has nothing to show or cannot show it."""
     name = printable(str(workdir))
     if not begun:
-        raise InputError(f"config.run.debug=True replays a run, and {name} holds none; leave the key away")
+        raise InputError(f"config.run.debug=True replays a run, and there is none in {name}; omit the key")
     if plan.transfer.mode == "probe" or hosts.several():
-        raise InputError("config.run.debug=True replays a run of one process, and no probe; leave the key away")
+        raise InputError("config.run.debug=True replays a run of one process, not a probe; omit the key")
 
 
 def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
@@ -182,7 +182,7 @@ def diverged(run: Stepping, last: int, state: TrainState) -> Diverged:
     cause, file = first_bad(readings), run.workdir / FILE
     figures = without_nan([dataclasses.asdict(reading) for reading in readings])
     write_json(file, {"first_step": first, "last_step": last, "examples": fed, "readings": figures})
-    where = f"in {cause.words()}" if cause else "gone when the step was done again"
+    where = f"in {cause.words()}" if cause else "gone when the step was repeated"
     more = f" and {len(fed) - 1} more" if len(fed) > 1 else ""
     return Diverged(
         f"steps {first} to {last} had a loss, gradient or statistic that is not finite and were skipped; in step "
@@ -218,7 +218,7 @@ def replay(run: Run, fresh: TrainState) -> int:
     if found is None:
         last = last_step(run, start)
         every = f"Every step from {start + 1} to {last} has a finite loss, gradient and statistics."
-        print(every if start < last else f"The run ended at step {last}, which its last checkpoint is of.")
+        print(every if start < last else f"The run ended at step {last}, the step of its last checkpoint.")
         return 0
     # A non-finite step changes no parameter: this state's are those it began with.
     print(table(found, *done_again(run, found, state), run.workdir))
@@ -258,7 +258,7 @@ def table(step: int, readings: list[Reading], fed: list[str], workdir: Path) -> 
     cause = first_bad(readings)
     lines = [f"Step {step} of {printable(str(workdir))}, on:", *(f"  {printable(name)}" for name in fed), ""]
     width = max(len(reading.name) for reading in readings)
-    lines.append(f"{'':12}{'':{width}} {'not finite':>12} {'of':>12} {'least':>12} {'greatest':>12} {'mean':>12}")
+    lines.append(f"{'':12}{'':{width}} {'not finite':>12} {'of':>12} {'min':>12} {'max':>12} {'mean':>12}")
     for reading in readings:
         mark = "  <- first" if reading is cause else ""
         figures = " ".join(f"{value:12.4g}" for value in (reading.low, reading.high, reading.mean))

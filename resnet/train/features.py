@@ -129,7 +129,7 @@ def features(
     except OSError as error:
         raise InputError(
             f"{printable(str(target.parent))}: features cannot be kept there ({error.strerror}); make room, or set "
-            "XDG_CACHE_HOME to another folder; what is done is kept"
+            "XDG_CACHE_HOME to another folder; what is done so far is kept"
         ) from error
 
 

@@ -51,7 +51,7 @@ def choose_feed(
     if asked == "stream" or (asked == "auto" and (processes > 1 or epochs <= 1 or slow)):
         return None
     if processes > 1:
-        raise InputError("config.data.feed='resident' keeps all images with one process; take stream for several")
+        raise InputError("config.data.feed='resident' works with one process only; use stream for several")
     most_bytes = MOST_BYTES if asked == "resident" else AUTO_BYTES
     layout = lay_out(split.sizes, crop.image_size, most_bytes) if crop.kind == "random_resized" else None
     if crop.kind == "random_resized":
@@ -64,7 +64,7 @@ def choose_feed(
         return None
     raise InputError(
         f"config.data.feed='resident': {len(split):,} images for {crop.image_size} px take more than "
-        f"{MOST_BYTES / 1e9:.1f} GB decoded; take stream"
+        f"{MOST_BYTES / 1e9:.1f} GB decoded; use stream"
     )
 
 
@@ -86,8 +86,8 @@ def require_decoder(source: Source, resident: Resident | None, train_crop: Crop,
         return
     if train.pixels is not None:
         raise MissingPackage(
-            "TensorFlow, which resizes images on the host, is not installed; take --config.data.crop=pad or none, or "
-            "--config.data.feed=resident, and leave config.data.eval_image_size and resize_shorter alone"
+            "TensorFlow, which resizes images on the host, is not installed; use --config.data.crop=pad or none, or "
+            "--config.data.feed=resident, and keep the defaults of config.data.eval_image_size and resize_shorter"
         )
     raise missing_tensorflow("it is not installed")
 

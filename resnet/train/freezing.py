@@ -91,7 +91,7 @@ def make_stages(
     if norms and transfer.norms == "train" and norms <= stages[-1].network.frozen:
         raise InputError(
             f"config.transfer.bn='train', but config.transfer.unfreeze={transfer.unfreeze_text} leaves every norm of "
-            "the backbone frozen, and statistics must not move under it; take bn=frozen or recalibrate"
+            "the backbone frozen, and its statistics must not change; use bn=frozen or recalibrate"
         )
     return tuple(stages)
 
@@ -124,11 +124,12 @@ def joining(transfer: Transfer, params: Sequence[str], steps_per_epoch: float) -
         start = math.ceil(epoch * steps_per_epoch - 1e-9)
         # 'fc@0' says what is so, and alone it is how the rest is kept frozen.
         if matched <= learning and not (start == 0 and matched <= head):
-            text, mend = f"{pattern.pattern}@{epoch:g}", "by earlier lines; leave it away"
+            text, mend = f"{pattern.pattern}@{epoch:g}", "because of earlier lines; omit it"
             if matched <= head:
-                mend = f"the head always does, from the first step; write {printable(pattern.pattern + '@0')!r}"
+                mend = f"the head always is, from the first step; write {printable(pattern.pattern + '@0')!r}"
             raise InputError(
-                f"config.transfer.unfreeze: {printable(text)!r} adds nothing: what it matches learns already, {mend}"
+                f"config.transfer.unfreeze: {printable(text)!r} adds nothing: what it matches is already learning, "
+                f"{mend}"
             )
         groups.setdefault(start, set()).update(matched - learning)
         learning |= matched
@@ -163,15 +164,15 @@ def multipliers(transfer: Transfer, params: Sequence[str], ever: Names) -> Mappi
 def idle_multiplier(transfer: Transfer, text: str, *, shadowed: bool) -> InputError:
     """For a multiplier by which nothing learns. shadowed: of what it matches, some learns by an earlier one."""
     if shadowed:
-        why = "an earlier pattern matches first whatever it could act on; put it before that one, or leave it away"
+        why = "an earlier pattern already matches everything it could act on; put it before that one, or omit it"
     elif transfer.mode == "probe":
-        why = "a probe trains the head alone, and it matches nothing of that; leave it away"
+        why = "a probe trains only the head, and it matches nothing in it; omit it"
     else:
         why = (
-            f"config.transfer.unfreeze={transfer.unfreeze_text} lets nothing of what it matches learn; leave it away, "
+            f"config.transfer.unfreeze={transfer.unfreeze_text} keeps everything it matches frozen; omit it, "
             "or unfreeze that"
         )
-    return InputError(f"config.transfer.lr_multipliers: {printable(text)!r} acts on nothing: {why}")
+    return InputError(f"config.transfer.lr_multipliers: {printable(text)!r} has no effect: {why}")
 
 
 def no_match(key: str, pattern: re.Pattern[str]) -> InputError:

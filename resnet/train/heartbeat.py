@@ -113,7 +113,9 @@ class Heartbeat:
         reason = "JAX' runtime ended this process, as it says above"
         if self.rank != 0 and not reachable():
             where = self.trouble or place()
-            reason = f"process 0, which all others talk to, is gone (killed, or its machine; this one is at {where})"
+            reason = (
+                f"process 0, which all others talk to, is gone (killed, or its machine down; this one is at {where})"
+            )
         end(Verdict(self.rank, f"{reason}; {ADVICE}", LOST_PEER))
 
 

@@ -50,7 +50,7 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
     jax.config.update("jax_enable_preemption_service", False)
     where = f"--coordinator={printable(coordinator)}" if coordinator else launcher(environment)
     # JAX' answer to a peer that does not come.
-    heed_no_more = catch_abort(lambda: give_up(unmet(where, f"one did not come within {MEET_SECONDS} s")))
+    heed_no_more = catch_abort(lambda: give_up(unmet(where, f"one did not connect within {MEET_SECONDS} s")))
     try:
         jax.distributed.initialize(
             **arguments, initialization_timeout=MEET_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
@@ -70,8 +70,8 @@ def join(coordinator: str, num_processes: int, process_id: int, environment: Map
 
 def unmet(where: str, why: str) -> str:
     return (
-        f"{where}: the processes did not find each other ({why}); see that all were started, with the same "
-        "--coordinator and --num_processes and each its own --process_id"
+        f"{where}: the processes did not find each other ({why}); check that all were started, with the same "
+        "--coordinator and --num_processes and each with its own --process_id"
     )
 
 
@@ -104,7 +104,7 @@ def check_devices(devices: Sequence[jax.Device]) -> None:
     counts = Counter(device.process_index for device in devices)
     if len(set(counts.values())) > 1:
         told = ", ".join(f"process {rank} has {count}" for rank, count in sorted(counts.items()))
-        raise InputError(f"the processes have different numbers of devices ({told[:300]}); give each as many")
+        raise InputError(f"the processes have different numbers of devices ({told[:300]}); give each the same number")
 
 
 def peers_of(
@@ -130,7 +130,7 @@ def found_by(name: str, environment: Mapping[str, str]) -> dict[str, Any] | None
     if name == "Open MPI" and "OMPI_MCA_orte_hnp_uri" not in environment:
         # Up to version 4 it is set; 5 has no such variable.
         raise InputError(
-            "Open MPI 5 does not tell where process 0 runs: give --coordinator=HOST:PORT of it; the number of "
+            "Open MPI 5 does not say where process 0 runs: give its --coordinator=HOST:PORT; the number of "
             "processes and the rank are known"
         )
     if name == "Kubernetes" and importlib.util.find_spec("kubernetes") is None:

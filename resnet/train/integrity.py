@@ -23,7 +23,7 @@ TIMES = "_CHECKPOINT_METADATA"
 COMMITTED = "commit_success.txt"
 ITEMS = ("variables", "meta")
 DAMAGED, REPLACED = "damaged-", "replaced-"
-ABSENT = "it is not there"
+ABSENT = "it does not exist"
 # Ten million class names take less.
 MOST_JSON = 1 << 29
 
@@ -75,7 +75,7 @@ def fault(folder: Path, *, deep: bool = True) -> str | None:
     """
     try:
         if not folder.is_dir():
-            return "it is no folder" if folder.exists() else ABSENT
+            return "it is not a folder" if folder.exists() else ABSENT
         if not json_or_absent(folder / TIMES):
             return f"{TIMES} is damaged"
         if not (folder / MANIFEST).exists():
@@ -101,13 +101,13 @@ def difference(folder: Path, wanted: dict[str, tuple[int, str]], *, deep: bool) 
             return f"{printable(name)} is missing"
         about = (folder / name).lstat()
         if not stat.S_ISREG(about.st_mode):
-            return f"{printable(name)} is no file"
+            return f"{printable(name)} is not a file"
         if about.st_size != size:
             return f"{printable(name)} has {about.st_size:,} of {size:,} bytes"
         if deep:
             with (folder / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
-                    return f"{printable(name)} holds other bytes than were written"
+                    return f"{printable(name)} is not what was written"
     return None
 
 
@@ -161,8 +161,8 @@ def tidy(root: Path) -> list[str]:
         if not why:
             break
         aside = set_aside(folder)
-        then = "the run begins anew" if step == steps[-1] else "the one before it is used"
-        lines.append(f"{printable(str(folder))} is damaged ({why}) and lies in {aside.name} now; {then}")
+        then = "the run starts again" if step == steps[-1] else "the one before it is used"
+        lines.append(f"{printable(str(folder))} is damaged ({why}) and was moved to {aside.name}; {then}")
     return lines
 
 

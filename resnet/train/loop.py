@@ -121,7 +121,7 @@ class Run(Stepping):
             try:
                 state = self.prepare(step, state)
             except Interrupted:
-                hosts.say(f"Stopped before step {step + 1}. The same command goes on from there.")
+                hosts.say(f"Stopped before step {step + 1}. Run the same command to resume.")
                 return self.interruption.exit_code
             settings = {**flatten(self.config), "run.writers": tuple(self.config.run.writers)}
             evaluated = self.progress.evaluated_step == step
@@ -139,7 +139,7 @@ class Run(Stepping):
                 if self.stopping:
                     done = f"step {step} of {self.plan.total_steps}"
                     when = f" {self.interruption.seconds:.1f} s after the signal" if self.interruption.requested else ""
-                    hosts.say(f"Stopped at {done}, saved{when}. The same command goes on from there.")
+                    hosts.say(f"Stopped at {done}, saved{when}. Run the same command to resume.")
                     return self.interruption.exit_code
                 self.writer.finish()
             if hosts.primary():
@@ -169,11 +169,11 @@ class Run(Stepping):
         if newest > self.plan.total_steps:
             # Rounding gave runs begun up to 2026-11-27 a step more than this plan may have: such a one is done.
             self.plan = dataclasses.replace(self.plan, total_steps=newest)
-        hosts.say(f"Going on from step {newest} of {self.plan.total_steps}.")
+        hosts.say(f"Resuming from step {newest} of {self.plan.total_steps}.")
         if newest < self.plan.total_steps and self.stopped_early():
             hosts.say(
                 f"It had stopped early, after {self.progress.since_best} evaluations without a new best: "
-                "--new_length --config.run.early_stopping=0 lets it go on."
+                "--new_length --config.run.early_stopping=0 lets it continue."
             )
         return newest, state
 

@@ -79,7 +79,7 @@ class Meta:
         if own:
             named = ", ".join(printable(name[:80]) for name in own[:3])
             raise OtherCode(
-                f"its network has {named}, which this code's ResNetSpec has not; use the code that wrote it"
+                f"its network has {named}, which this code's ResNetSpec does not have; use the code that wrote it"
             )
         try:
             spec = ResNetSpec(**fields["spec"] | {"stage_sizes": tuple(fields["spec"]["stage_sizes"])})

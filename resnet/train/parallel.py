@@ -31,7 +31,7 @@ def mesh_shape(text: str, devices: int) -> dict[str, int]:
         match = AXIS.fullmatch(part.strip())
         if not match or match[1] in seen:
             raise InputError(
-                f"config.run.mesh={printable(text)!r} must be such as data=-1, fsdp=-1 or data=4,fsdp=2, each axis once"
+                f"config.run.mesh={printable(text)!r} must look like data=-1, fsdp=-1 or data=4,fsdp=2, each axis once"
             )
         seen.add(match[1])
         shape[match[1]] = int(match[2])
@@ -89,7 +89,7 @@ def check_batch_size(key: str, batch_size: int, mesh: Mesh, accumulation: int = 
     if batch_size % (mesh.size * accumulation):
         parts = f" in {accumulation} parts" if accumulation > 1 else ""
         raise InputError(
-            f"{key}={batch_size} does not divide over {mesh.size} devices{parts}; take a multiple of "
+            f"{key}={batch_size} cannot be divided over {mesh.size} devices{parts}; use a multiple of "
             f"{mesh.size * accumulation}"
         )
 

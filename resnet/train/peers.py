@@ -95,7 +95,7 @@ class Watchdog:
             self._rounds += 1
             if self._rounds * self._round > self._patience:
                 leave(
-                    f"nothing was finished for {self._patience:g} s ({self._where}; this process is at {place()}): it "
-                    f"or a peer hangs, or the network is gone; {ADVICE}",
+                    f"nothing was completed for {self._patience:g} s ({self._where}; this process is at {place()}): "
+                    f"this process or a peer hangs, or the network is down; {ADVICE}",
                     LOST_PEER,
                 )

@@ -128,8 +128,8 @@ def _batch_size(config: ConfigDict, images: int) -> int:
     batch_size: int = config.data.batch_size
     if batch_size > images:
         raise InputError(
-            f"config.data.batch_size={batch_size} is larger than the training set of {images} images; "
-            f"take at most {images}"
+            f"config.data.batch_size={batch_size} is larger than the training set of {images} images; use at most "
+            f"{images}"
         )
     return batch_size
 
@@ -140,8 +140,8 @@ def _check_stages(
     """Raise InputError for a stage behind the run's end, and for a key that no stage reads."""
     if stages[-1].start >= total_steps:
         raise InputError(
-            f"config.transfer.unfreeze: {transfer.unfreeze_text} goes beyond the run's "
-            f"{total_steps / steps_per_epoch:g} epochs; nothing would come of its last part"
+            f"config.transfer.unfreeze: {transfer.unfreeze_text} extends past the run's "
+            f"{total_steps / steps_per_epoch:g} epochs; its last part would have no effect"
         )
     check_blocks(config, stages[-1].learning)
 

@@ -95,10 +95,10 @@ def read_predictions(workdir: Path) -> KeptPredictions | None:
 def check_stored(path: Path) -> None:
     """Raise ValueError for a file that would swell, or whose reading would wait: what is written here does neither."""
     if not path.is_file():
-        raise ValueError("it is no ordinary file")
+        raise ValueError("it is not a regular file")
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError("it is compressed")
     if sum(member.file_size for member in members) > path.stat().st_size:
-        raise ValueError("it claims more than it has")
+        raise ValueError("it claims more data than it has")

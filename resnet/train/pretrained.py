@@ -123,10 +123,10 @@ def check_spec(source: str, found: ResNetSpec, wanted: ResNetSpec, free: tuple[s
         return
     differences = ", ".join(f"{name} {getattr(found, name)!r} against {getattr(wanted, name)!r}" for name in off)
     mine, theirs = name_of(wanted) or describe(wanted), name_of(found) or describe(found)
-    advice = f"set --config.model.name={theirs}" if name_of(found) else "set config.model as the weights have it"
+    advice = f"set --config.model.name={theirs}" if name_of(found) else "set config.model to match the weights"
     raise InputError(
         f"config.transfer.weights={printable(source)} holds {theirs}, config.model describes {mine}: {differences}; "
-        f"{advice}, or take other weights"
+        f"{advice}, or use other weights"
     )
 
 
@@ -139,7 +139,7 @@ def check_contract(config: ConfigDict, source: str, contract: Contract) -> None:
     if any(getattr(asked, field) != getattr(contract, field) for field in NUMBERS):
         raise InputError(
             f"config.data.contract={printable(name)!r}, but the weights {printable(source)} were trained through the "
-            f"contract {contract.name!r}; leave the key away to follow the weights"
+            f"contract {contract.name!r}; omit the key to follow the weights"
         )
 
 

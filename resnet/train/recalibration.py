@@ -25,7 +25,7 @@ from resnet.train.state import TrainState, Variables
 
 # Each batch is normalised by its own statistics on the way to the next norm, so it must not be small.
 BATCH = 64
-ALONE = "config.transfer.bn='recalibrate' runs in one process; give converted weights of such a run"
+ALONE = "config.transfer.bn='recalibrate' runs in one process only; give the converted weights of such a run"
 
 
 def recalibrated(

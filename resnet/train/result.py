@@ -92,7 +92,7 @@ def test_run(run: Run, step: int, state: TrainState) -> Outcome | None:
         # Hours before it is written, and after as many in which others may have filled the disk.
         ids, classes = run.source.splits["test"].ids, len(run.source.class_names)
         needed = room_of_predictions(run.workdir, ids, classes)
-        require_room(run.workdir, needed, "predictions of the test images", "and the same command goes on from here")
+        require_room(run.workdir, needed, "predictions of the test images", "then run the same command to resume")
     best = run.progress.best_step
     if best is not None and best != step:
         try:

@@ -59,8 +59,8 @@ def held_out(source: Source) -> list[str]:
     if source.made != ("test",) or "val" not in source.splits:
         return []
     return [
-        f"Note      the data bring no test split: {len(source.splits['test']):,} of their training images are held out "
-        "as one; --config.data.test_fraction=0 trains on these too, and val's figures are the result"
+        f"Note      the data have no test split: {len(source.splits['test']):,} of their training images are held out "
+        "as one; --config.data.test_fraction=0 trains on these too, and the result is val's"
     ]
 
 
@@ -91,7 +91,7 @@ def advice(config: ConfigDict, plan: Plan) -> list[str]:
         return []
     cost = (pretrained.image_size / side) ** 2
     return [
-        f"Note      the weights expect {pretrained.image_size} px and see {side}; "
+        f"Note      the weights expect {pretrained.image_size} px and get {side}; "
         f"--config.data.image_size={pretrained.image_size} is likely better and costs {cost:.1f} times the time"
     ]
 
@@ -129,7 +129,7 @@ def learning(plan: Plan, state: TrainState) -> str:
 def entered(stage: Stage, plan: Plan) -> str:
     """The line at the start of a later stage."""
     blocks = sorted({name.split("/")[0] for name in stage.learning or ()})
-    return f"step {stage.start}  epoch {plan.epoch(stage.start):.1f}  from here on learn {', '.join(blocks)}"
+    return f"step {stage.start}  epoch {plan.epoch(stage.start):.1f}  learning from here on: {', '.join(blocks)}"
 
 
 def evaluation(
@@ -150,15 +150,15 @@ def figures(outcome: Outcome) -> str:
     name = f"{outcome.split} top-1"
     lines = [describe(name, outcome.summary)]
     if outcome.clean:
-        which = f"the {outcome.leaked} images that also stand in another split"
+        which = f"the {outcome.leaked} images that are also in another split"
         lines.append(describe(f"{name} without {which}", outcome.clean))
     if outcome.cleanest:
         leaked = "these and " if outcome.clean else ""
-        which = f"{leaked}the {outcome.near_leaked} of which a copy stands there (encoded anew, scaled …)"
+        which = f"{leaked}the {outcome.near_leaked} that have a copy there (re-encoded, scaled …)"
         lines.append(describe(f"{name} without {which}", outcome.cleanest))
     if any(outcome.dropped.values()):
         exact, near = outcome.dropped["exact"], outcome.dropped["near"]
-        lines.append(f"(left out before, standing in another split too: {exact} byte for byte, {near} as copies)")
+        lines.append(f"(left out beforehand, also in another split: {exact} byte for byte, {near} as copies)")
     return "\n".join(lines)
 
 
@@ -177,7 +177,7 @@ def end(workdir: Path, outcome: Outcome | None, data: ConfigDict, *, validated: 
     """
     where = printable(str(workdir))
     confusion = "confusion.png, " if outcome and "confusion" in outcome.summary else ""
-    lines = [f"\nDone. The run lies in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
+    lines = [f"\nDone. The run is in {where}: metrics.jsonl, curves.png, {confusion}tensorboard/, checkpoints/."]
     if outcome:
         lines.append(figures(outcome))
         chosen = "chosen on the validation split" if validated else "the newest"
@@ -188,7 +188,7 @@ def end(workdir: Path, outcome: Outcome | None, data: ConfigDict, *, validated: 
         f"  ./run.sh python -m resnet.study.predict --checkpoint={run} IMAGE...",
         f"  ./run.sh python -m resnet.study.evaluate --checkpoint={run} --data={place}",
         f"  ./run.sh python -m resnet.study.report {run}",
-        "A run that stops before its end goes on with the same command.",
+        "If a run stops before its end, the same command resumes it.",
     ]
     return "\n".join(lines)
 

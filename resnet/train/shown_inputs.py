@@ -26,7 +26,7 @@ def show_inputs(run: Stepping) -> None:
             sheet = drawn(run)
     except Exception as error:
         reason = printable((str(error).splitlines() or [""])[0][:200])
-        run.bar.write(f"TensorBoard goes without {NAME}, which could not be drawn ({type(error).__name__}: {reason}).")
+        run.bar.write(f"TensorBoard lacks {NAME}, which could not be drawn ({type(error).__name__}: {reason}).")
         return
     run.writer.show(0, NAME, sheet)
 

@@ -55,7 +55,7 @@ def check(stored: Any) -> dict[str, Any]:
     Raises InputError that names the first field that is missing, unknown, of another type or out of range.
     """
     if not isinstance(stored, Mapping):
-        raise fault("it is no JSON object")
+        raise fault("it is not a JSON object")
     for name in sorted(FIELDS.keys() ^ stored.keys(), key=str):
         raise fault(f"{printable(str(name)[:80])} is {'missing' if name in FIELDS else 'unknown'}")
     for name, kind in FIELDS.items():
@@ -83,7 +83,7 @@ def check_config(config: dict[str, Any]) -> None:
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise fault(f"config.{key} must be of type {kind.__name__}, not {type(value).__name__}")
     if not all(isinstance(name, str) for name in config.get("data.exclude", [])):
-        raise fault("config.data.exclude must be a list of texts")
+        raise fault("config.data.exclude must be a list of strings")
     in_range("config.data.per_class", config.get("data.per_class", 0), 0, 1 << 30)
     in_range("config.data.image_size", config.get("data.image_size", 1), 1, MOST_PIXELS)
 
@@ -109,9 +109,9 @@ def check_spec(spec: dict[str, Any]) -> None:
 
 def check_classes(names: list[Any], spec: dict[str, Any]) -> None:
     if not all(isinstance(name, str) for name in names):
-        raise fault("class_names must be a list of texts")
+        raise fault("class_names must be a list of strings")
     if len(set(names)) != len(names):
-        raise fault("a class name stands in it twice")
+        raise fault("a class name occurs twice")
     if len(names) != spec["num_classes"]:
         raise fault(f"{len(names)} class names for {spec['num_classes']} outputs")
 

@@ -120,7 +120,7 @@ class Trackers:
             except Exception as error:  # Any: a library, its server and its settings, all of them the user's to mend.
                 reason = first_line(error)[:300]
                 raise InputError(
-                    f"config.run.writers: {name} cannot be opened ({reason}); mend that, or leave it out"
+                    f"config.run.writers: {name} cannot be opened ({reason}); fix that, or leave it out"
                 ) from error
             note["id"] = self._open[name].identity
         if names:
@@ -134,7 +134,7 @@ class Trackers:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{printable(str(self._file))} is damaged: remove it, and the trackers get this run anew"
+                f"{printable(str(self._file))} is damaged: remove it, and the trackers receive this run again"
             ) from error
 
     def catch_up(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -172,7 +172,7 @@ class Trackers:
     def _give_up(self, name: str, error: Exception) -> None:
         self._open.pop(name, None)
         print(
-            f"{name} failed ({first_line(error)[:300]}). The run goes on without it and metrics.jsonl has all; "
-            "when the run is started again, it catches up.",
+            f"{name} failed ({first_line(error)[:300]}). The run continues without it, and metrics.jsonl has "
+            "everything; it catches up when the run is started again.",
             file=sys.stderr,
         )

@@ -47,8 +47,8 @@ def read_transfer(config: ConfigDict) -> Transfer:
     if mode == "probe" and norms == "train":
         # The statistics would move under a backbone that learns nothing: training 99 %, validation 40 %.
         raise InputError(
-            "config.transfer.bn='train' with config.transfer.mode='probe' would move the statistics of a frozen "
-            "backbone; take frozen or recalibrate"
+            "config.transfer.bn='train' with config.transfer.mode='probe' would change the statistics of a frozen "
+            "backbone; use frozen or recalibrate"
         )
     if mode != "scratch" and not transfer.weights:
         raise InputError(

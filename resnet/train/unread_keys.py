@@ -172,7 +172,7 @@ def unread(given: Flat, default: Flat) -> dict[str, str]:
             resolved[f"model.{name}"] = value
     set_here = [key for key in default if given[key] != default[key]]
     reasons = {
-        key: f"; it acts only where {words}"
+        key: f"; it applies only where {words}"
         for key, (condition, words) in READ_ONLY_IF.items()
         if key in set_here and not condition(resolved)
     }
@@ -185,7 +185,7 @@ def unread(given: Flat, default: Flat) -> dict[str, str]:
 def check_read(given: Flat, default: Flat) -> None:
     """Raise InputError for the first key that nothing would read."""
     for key, why in unread(given, default).items():
-        raise InputError(f"config.{key}={given[key]!r} would be read by nothing{why}")
+        raise InputError(f"config.{key}={given[key]!r} has no effect{why}")
 
 
 def let_go(config: ConfigDict, recipe: Flat, flagged: Collection[str]) -> list[str]:
@@ -204,7 +204,8 @@ def let_go(config: ConfigDict, recipe: Flat, flagged: Collection[str]) -> list[s
         section, _, name = key.partition(".")
         config[section][name] = default[key]
         lines.append(
-            f"Note      the recipe's config.{key}={given[key]!r} is left out: nothing reads it with these flags{why}"
+            f"Note      the recipe's config.{key}={given[key]!r} is ignored, because it has no effect with these "
+            f"flags{why}"
         )
     return lines
 
@@ -215,7 +216,7 @@ def check_validation(config: ConfigDict) -> None:
     for key in READ_WITH_VALIDATION:
         if given[key] != default[key]:
             raise InputError(
-                f"config.{key}={given[key]!r} would be read by nothing: there is no validation split; "
+                f"config.{key}={given[key]!r} has no effect: there is no validation split; "
                 "set config.data.val_fraction above 0"
             )
 
@@ -230,8 +231,8 @@ def check_blocks(config: ConfigDict, learning: Collection[str] | None) -> None:
         # 0 asks for nothing to be dropped, and nothing is.
         if given[key]:
             raise InputError(
-                f"config.{key}={given[key]!r} would be read by nothing: no block ever learns by "
-                f"config.transfer.unfreeze={tuple(given['transfer.unfreeze'])!r}; leave the key away"
+                f"config.{key}={given[key]!r} has no effect: no block ever learns by "
+                f"config.transfer.unfreeze={tuple(given['transfer.unfreeze'])!r}; omit the key"
             )
 
 
@@ -246,8 +247,8 @@ def check_splits(config: ConfigDict, source: Source, flagged: Collection[str]) -
     if given["data.folds"] and "test" not in source.made:
         # From a recipe as well: a run for each fold would be as many runs of one and the same split.
         raise InputError(
-            f"config.data.folds={given['data.folds']}: the data bring a test split of their own, which is no fold; "
-            "move its images to the training ones, or leave the key away"
+            f"config.data.folds={given['data.folds']}: the data have a test split of their own, which is not a fold; "
+            "move its images to the training images, or omit the key"
         )
     # The test split that config.data.per_class leaves over is drawn by the seed, and by nothing else here.
     made = set(source.made) - ({"test"} if given["data.per_class"] else set())
@@ -255,5 +256,7 @@ def check_splits(config: ConfigDict, source: Source, flagged: Collection[str]) -
         drawn = not made.isdisjoint(names) or (key == "data.split_seed" and given["data.per_class"] > 0)
         if key in flagged and given[key] not in (default[key], 0) and not drawn:
             brought = [f"a {name} split" for name in names if name in source.splits and name not in source.made]
-            why = f"the data bring {' and '.join(brought)} of their own" if brought else "these data are split without"
-            raise InputError(f"config.{key}={given[key]!r} would be read by nothing: {why}; leave the flag away")
+            why = (
+                f"the data have {' and '.join(brought)} of their own" if brought else "these data are split without it"
+            )
+            raise InputError(f"config.{key}={given[key]!r} has no effect: {why}; omit the flag")

@@ -20,7 +20,7 @@ LOST_PEER = 75
 # Seconds that process 0 goes on holding the service after the verdict, so that all others hear it.
 GRACE_SECONDS = 2.0
 VERDICT = "resnet/verdict"
-ADVICE = "start all processes again, the run goes on from its last checkpoint"
+ADVICE = "start all processes again to resume from the last checkpoint"
 ROOT = Path(__file__).resolve().parents[2]
 # Their own lines say nothing of where a process is.
 WATCHING = tuple(Path(__file__).with_name(name) for name in ("peers.py", "heartbeat.py", "verdict.py"))

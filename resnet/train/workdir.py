@@ -55,13 +55,13 @@ def check_workdir(workdir: Path, config: dict[str, Any], *, new_length: bool = F
         others = [entry for entry in entries if entry not in BEGINNINGS]
         if others:
             raise InputError(
-                f"{name} is no run but holds {printable(others[0])!r}; give --workdir a new or empty folder"
+                f"{name} is not a run but holds {printable(others[0])!r}; give --workdir a new or empty folder"
             )
         return False
     changed = differences(read_config(workdir), config, (*FREE, *PLACES, *(LENGTH if new_length else ())))
     if changed.keys() and changed.keys() <= set(LENGTH):
         raise InputError(
-            f"{name} holds a run of another length; add --new_length to go on to this one, or give --workdir a new "
+            f"{name} holds a run of another length; add --new_length to continue to this one, or give --workdir a new "
             f"folder, or the old settings: {differences_line(changed)}"
         )
     if changed:
@@ -107,7 +107,7 @@ def check_place(workdir: Path) -> None:
         which = "is" if standing == workdir.absolute() else f"lies below {printable(str(standing))}, which is"
         raise InputError(f"{name} {which} a file; give --workdir a folder")
     if not os.access(standing, os.W_OK | os.X_OK):
-        raise InputError(f"{name}: {printable(str(standing))} may not be written in; give --workdir another folder")
+        raise InputError(f"{name}: {printable(str(standing))} is not writable; give --workdir another folder")
 
 
 @contextlib.contextmanager
@@ -121,7 +121,7 @@ def claimed(workdir: Path) -> Iterator[None]:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / LOCK).open("a+")
     except OSError as error:
-        raise InputError(f"{name} cannot be written ({error.strerror}); give --workdir a folder that can") from error
+        raise InputError(f"{name} cannot be written ({error.strerror}); give --workdir a writable folder") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,5 +161,5 @@ def room_told(workdir: Path, needed: int) -> Iterator[None]:
         free = shutil.disk_usage(workdir).free
         raise InputError(
             f"{printable(str(workdir))}: {error.strerror}: a checkpoint takes {amount(needed)}, the disk has "
-            f"{amount(free)} free; make room, and the same command goes on from the last whole one"
+            f"{amount(free)} free; make room and run the same command to resume from the last complete one"
         ) from error

@@ -140,7 +140,7 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     path = Path(workdir) / METRICS_FILE
     if path.exists() and not path.is_file():
-        raise InputError(f"{printable(str(path))} is no ordinary file; restore it")
+        raise InputError(f"{printable(str(path))} is not a regular file; restore it")
     try:
         return [record for record, _ in _records(path)]
     except FileNotFoundError:
@@ -160,7 +160,7 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
                 if file.read(1) == b"":
                     return
                 raise InputError(
-                    f"{printable(str(path))} line {number} is damaged: delete that line, or the file, to go on"
+                    f"{printable(str(path))} line {number} is damaged: delete that line, or the file, to continue"
                 ) from None
             yield record, line.rstrip(b"\r\n") + b"\n"
 

@@ -38,14 +38,14 @@ def read_names(path: Path, count: int) -> tuple[str, ...]:
     Raises InputError unless there are `count` different ones.
     """
     if path.exists() and not path.is_file():
-        raise fault(path, "is no ordinary file; give a text file of names, one a line")
+        raise fault(path, "is not a regular file; give a text file of names, one per line")
     try:
         found = tuple(path.read_text(encoding="utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise fault(path, f"cannot be read as text ({printable(str(error))})") from error
     if len(found) != count:
-        raise fault(path, f"has {len(found)} lines and the network {count} outputs; give one name a line")
+        raise fault(path, f"has {len(found)} lines and the network {count} outputs; give one name per line")
     repeated = next((name for index, name in enumerate(found) if name in found[:index] or not name.strip()), None)
     if repeated is not None:
-        raise fault(path, f"the name {printable(repeated)!r} is empty or stands in it twice")
+        raise fault(path, f"the name {printable(repeated)!r} is empty or occurs twice")
     return found

@@ -2,9 +2,9 @@
 
     python -m resnet.weights.compare --source=FILE [--model=resnet50] [--checkpoint=DIR] [--json]
 
-Without --checkpoint the file is converted in memory; with it, an earlier conversion is what is held against the file.
-The error of a layer is the largest difference over the standard deviation of the layer's values there. Leaves with
-exit code 1 where a layer is further off than --tolerance.
+Without --checkpoint the file is converted in memory; with it, the file is compared with an earlier
+conversion. The error of a layer is the largest difference over the standard deviation of the layer's values there. Exit
+code 1 where a layer differs by more than --tolerance.
 """
 
 import importlib.util
@@ -43,7 +43,7 @@ def main() -> int:
         "--model", default="", help="the network it must hold, such as resnet50 (default: whatever it holds)"
     )
     parser.add_argument(
-        "--checkpoint", default="", help="what convert made of it earlier (default: converted now, in memory)"
+        "--checkpoint", default="", help="an earlier conversion of it (default: converted now, in memory)"
     )
     parser.add_argument(
         "--image_size", type=int, default=0, help="side of the random images (default: as the weights are used)"

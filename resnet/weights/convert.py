@@ -3,7 +3,7 @@
     python -m resnet.weights.convert --source=FILE --model=resnet50 --out=DIR
     python -m resnet.weights.convert --source=torchvision:resnet50_v1 --out=DIR
 
-The file's format is recognised from its content and the network from its shapes; --model is held against it.
+The file's format is recognised from its content and the network from its shapes, with which --model must agree.
 """
 
 import dataclasses
@@ -63,7 +63,10 @@ def main() -> int:
         help="of the resize (default: as the source's authors do)",
     )
     parser.add_argument(
-        "--classes", default="", metavar="FILE", help="text file of class names, one a line in the order of the outputs"
+        "--classes",
+        default="",
+        metavar="FILE",
+        help="text file of class names, one per line in the order of the outputs",
     )
     parser.add_argument(
         "--in_channels", type=int, default=0, help="channels of the input; the stem is summed or repeated to fit"
@@ -167,9 +170,7 @@ def implied_contract(recognised: Recognised) -> Contract:
 def class_names(spec: ResNetSpec, has_head: bool, class_file: str) -> tuple[str, ...]:
     if not has_head:
         if class_file:
-            raise InputError(
-                f"--classes={printable(class_file)}: the weights have no head to name classes of; leave it away"
-            )
+            raise InputError(f"--classes={printable(class_file)}: the weights have no head to name classes of; omit it")
         return classes.NO_HEAD
     return classes.read_names(Path(class_file), spec.num_classes) if class_file else classes.default_names(spec)
 
@@ -190,7 +191,9 @@ def summary(converted: Converted, out: str) -> str:
         )
     elif meta.class_names == classes.default_names(spec):
         whose = "ImageNet" if spec.num_classes == 1000 else "CIFAR-10"
-        lines.append(f"The {spec.num_classes} outputs are taken for {whose}'s classes; if not, give --classes=FILE.")
+        lines.append(
+            f"The {spec.num_classes} outputs are assumed to be {whose}'s classes; if not, give --classes=FILE."
+        )
     if spec.in_channels != 3:
         lines.append(
             f"The network takes {spec.in_channels} channel{'s' if spec.in_channels > 1 else ''}: for "

@@ -5,7 +5,7 @@
 
 The file loads there with strict=True (torch: model.load_state_dict) or model.load_weights (Keras), and converting it
 back gives the same bits. A network that the other side would compute differently, or has no layers for, is an error.
-torch need not be installed but for .pth.
+torch is needed only for .pth.
 """
 
 import importlib.util
@@ -84,7 +84,9 @@ def main() -> int:
     parser.add_argument(
         "--checkpoint", required=True, help="a run's workdir (best checkpoint), a step's folder, or converted weights"
     )
-    parser.add_argument("--format", required=True, choices=("torchvision", "keras"), help="who will read it")
+    parser.add_argument(
+        "--format", required=True, choices=("torchvision", "keras"), help="the library that will read it"
+    )
     parser.add_argument("--out", required=True, help="file to write, which must not exist: .safetensors or .pth; .h5")
     arguments = parser.parse_args()
     out = Path(arguments.out)
@@ -111,11 +113,12 @@ def way_back(checkpoint: str | Path, out: Path) -> str:
         *([f"--classes={classes_file(out)}"] if classes_file(out).exists() else []),
     ]
     if not classes_file(out).exists() and meta.progress.get("head") != "none":
-        lost.append("the names of the classes, which one with a line break keeps from a file of lines")
+        lost.append("the names of the classes, because one has a line break and cannot go into a file of lines")
     return "\n".join(
         [
-            "The file holds tensors alone; whoever reads it has to prepare images as this network's were. Back again:",
-            *(f"(but for {printable(each)})" for each in lost),
+            "The file holds tensors only; whatever reads it must prepare images as for this network. To convert it "
+            "back:",
+            *(f"(except for {printable(each)})" for each in lost),
             f"  ./run.sh python -m resnet.weights.convert {shell_words(words)} --out=DIR",
         ]
     )
@@ -146,7 +149,7 @@ def export(checkpoint: str | Path, form: str, out: Path) -> int:
     """
     for file in (out, classes_file(out)):
         if file.exists():
-            raise fault(file, "exists already; name another file or remove it")
+            raise fault(file, "already exists; name another file or remove it")
     require_ending(out, form)
     variables, meta = load(checkpoint)
     spec, has_head = meta.spec, meta.progress.get("head") != "none"
@@ -175,7 +178,7 @@ def require_ending(out: Path, form: str) -> None:
     """Raise InputError unless the file's ending is of a form that is written here, and torch is there for its own."""
     if form == "keras" and not out.name.endswith(KERAS_ENDINGS):
         raise InputError(
-            f"--out={printable(str(out))}: Keras goes by the ending; name it .h5, or .weights.h5 for Keras 3 alone"
+            f"--out={printable(str(out))}: Keras goes by the extension; name it .h5, or .weights.h5 for Keras 3 alone"
         )
     if form == "torchvision" and out.name.lower().endswith((*KERAS_ENDINGS, FOREIGN_ENDING)):
         raise InputError(

@@ -52,7 +52,7 @@ def recognise(path: Path) -> str:
     """The format, by what the file begins with; its name plays no part."""
     if path.exists() and not path.is_file():
         # Opening a pipe would wait for ever.
-        raise fault(path, f"is no ordinary file; give {FORMATS}")
+        raise fault(path, f"is not a regular file; give {FORMATS}")
     with open(path, "rb") as file:
         head = file.read(9)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -65,12 +65,12 @@ def recognise(path: Path) -> str:
     if head[8:9] == b"{":
         return "safetensors"
     if not head:
-        raise fault(path, "is empty; fetch it again")
+        raise fault(path, "is empty; download it again")
     if head.startswith((b"version ", b"<")):
         raise fault(
-            path, "is a text that stands for the weights (a git-lfs pointer or a web page); fetch the file itself"
+            path, "is a text in place of the weights (a git-lfs pointer or a web page); download the file itself"
         )
-    raise fault(path, f"is no weights file that is known here; give {FORMATS}")
+    raise fault(path, f"is not a known kind of weights file; give {FORMATS}")
 
 
 def holds_keras(path: Path) -> bool:
@@ -78,7 +78,7 @@ def holds_keras(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return keras_files.WEIGHTS_MEMBER in archive.namelist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise fault(path, "truncated or damaged archive; fetch it again") from error
+        raise fault(path, "truncated or damaged archive; download it again") from error
 
 
 def sha256(path: Path) -> str:

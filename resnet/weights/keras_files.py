@@ -44,12 +44,12 @@ def read_archive(path: Path) -> dict[str, np.ndarray]:
             # What it says of its compressed size may be a lie as well.
             packed = min(info.compress_size, path.stat().st_size)
             if info.file_size > MOST_COMPRESSION * packed:
-                raise fault(path, f"{WEIGHTS_MEMBER} would swell to {info.file_size} bytes; it is no Keras file")
+                raise fault(path, f"{WEIGHTS_MEMBER} would expand to {info.file_size} bytes; it is not a Keras file")
             content = archive.read(info)
     except (zipfile.BadZipFile, KeyError, EOFError, ValueError, NotImplementedError, RuntimeError, OSError) as error:
         if isinstance(error, InputError):
             raise
-        raise fault(path, f"damaged archive ({printable(str(error)[:120])}); fetch it again") from error
+        raise fault(path, f"damaged archive ({printable(str(error)[:120])}); download it again") from error
     return read_hdf5(io.BytesIO(content), len(content), str(path))
 
 
@@ -69,7 +69,7 @@ def read_hdf5(file: Path | io.BytesIO, size: int, source: str) -> dict[str, np.n
                 if claimed > size or chunk_bytes(dataset) > size + SMALL_CHUNK:
                     raise fault(source, f"{printable(dataset.name)} claims more data than the file has; it is damaged")
                 if dataset.dtype.kind not in NUMBERS:
-                    raise fault(source, f"{printable(dataset.name)} holds no numbers; it is of no network's weights")
+                    raise fault(source, f"{printable(dataset.name)} holds no numbers, so it is not a network's weights")
                 name = tensor_name(parts, group, source)
                 if name in arrays:
                     raise fault(source, f"two tensors are called {printable(name)}")
@@ -78,7 +78,7 @@ def read_hdf5(file: Path | io.BytesIO, size: int, source: str) -> dict[str, np.n
         if isinstance(error, InputError):
             raise
         raise fault(
-            source, f"damaged HDF5 file ({printable(str(error).splitlines()[0][:120])}); fetch it again"
+            source, f"damaged HDF5 file ({printable(str(error).splitlines()[0][:120])}); download it again"
         ) from error
     return arrays
 
@@ -96,7 +96,7 @@ def datasets(
 
     address = h5py.h5o.get_info(group.id).addr
     if address in seen:
-        raise fault(source, f"{printable('/'.join(parts))} contains itself or stands in two places")
+        raise fault(source, f"{printable('/'.join(parts))} contains itself or occurs in two places")
     seen.add(address)
     for name in group:
         below = (*parts, name)
@@ -118,7 +118,8 @@ def tensor_name(parts: tuple[str, ...], group: Any, source: str) -> str:
     layer = group.attrs.get("name")
     if layer is None:
         raise fault(
-            source, "its layers have no names, as in files of early Keras 3; load it in Keras and save_weights anew"
+            source,
+            "its layers have no names, as in files of early Keras 3; load it in Keras and call save_weights again",
         )
     layer = layer.decode() if isinstance(layer, bytes) else str(layer)
     leaves, number = VARIABLES.get(kind, ()), parts[-1]

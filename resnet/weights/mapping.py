@@ -77,7 +77,7 @@ def check_names(tensors: Mapping[str, np.ndarray], wanted: list[str], source: st
     """Raise InputError that names the first tensor that is missing or left over, and how many there are."""
     missing = [name for name in wanted if name not in tensors]
     if missing:
-        raise fault(source, f"tensor {missing[0]} is missing{others(missing)}; is the file whole and of a ResNet?")
+        raise fault(source, f"tensor {missing[0]} is missing{others(missing)}; is the file complete and of a ResNet?")
     known = set(wanted)
     surplus = [name for name in tensors if name not in known]
     if surplus:

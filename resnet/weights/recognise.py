@@ -84,7 +84,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], source: str, *, keras: bool
     for needed in (stem, second):
         if stages and len(ours.of(*needed) or ()) != 4:
             name = names.tensor_name(("params", *needed), dialect)
-            raise fault(source, f"tensor {name} is missing or no convolution's; is the file whole?")
+            raise fault(source, f"tensor {name} is missing or not a convolution's; is the file complete?")
     if not stages:
         known = "conv1_conv, conv2_block1_1_conv, …" if keras else "conv1, layer1.0.conv1, …"
         raise fault(
@@ -98,7 +98,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]], source: str, *, keras: bool
         if head:
             spec = dataclasses.replace(spec, num_classes=head[-1])
     except (SpecError, ZeroDivisionError) as error:
-        raise fault(source, f"its shapes make no ResNet ({error})") from error
+        raise fault(source, f"its shapes do not form a ResNet ({error})") from error
     return Recognised(spec, dialect, head is not None)
 
 
@@ -213,7 +213,7 @@ def hold_against(recognised: Recognised, model: str, source: str) -> ResNetSpec:
     if agrees and recognised.dialect.torch_layout:
         return dataclasses.replace(spec, stride_place=asked.stride_place)
     if not agrees or spec.stride_place != asked.stride_place:
-        advice = f"give --model={name_of(spec)}" if name_of(spec) else "leave --model away"
+        advice = f"give --model={name_of(spec)}" if name_of(spec) else "omit --model"
         raise fault(source, f"holds {found}, not --model={model}; {advice}")
     return spec
 

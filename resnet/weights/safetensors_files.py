@@ -81,14 +81,14 @@ def read_header(data: np.ndarray, path: Path) -> tuple[dict[str, tuple[np.dtype,
 
 def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({name for name, _ in pairs}) != len(pairs):
-        raise ValueError("a name stands in it twice")
+        raise ValueError("a name occurs twice")
     return dict(pairs)
 
 
 def parse(name: str, entry: Any) -> tuple[np.dtype, tuple[int, ...], int, int]:
     """One tensor's line. Raises ValueError that names it."""
     if not isinstance(entry, dict) or entry.get("dtype") not in DTYPES:
-        raise ValueError(f"tensor {name} has no type of {', '.join(DTYPES)}")
+        raise ValueError(f"tensor {name} has a type other than {', '.join(DTYPES)}")
     dtype = DTYPES[entry["dtype"]]
     shape: Any = entry.get("shape")
     offsets: Any = entry.get("data_offsets")

@@ -52,7 +52,7 @@ def load(path: Path) -> Any:
                 f"holds the Python object {unsafe[1]}, which could run code when loaded; "
                 "save only the weights: torch.save(model.state_dict(), file)",
             ) from error
-        raise fault(path, f"torch cannot read it ({first_line(error)}); is the file whole?") from error
+        raise fault(path, f"torch cannot read it ({first_line(error)}); is the file complete?") from error
 
 
 def first_line(error: Exception) -> str:
@@ -73,10 +73,12 @@ def check_zip(path: Path) -> None:
     except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
-        raise fault(path, f"damaged ({first_line(error)}); fetch it again") from error
+        raise fault(path, f"damaged ({first_line(error)}); download it again") from error
     if damaged:
         what = (
-            "is compressed, which torch never does" if packed else "does not match its checksum; fetch the file again"
+            "is compressed, which torch never does"
+            if packed
+            else "does not match its checksum; download the file again"
         )
         raise fault(path, f"its member {printable(damaged)} {what}")
 
@@ -86,9 +88,9 @@ def check_pickles(path: Path) -> None:
     try:
         deep = any(depth > MOST_DEPTH for depth in nesting(path))
     except Exception as error:  # Any: pickletools was made to look at sound pickles.
-        raise fault(path, f"torch cannot read it ({first_line(error)}); is the file whole?") from error
+        raise fault(path, f"torch cannot read it ({first_line(error)}); is the file complete?") from error
     if deep:
-        raise fault(path, "nests tuples deeper than any weights do; it could keep its reader busy for ever")
+        raise fault(path, "nests tuples deeper than any weights do; reading it might never end")
 
 
 def nesting(path: Path) -> Iterator[int]:

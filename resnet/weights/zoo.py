@@ -157,7 +157,7 @@ def fetch(entry: Entry, cache: Path | None = None) -> Path:
             partial.unlink()
             raise fault(
                 entry.name,
-                f"what {entry.address} sent does not have the hash {entry.hash}…; it was thrown away, try again",
+                f"what {entry.address} sent does not have the hash {entry.hash}…; it was discarded, try again",
             )
         partial.rename(target)
     except OSError as error:
@@ -165,8 +165,8 @@ def fetch(entry: Entry, cache: Path | None = None) -> Path:
             return target
         raise fault(
             entry.name,
-            f"{entry.address} cannot be fetched ({printable(str(error)[:160])}); "
-            f"fetch it elsewhere and put it at {printable(str(target))}",
+            f"{entry.address} cannot be downloaded ({printable(str(error)[:160])}); download it elsewhere and put it "
+            f"at {printable(str(target))}",
         ) from error
     return target
 
@@ -194,9 +194,7 @@ def download(entry: Entry, file: BinaryIO, target: Path) -> None:
                 bar.update(len(chunk))
     file.flush()
     if file.tell() < expected:
-        raise OSError(
-            f"the connection broke after {file.tell()} of {expected} bytes; the same command goes on from there"
-        )
+        raise OSError(f"the connection broke after {file.tell()} of {expected} bytes; run the same command to resume")
 
 
 def has_hash(entry: Entry, path: Path) -> bool:

@@ -20,7 +20,7 @@ def test_commands_are_noted_and_held_to_what_they_promise(tmp_path):
     shell.refused(
         "memory", "-c", "import sys; print('W0 a remark\\nerror: out of memory', file=sys.stderr); sys.exit(2)"
     )
-    with pytest.raises(Unexpected, match="exit code 3, not 0: no word"):
+    with pytest.raises(Unexpected, match="exit code 3, not 0: no output"):
         shell.run("-c", "import sys; sys.exit(3)")
     with pytest.raises(Unexpected, match="no line on 'memory'"):
         shell.refused(

@@ -23,5 +23,5 @@ def test_four_images_lie_two_by_two_all_of_one_size(tmp_path):
 
 
 def test_a_folder_without_classes_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no folder of classes"):
+    with pytest.raises(InputError, match="not a folder of classes"):
         mosaics.main([str(tmp_path), str(tmp_path / "out")])

@@ -159,7 +159,7 @@ def test_a_search_that_finds_too_much_is_given_up_and_says_so(tmp_path, monkeypa
     contents = {f"a/{quality}.jpg": encoded(image, "JPEG", quality=quality) for quality in range(60, 70)}
     contents |= {f"b/{i}.jpg": encoded(drawing("rose", i)) for i in range(100)}
     report = look_over(put(tmp_path, contents), cache_dir=str(tmp_path / "cache"))
-    assert "given up" in found(report, "search_given_up").summary
+    assert "abandoned" in found(report, "search_given_up").summary
 
 
 def test_blank_pictures_are_reported_and_not_compared(tmp_path):

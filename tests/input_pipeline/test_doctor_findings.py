@@ -130,7 +130,7 @@ def gallery_of_sizes(heights: list[int], labels: list[int]) -> tuple[Listing, Ga
 def test_a_size_that_gives_the_class_away_is_noted_and_unique_sizes_are_not():
     labels = [0, 1] * 50
     (finding,) = about_giveaways(*gallery_of_sizes([64 + label for label in labels], labels))
-    assert "the size in pixels alone tells the class of 100%" in finding.summary
+    assert "the size in pixels alone predicts the class of 100%" in finding.summary
     assert about_giveaways(*gallery_of_sizes(list(range(64, 164)), labels)) == []
     assert about_giveaways(*gallery_of_sizes([64] * 100, labels)) == []
 

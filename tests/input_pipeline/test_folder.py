@@ -132,7 +132,7 @@ def test_the_stamp_follows_names_sizes_times_and_classes(tmp_path):
         (("train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"), "test: no class folders with images"),
         (("train/a/1.jpg", "Training/a/1.jpg"), "'Training' and 'train' both name the train split"),
         (("test/a/1.jpg", "val/b/1.jpg"), "test and val, but no train folder"),
-        (("train/a/1.jpg", "train/b/1.jpg", "holdout/a/1.jpg"), "holdout: images beside train"),
+        (("train/a/1.jpg", "train/b/1.jpg", "holdout/a/1.jpg"), "holdout: images next to train"),
     ],
 )
 def test_a_folder_that_cannot_be_understood_is_refused_in_one_line(tmp_path, names, message):

@@ -95,11 +95,11 @@ def test_a_test_split_of_the_data_is_no_fold(tmp_path):
 @pytest.mark.parametrize(
     ("images", "folds", "message"),
     [
-        ({"a": 2, "b": 2}, 9, "config.data.folds=9 of 8 images leave a part empty: take fewer, or add images"),
+        ({"a": 2, "b": 2}, 9, "config.data.folds=9 of 8 images leave a part empty: use fewer, or add images"),
         (
             {"a": 2},
             2,
-            "class 'b' has too few images outside of one of the 2 parts .*: add images",
+            "class 'b' has too few images outside one of the 2 parts .*: add images",
         ),
     ],
 )

@@ -249,7 +249,7 @@ def test_who_waits_for_another_process_says_so_where_it_speaks_for_all(tmp_path,
         waiting.start()
         assert not held.wait(0.05)
     waiting.join()
-    assert ("waiting for what it finds" in capsys.readouterr().err) == told
+    assert ("waiting for its result" in capsys.readouterr().err) == told
 
 
 def test_of_a_folder_only_what_changed_is_read_again(tmp_path):

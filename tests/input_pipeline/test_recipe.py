@@ -71,10 +71,12 @@ def test_a_recipes_word_that_it_does_not_take(name):
     with pytest.raises(InputError) as error:
         recipe.parse(values, arguments, "", known=[], required=["config"])
     if name in ("demo", "ablations/shortcuts"):
-        assert str(error.value) == f"--config={given}: the recipe takes no word; leave :foo out"
+        assert str(error.value) == f"--config={given}: the recipe has no modes; omit :foo"
         return
     words = "finetune, probe" if name == "transfer" else "finetune, probe, scratch"
-    assert str(error.value) == (f"--config={given}: ValueError ('foo' is none of {words}); mend the word or the recipe")
+    assert str(error.value) == (
+        f"--config={given}: ValueError ('foo' is not one of {words}); fix the mode or the recipe"
+    )
 
 
 @pytest.mark.parametrize("text", ["raise InputError('no')", "raise UnicodeDecodeError('utf8', b'x', 0, 1, 'no')"])
@@ -85,5 +87,5 @@ def test_what_a_recipe_raises_is_told_whatever_its_type(tmp_path, text):
     values, arguments = flags.FlagValues(), ["train_main.py", f"--config={file}"]
     recipe.define(values, arguments, "")
     kind = text.removeprefix("raise ").partition("(")[0]
-    with pytest.raises(InputError, match=rf"mine\.py: {kind} \(.*no\); mend the recipe"):
+    with pytest.raises(InputError, match=rf"mine\.py: {kind} \(.*no\); fix the recipe"):
         recipe.parse(values, arguments, "", known=[], required=["config"])

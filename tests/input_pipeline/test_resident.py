@@ -155,16 +155,16 @@ def written(file: Path, **arrays: np.ndarray) -> Path:
     ("arrays", "word"),
     [
         ({"train_images": None}, "train split"),
-        ({"train_labels": None}, "not a whole file of arrays"),
-        ({"class_names": np.array("{not json")}, "not a whole file of arrays"),
-        ({"class_names": np.array('["a"]')}, "two classes"),
+        ({"train_labels": None}, "not a complete file of arrays"),
+        ({"class_names": np.array("{not json")}, "not a complete file of arrays"),
+        ({"class_names": np.array('["a"]')}, "two or more classes"),
         ({"train_labels": np.zeros(3, np.int64)}, "int32"),
         ({"train_labels": np.full(3, 2, np.int32)}, "none of the 2 classes"),
         ({"train_images": np.zeros((3, SIDE, SIDE, 3), np.float32)}, "uint8"),
         ({"train_images": np.zeros((3, SIDE, SIDE + 1, 3), np.uint8)}, "uint8"),
         ({"train_images": np.zeros((3, 9, 9, 3), np.uint8)}, "--config.data.image_size=9"),
         # Would run a program of the file's choice if it were unpickled.
-        ({"train_images": np.array([print], object)}, "not a whole file of arrays"),
+        ({"train_images": np.array([print], object)}, "not a complete file of arrays"),
     ],
 )
 def test_a_file_that_is_not_of_that_form_is_refused_by_name(arrays, word, tmp_path):

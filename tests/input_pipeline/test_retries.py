@@ -87,7 +87,7 @@ def test_the_audit_sits_out_a_hiccup_and_remembers_no_verdict_of_a_lasting_one(t
     victim = sorted(path.relative_to(data).as_posix() for path in (data / "train").rglob("*.jpg"))[0]
     arguments = {"val_fraction": 0.0, "cache_dir": cache, "on_error": "skip"}
     sick(victim, 10**6)
-    with pytest.raises(InputError, match=rf"^{victim}: the disk does not give it \(Input/output error\)"):
+    with pytest.raises(InputError, match=rf"^{victim}: cannot be read from the disk \(Input/output error\)"):
         open_source("folder", str(data), **arguments)
     assert not Path(cache).exists()
     sick(victim, ATTEMPTS - 1)

@@ -261,7 +261,7 @@ def test_so_many_images_of_each_class_train_and_the_others_test(tmp_path, opened
     assert len(set(ids)) == len(ids) == 14
     assert opened(root, per_class=4, val_fraction=0.25).fingerprint == source.fingerprint
     assert opened(root, per_class=4, val_fraction=0.25, split_seed=1).fingerprint != source.fingerprint
-    with pytest.raises(InputError, match=r"config\.data\.per_class=5 leaves nothing of class 'b', which has 5 images"):
+    with pytest.raises(InputError, match=r"config\.data\.per_class=5 leaves no image of class 'b', which has 5 images"):
         opened(root, per_class=5)
 
 

@@ -68,11 +68,11 @@ def test_leaks_are_dropped_counted_and_part_of_the_fingerprint(leaky):
 
 def test_the_screen_says_it(leaky):
     val, test = leak_lines(opened(leaky, doctor=True))
-    assert val.startswith("of 2 val images also stand in train: 1 as copies")
-    assert test.startswith("of 4 test images also stand in train or val: 1 byte for byte, 1 as copies")
+    assert val.startswith("of 2 val images, also in train: 1 as copies")
+    assert test.startswith("of 4 test images, also in train or val: 1 byte for byte, 1 as copies")
     val, test = leak_lines(opened(leaky, doctor=True, drop_leaks=True))
     assert "left out of test" in test
-    assert test.endswith("; 2 are left")
+    assert test.endswith("; 2 remain")
     assert leak_lines(opened(leaky)) == warning_lines(opened(leaky)) == []
     lines = warning_lines(opened(leaky, doctor=True))
     assert any(line.startswith("warning: ") for line in lines)
@@ -214,6 +214,6 @@ def test_few_images_of_each_class_leave_no_copy_of_them_in_test(tmp_path, seed):
 def test_where_families_make_no_such_number_it_is_refused(tmp_path):
     folder = put(tmp_path / "data", in_copies(a=2, b=2))
     options = {"doctor": True, "val_fraction": 0.0, "per_class": 3}
-    with pytest.raises(InputError, match=r"finds no 3 images \(config\.data\.per_class\) of class 'a'"):
+    with pytest.raises(InputError, match=r"cannot pick 3 images \(config\.data\.per_class\) of class 'a'"):
         opened(folder, **options, keep_copies_together=True)
     assert len(opened(folder, **options).splits["test"]) == 2

@@ -140,5 +140,5 @@ def test_what_is_no_image_classification_is_refused(tmp_path):
             yield 0, {"text": "hello"}
 
     _Sentences(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    with pytest.raises(InputError, match="is no image classification: it has text"):
+    with pytest.raises(InputError, match="is not an image classification dataset: it has text"):
         find_examples("tiny_sentences", str(tmp_path))

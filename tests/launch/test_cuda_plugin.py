@@ -70,7 +70,7 @@ def test_a_plugin_that_cannot_be_installed_ends_no_job(setup, tmp_path):
         capture_output=True,
         text=True,
     )
-    told = "warning: JAX' plugin cannot be installed here, and JAX computes on the CPU without it"
+    told = "warning: JAX' plugin cannot be installed here, so JAX runs on the CPU"
     assert result.stderr == f"{told} (Caused by: no route to host)\n"
     uv.write_text(whole)
     assert len(setup()) == 1

@@ -29,7 +29,7 @@ def tiny(**changes) -> ResNetSpec:
         ({"block": "basic", "base_width": 128}, "shape the bottleneck's 3x3"),
         ({"block": "basic", "stride_place": "first_1x1"}, "shape the bottleneck's 3x3"),
         ({"shortcut": "none", "shortcut_transform": "scale"}, "nothing to act on"),
-        ({"shortcut": "none", "order": "full_preactivation"}, "no addition to order things about"),
+        ({"shortcut": "none", "order": "full_preactivation"}, "no addition for an order to refer to"),
         ({"shortcut": "none", "stochastic_depth": 0.1}, "nothing would be left"),
         ({"shortcut": "none", "zero_init_last_gamma": True}, "no signal would pass"),
         ({"shortcut": "none", "norm": "none"}, "no signal would pass"),
@@ -58,10 +58,10 @@ def tiny(**changes) -> ResNetSpec:
             {"bias_without_norm": True, "order": "full_preactivation", "norm": "none"},
             "with norm='none' all have biases",
         ),
-        ({"bias_without_norm": True, "order": "full_preactivation", "conv_bias": True}, "take one of the two"),
+        ({"bias_without_norm": True, "order": "full_preactivation", "conv_bias": True}, "use one of the two"),
         ({"stem_norm": False}, "stem_norm=False leaves norm and activation to the first block"),
         ({"stem_norm": False, "order": "relu_only_preactivation"}, "stem_norm=False leaves"),
-        ({"stride_block": "last", "stage_sizes": (2,)}, "one stage alone"),
+        ({"stride_block": "last", "stage_sizes": (2,)}, "only one stage"),
     ],
 )
 def test_a_combination_that_makes_no_sense_is_refused_with_its_reason(changes, reason):

@@ -89,7 +89,7 @@ def finished(file, tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("flag", ["--config.data.val_fraction=0.3", "--config.data.test_fraction=0.5"])
 def test_a_flag_about_splits_is_refused_where_a_file_brings_them(flag, file, tmp_path):
-    with pytest.raises(InputError, match=r"^config\.data\..* would be read by nothing: the.*; leave the flag away"):
+    with pytest.raises(InputError, match=r"^config\.data\..* has no effect: the.*; omit the flag"):
         command(file, tmp_path / "run", flag)
     assert not (tmp_path / "run").exists()
 
@@ -243,7 +243,7 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
     ):
         with pytest.raises(InputError, match=f"variant residual is of another configuration.*{words}") as error:
             command(file, finished, flag)
-        assert f"or delete {finished}/variants/residual.json to train it anew: " in str(error.value)
+        assert f"or delete {finished}/variants/residual.json to train it again: " in str(error.value)
     assert records(finished) == before
 
 
@@ -257,7 +257,7 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
             "--config.variants.plan.model.width=4",
             "--config.variants.plan.model.width: no such variant; choose from resi",
         ),
-        ("--config.baseline=none", "config.baseline='none' is no variant"),
+        ("--config.baseline=none", "config.baseline='none' is not a variant"),
         ("--config.data.dir=absent.npz", "absent.npz: no such file"),
         ("--config.data.image_size=9", "holds images of 8 px"),
         ("--config.data.batch_size=64", "variant residual: config.data.batch_size=64"),

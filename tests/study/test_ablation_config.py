@@ -117,7 +117,10 @@ def test_a_variant_is_the_base_with_its_changes():
         ({"variants": ConfigDict({"a": {"data": {"flip": "none"}}})}, ("variants.a.data", "model and optim")),
         ({"variants": ConfigDict({"a": {"optim": {"lr": "fast"}}})}, ("variants.a.optim.lr=fast", "type")),
         ({"variants": ConfigDict({"a": {"model": {"shortcut": "E"}}})}, ("variant a: shortcut='E'",)),
-        ({"variants": ConfigDict({"a": {"optim": {"beta1": 0.5}}})}, ("variant a: config.optim.beta1", "nothing")),
+        (
+            {"variants": ConfigDict({"a": {"optim": {"beta1": 0.5}}})},
+            ("variant a: config.optim.beta1", "has no effect"),
+        ),
         ({"more": 1}, ("unknown key config.more",)),
     ],
 )
@@ -179,8 +182,8 @@ def test_a_key_that_makes_one_network_of_two_is_named():
     with pytest.raises(InputError) as error:
         read_study(config, ["model.stage_sizes"])
     assert str(error.value) == (
-        "variants resnet20 and resnet32 are the same run; config.model.stage_sizes=(1, 1, 1) overrides all in which "
-        "cifar_resnet20 and cifar_resnet32 differ; leave that key away, or set it for one of them: "
+        "variants resnet20 and resnet32 are the same run; config.model.stage_sizes=(1, 1, 1) overrides everything in "
+        "which cifar_resnet20 and cifar_resnet32 differ; omit that key, or set it for one of them: "
         "--config.variants.NAME.model.stage_sizes"
     )
 
@@ -235,7 +238,7 @@ def test_a_key_that_is_not_read_says_what_does_instead():
     with pytest.raises(InputError) as error:
         read_study(config)
     assert str(error.value) == (
-        "variant a: config.run.steps_per_call=98 would be read by nothing in an ablation: use --steps_per_dispatch"
+        "variant a: config.run.steps_per_call=98 has no effect in an ablation: use --steps_per_dispatch"
     )
 
 
@@ -291,9 +294,9 @@ def test_a_flag_sets_any_key_of_a_variant(tmp_path, arguments, name, changes):
     [
         ("variants.bear.optim.lr=0.2", "variants.bear.optim.lr: no such variant; choose from bare, b, x-1"),
         ("variants.bare.optim.lrr=0.2", "variants.bare.optim.lrr: no such key; configs/default.py lists all of optim"),
-        ("variants.bare.data.flip=none", "variants.bare.data.flip: a variant changes keys of model and optim alone"),
+        ("variants.bare.data.flip=none", "variants.bare.data.flip: a variant changes only keys of model and optim"),
         ("variants.bare.optim.lr.x=1", "variants.bare.optim.lr.x: the recipe has no such key; write it there"),
-        ("variants.x-1.optim.lr=1", "variants.x-1.optim.lr: a flag reaches names of letters, digits and _ alone, "),
+        ("variants.x-1.optim.lr=1", "variants.x-1.optim.lr: a flag can set only names of letters, digits and _, "),
         ("paper.bare.error=1.0", "paper.bare.error: the recipe has no such key; write it there"),
     ],
 )
@@ -310,7 +313,7 @@ def test_a_flag_that_every_variant_overrides_is_refused(tmp_path):
         with pytest.raises(InputError) as error:
             flagged(tmp_path, f"--config.model.shortcut={value}", text=whole)
         assert str(error.value) == (
-            "--config.model.shortcut would be read by nothing: every variant sets its own; set "
+            "--config.model.shortcut has no effect: every variant sets its own; set "
             "--config.variants.NAME.model.shortcut"
         )
     # One of the variants has no word of it.

@@ -125,7 +125,7 @@ def test_no_interval_of_no_width_is_claimed(study, shares):
     records = {"resnet20": BASE, "plain20": record("plain20", shares)}
     text = markdown("", study, records)
     assert f"| {own.difference:+.2f} (no interval) |" in text
-    assert "; no interval where all pairs differ by equally many test images" in text
+    assert "; no interval where all pairs differ by the same number of test images" in text
     lines = csv.DictReader(io.StringIO(comma_separated(study, records)))
     (line,) = (line for line in lines if line["variant"] == "plain20")
     assert (line["low"], line["high"], line["pairs"]) == ("", "", "3")
@@ -184,7 +184,7 @@ def test_what_a_recipe_publishes_stays_in_its_cell(study):
     [
         (3, "+10.00 (-14.84 to +34.84)", "; interval: Student's t of the mean over 3 pairs, on these test images.\n"),
         (2, "+5.00 (-58.53 to +68.53), 2 pairs", " over 2 pairs, on these test images.\n"),
-        (1, "+10.00, 1 pair", "Difference: paired by seed; no interval of a single pair.\n"),
+        (1, "+10.00, 1 pair", "Difference: paired by seed; no interval for a single pair.\n"),
         (0, "", None),
     ],
 )
@@ -216,7 +216,7 @@ def test_a_single_seed_has_no_interval_and_it_is_said():
     }
     text = markdown("", read_study(config), one)
     assert "| plain20 | 20.00 | +10.00 | 20.00 | 1 of 1 |" in text
-    assert "Difference: paired by seed; no interval of a single pair.\n" in text
+    assert "Difference: paired by seed; no interval for a single pair.\n" in text
 
 
 def test_the_csv_has_every_variant_and_every_seed(study):

@@ -169,8 +169,8 @@ def test_a_variant_that_was_trained_without_them_is_told_in_one_line(recipe, cop
     lines = capsys.readouterr().out.splitlines()
     assert "Weights   0 folders still to be written, 0 kB, to " in "\n".join(lines)
     (line,) = [line for line in lines if "not of" in line]
-    assert line.startswith("Weights   not of residual: done already without --keep_weights")
-    assert line.endswith("delete variants/residual.json to train anew")
+    assert line.startswith("Weights   not of residual: already done without --keep_weights")
+    assert line.endswith("delete variants/residual.json to train again")
     assert not (copy / "weights").exists()
     assert "weights/NAME" not in (copy / "table.md").read_text()
 

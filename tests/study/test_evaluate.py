@@ -120,7 +120,7 @@ def test_all_is_every_image_of_data_that_cannot_be_split(ask, scarce):
     told = json.loads(ask("--json", "--split=all", data=scarce))
     assert told["count"] == images
     assert [sum(row) for row in told["confusion"]].count(1) == 1
-    told = f"class '{CLASS}' has a single image in train, .*--split=all makes none"
+    told = f"class '{CLASS}' has a single image in train, .*--split=all makes no splits"
     with pytest.raises(InputError, match=told) as error:
         ask("--split=test", data=scarce)
     assert "config.data" not in str(error.value)
@@ -152,7 +152,7 @@ def test_other_images_in_the_datas_own_test_split_are_scored(run, ask, tmp_path)
     for folder in ("train", "test"):
         Image.effect_noise((24, 24), 50).save(data / folder / CLASS / f"{folder}.png")
     assert json.loads(ask("--json", data=data))["count"] == 21
-    with pytest.raises(InputError, match="the val split drawn of them is not the run's"):
+    with pytest.raises(InputError, match="the val split drawn from them is not the run's"):
         ask("--split=val", data=data)
 
 
@@ -204,7 +204,7 @@ def test_images_that_leak_from_training_are_told_apart(run, ask, tmp_path):
     assert (told["count"], told["clean"]["count"]) == (20, 19)
     lines = ask(data=tmp_path / "data").splitlines()
     assert len(lines) == 3
-    assert lines[2].startswith("test top-1 without the 1 images that also stand in another split ")
+    assert lines[2].startswith("test top-1 without the 1 images that are also in another split ")
     assert f"{told['clean']['top1']:.2%} of 19" in lines[2]
 
 
@@ -233,7 +233,7 @@ def test_near_copies_are_a_third_figure(ask, leaky):
     assert [told["count"], told["clean"]["count"], told["cleanest"]["count"]] == [20, 19, 18]
     lines = ask(data=leaky).splitlines()
     assert len(lines) == 4
-    assert lines[3].startswith("test top-1 without these and the 1 of which a copy stands there")
+    assert lines[3].startswith("test top-1 without these and the 1 that have a copy there")
     assert f"{told['cleanest']['top1']:.2%} of 18" in lines[3]
 
 
@@ -243,7 +243,7 @@ def test_leaks_can_be_left_out(ask, leaky):
     assert clean["confusion"] == told["cleanest"]["confusion"]
     assert clean["dropped"] == {"exact": 1, "near": 1}
     assert (clean["leaked"], clean["near_leaked"]) == (0, 0)
-    assert ask("--drop_leaks", data=leaky).splitlines()[-1].startswith("(left out before")
+    assert ask("--drop_leaks", data=leaky).splitlines()[-1].startswith("(left out beforehand")
 
 
 def test_a_run_leaves_out_leaks_and_says_which(leaky, tmp_path, capsys):
@@ -251,10 +251,7 @@ def test_a_run_leaves_out_leaks_and_says_which(leaky, tmp_path, capsys):
     config.data.drop_leaks = True
     config.run.steps = 1
     assert train(config, tmp_path / "run") == 0
-    assert (
-        "Leaks     left out of test, standing in train or val too: 1 byte for byte, 1 as copies"
-        in capsys.readouterr().out
-    )
+    assert "Leaks     left out of test, also in train or val: 1 byte for byte, 1 as copies" in capsys.readouterr().out
     assert logged(tmp_path / "run", "test")["dropped"] == {"exact": 1, "near": 1}
     dropped = json.loads((tmp_path / "run" / "provenance.json").read_text())["dataset"]["dropped"]
     assert [len(dropped["test"][kind]) for kind in ("exact", "near")] == [1, 1]
@@ -264,7 +261,7 @@ def test_a_run_leaves_out_leaks_and_says_which(leaky, tmp_path, capsys):
         kind: tuple(names) for kind, names in dropped["test"].items()
     }
     assert train(config, tmp_path / "run") == 0
-    assert "standing in another split too: 1 byte for byte, 1 as copies)" in capsys.readouterr().out
+    assert "also in another split: 1 byte for byte, 1 as copies)" in capsys.readouterr().out
 
 
 def test_drop_leaks_of_a_split_that_has_none_to_drop_is_refused(run, monkeypatch):

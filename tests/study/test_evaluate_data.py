@@ -167,7 +167,7 @@ def test_folders_called_by_wordnet_ids_are_imagenets_classes(run):
     names = tuple(name for _, name in classes.imagenet())
     ids = ("n01440764", "n01443537", "n03788365", "n15075141", "toilet tissue")
     called = dataclasses.replace(source, class_names=ids)
-    with pytest.raises(InputError, match="class 'n01440764' of the data is none of the checkpoint's"):
+    with pytest.raises(InputError, match="class 'n01440764' of the data is not one of the checkpoint's"):
         with_labels_of(meta, called, source.splits["test"])
     imagenet = dataclasses.replace(meta, class_names=names)
     split = with_labels_of(imagenet, called, source.splits["test"])
@@ -184,7 +184,7 @@ def test_folders_called_by_numbers_are_imagenets_classes_where_all_thousand_are_
         found = places_of(dataclasses.replace(meta, class_names=names), called)
         assert found.tolist() == [int(number) for number in numbers]
         digits = dataclasses.replace(source, class_names=numbers[:10])
-        with pytest.raises(InputError, match="class '0' of the data is none of the checkpoint's"):
+        with pytest.raises(InputError, match="class '0' of the data is not one of the checkpoint's"):
             places_of(dataclasses.replace(meta, class_names=names), digits)
     with pytest.raises(InputError, match="class '0' of the data"):
         places_of(meta, called)

@@ -201,7 +201,7 @@ def test_an_operation_that_nothing_writes_in_onnx_is_refused_by_name(tmp_path, m
     needs("onnx")
     monkeypatch.delitem(export_onnx_graph.RULES, "conv_general_dilated")
     program = make_program(model_of(SMALL, 16, "torch"), {"step": 7})
-    with pytest.raises(InputError, match=r"--format=onnx: .* no rule that writes conv_general_dilated in ONNX; take"):
+    with pytest.raises(InputError, match=r"--format=onnx: .* no rule that writes conv_general_dilated in ONNX; use"):
         export_onnx.write(program, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -243,7 +243,7 @@ def test_refusals_write_nothing(run, tmp_path, monkeypatch):
     there.mkdir()
     flags = {"--checkpoint": run[1], "--format": "stablehlo", "--out": tmp_path / "new"}
     for change, words in (
-        ({"--out": there}, f"--out={there}: exists already"),
+        ({"--out": there}, f"--out={there}: already exists"),
         ({"--format": "tflite"}, "invalid choice: 'tflite'"),
         ({"--checkpoint": tmp_path / "absent"}, "absent: no such folder"),
         ({"--checkpoint": tmp_path}, "no checkpoint here"),

@@ -116,7 +116,7 @@ def test_mistakes_are_the_surest_and_carry_their_heat_maps(run, whole):
     wrong = predicted != record.predictions.labels
     assert len(chosen) == min(12, wrong.sum())
     assert [confidence[one.row] for one in chosen] == sorted(confidence[wrong], reverse=True)[: len(chosen)]
-    assert whole.count('alt="Grad-CAM of what was said"') == len(chosen)
+    assert whole.count('alt="Grad-CAM of the predicted class"') == len(chosen)
 
 
 def test_nothing_is_asked_of_the_network_and_the_page_is_small(whole):
@@ -212,7 +212,7 @@ def test_a_run_under_way(copy):
     ("spoil", "named"),
     [
         (lambda run: (run / "metrics.jsonl").unlink(), "metrics.jsonl"),
-        (lambda run: (run / "config.json").unlink(), "is no run"),
+        (lambda run: (run / "config.json").unlink(), "is not a run"),
         (lambda run: (run / "classes.json").write_text("{}"), "classes.json"),
         (lambda run: (run / "provenance.json").write_text("nonsense"), "provenance.json"),
         (lambda run: (run / PREDICTIONS_FILE).write_bytes(b"PK\x03\x04 torn"), PREDICTIONS_FILE),

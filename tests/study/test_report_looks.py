@@ -44,13 +44,13 @@ def test_a_loss_that_is_not_known_is_told_by_its_name(tmp_path):
 def test_runs_of_different_code_name_its_files(tmp_path):
     one, two = a_run(tmp_path, "one"), a_run(tmp_path, "two")
     one.provenance["sources"] = ["resnet/train/losses.py 1", "resnet/train/steps.py 1"]
-    words = "These runs are of different code: <code>resnet/train/losses.py</code>."
+    words = "These runs used different code: <code>resnet/train/losses.py</code>."
     assert words not in comparison([one, two])
     two.provenance["sources"] = ["resnet/train/losses.py 2", "resnet/train/steps.py 1"]
     assert words in comparison([one, two])
-    assert "went on with other code" not in page(one)
+    assert "continued with other code" not in page(one)
     one.provenance["new_code"] = [{"after_step": 5, "files": ["resnet/train/losses.py"]}]
-    assert "<b>but it went on with other code</b> after step 5" in page(one)
+    assert "<b>but it continued with other code</b> after step 5" in page(one)
 
 
 def test_code_that_changed_midway_counts_as_well(tmp_path):

@@ -133,8 +133,8 @@ def test_the_page_shows_them_and_says_which_images_are_others():
     assert "<h3>Repeated runs</h3>" in page
     assert "data.fold 0, 1, 2" in page
     assert "89.66" in page
-    assert "These runs are of different splits: their figures cannot be compared one by one." in page
+    assert "These runs are of different splits: their figures cannot be compared with one another." in page
     page = comparison(SEEDS)
-    assert "cannot be compared one by one" not in page
+    assert "cannot be compared with one another" not in page
     assert "<h3>Repeated runs</h3>" not in comparison([SEEDS[0], a_run(0.9, optim__lr=0.3)])
     assert other_data([SEEDS[0], a_run(0.9, "two")]) == "different data"

@@ -77,15 +77,15 @@ def test_a_single_line_which_includes_compilation_gives_no_rate():
     record.lines[0]["images_per_second"], record.lines[1]["images_per_second"] = 1.25, 80.5
     assert speed_of(record).images_per_second == 80.5
     text = page(record)
-    assert "images a second, median" in text
+    assert "images per second, median" in text
     assert "Training speed" in text
     del record.lines[1]
     speed = speed_of(record)
     assert (speed.images_per_second, speed.slowest, speed.fastest, speed.data_wait, speed.mfu) == (None,) * 5
     assert speed.parameters == record.counts.parameters
     text = page(record)
-    assert "one training line only, which includes compilation" in text
-    for absent in ("images a second, median", "5th to 95th", "waiting for data", "Training speed", "No utilisation"):
+    assert "only one training line, which includes compilation" in text
+    for absent in ("images per second, median", "5th to 95th", "waiting for data", "Training speed", "No utilisation"):
         assert absent not in text
 
 

@@ -59,11 +59,13 @@ def test_what_differs_from_process_0_is_named(act_as, given):
     # Another path to the same images, and what concerns one process alone.
     same = {"data.dir": "/elsewhere", "data.threads": 3, "run.hang_timeout": 9.0}
     agreement.check_alike(flatten(config) | same, source, None)
-    with pytest.raises(InputError, match=r"process 1 has another config.* here: optim\.lr: 0\.05 -> 0\.1\); give all"):
+    with pytest.raises(
+        InputError, match=r"process 1 has a different config.* here: optim\.lr: 0\.05 -> 0\.1\); give all"
+    ):
         agreement.check_alike(flatten(config) | {"optim.lr": 0.1}, source, None)
     fewer = {**source.splits, "val": source.splits["val"].take([0])}
     other = dataclasses.replace(source, splits=fewer, fingerprint="other")
-    with pytest.raises(InputError, match=r"process 1 has other images, .*'val': \d+.* -> .*'val': 1\b"):
+    with pytest.raises(InputError, match=r"process 1 has images, .*'val': \d+.* -> .*'val': 1\b"):
         agreement.check_alike(flatten(config), other, None)
 
 
@@ -76,7 +78,7 @@ def test_other_code_than_process_0s_is_named(act_as, given, monkeypatch):
     name = "resnet/train/losses.py"
     others = tuple(f"{name} 0" if line.startswith(name) else line for line in code_digests.sources())
     monkeypatch.setattr(code_digests, "sources", lambda: others)
-    with pytest.raises(InputError, match=rf"process 1 has other code than process 0: {name}; give all"):
+    with pytest.raises(InputError, match=rf"process 1 has different code from process 0: {name}; give all"):
         agreement.check_alike(flatten(config), source, None)
 
 
@@ -151,7 +153,7 @@ class Damages:
         return f"run/checkpoints/{step}"
 
 
-@pytest.mark.parametrize("own", [(None,), ("it is not there", None)])
+@pytest.mark.parametrize("own", [(None,), ("it does not exist", None)])
 def test_a_checkpoint_that_is_damaged_to_one_is_damaged_to_all(act_as, monkeypatch, own):
     monkeypatch.setattr(agreement, "FOLDER_SECONDS", 0.2)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -163,5 +165,5 @@ def test_a_checkpoint_that_is_damaged_to_one_is_damaged_to_all(act_as, monkeypat
             agreement.check_whole(Damages(*own), 2)
     store.values[f"{agreement.WHOLE}1"] = json.dumps(None)
     act_as(0)
-    with pytest.raises(Damaged, match=r"as process 0 sees it .*not there"):
-        agreement.check_whole(Damages("it is not there"), 2)
+    with pytest.raises(Damaged, match=r"as process 0 sees it .*does not exist"):
+        agreement.check_whole(Damages("it does not exist"), 2)

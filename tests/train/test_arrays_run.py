@@ -73,7 +73,7 @@ def test_it_trains_by_either_feed_and_is_evaluated_and_shown(arrays, without_ten
     ids=lambda data: next(iter(data)),
 )
 def test_what_would_resize_is_told_before_anything_is_written(arrays, without_tensorflow, tmp_path, data):
-    with pytest.raises(MissingPackage, match=r"resizes images on the host, is not installed; take "):
+    with pytest.raises(MissingPackage, match=r"resizes images on the host, is not installed; use "):
         train(recipe(arrays, **data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

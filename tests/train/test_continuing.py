@@ -52,7 +52,10 @@ def test_a_lengthened_run_is_one_begun_so_where_the_schedule_does_not_know_the_e
     assert loop.train(config, tmp_path / "straight") == 0
     capsys.readouterr()
     assert loop.train(config, ended, new_length=True) == 0
-    assert "Note      the run was of 4 steps and is of 7 now, each as in one begun so" in capsys.readouterr().out
+    assert (
+        "Note      the run's length changes from 4 steps to 7, each the same as in a run begun with that length"
+        in capsys.readouterr().out
+    )
     for got, expected in zip(final_arrays(config, ended), final_arrays(config, tmp_path / "straight"), strict=True):
         np.testing.assert_array_equal(got, expected)
     trained = [[line for line in lines(run) if line["kind"] == "train"] for run in (ended, tmp_path / "straight")]
@@ -142,7 +145,7 @@ def test_a_run_that_goes_on_with_other_code_says_so(data, ended, monkeypatch, ca
     assert (ended / "provenance.json").read_bytes() == before
     capsys.readouterr()
     assert loop.train(of_length(data, 5), ended, new_length=True) == 0
-    assert f"the code is not that of step 4, the last one done: {name}. What is done" in capsys.readouterr().out
+    assert f"the code has changed since step 4, the last one done: {name}. Finished steps" in capsys.readouterr().out
     (entry,) = read_run(ended).provenance["new_code"]
     assert (entry["after_step"], entry["files"], entry["moved"]) == (4, [name], [])
 
@@ -172,7 +175,7 @@ def test_what_is_noted_of_code_and_packages(monkeypatch):
     assert (fresh["sources"], fresh["revision"] != "begun", lines) == (["a 1", "b 1"], True, [])
     later, (line,) = code_digests.gone_on_with(begun, 7)
     assert {key: later[key] for key in begun} == begun
-    assert f", {len(mine) + 2 - 4} more, jax {begun['versions']['jax']} -> 0.0.1. What is done" in line
+    assert f", {len(mine) + 2 - 4} more, jax {begun['versions']['jax']} -> 0.0.1. Finished steps" in line
     for entry in ({"after_step": 1}, {"sources": [], "versions": {}}, "x"):
         damaged = begun | {"new_code": [entry]}
         assert code_digests.gone_on_with(damaged, 7) == (damaged, [])
@@ -182,7 +185,7 @@ def test_what_is_noted_of_code_and_packages(monkeypatch):
     monkeypatch.setattr(code_digests, "versions", lambda: begun["versions"])
     assert code_digests.gone_on_with(later, 7) == (begun, [])
     again, (line,) = code_digests.gone_on_with(later, 9)
-    assert "not that of step 9" in line
+    assert "changed since step 9" in line
     assert [entry["after_step"] for entry in again["new_code"]] == [7, 9]
 
 

@@ -118,7 +118,7 @@ def test_a_run_that_diverges_says_where_and_debug_shows_it(tmp_path, capsys):
     config.run.eval_every = 100.0
     run = tmp_path / "run"
     config.run.debug = True
-    with pytest.raises(InputError, match="holds none"):
+    with pytest.raises(InputError, match="there is none in"):
         loop.train(config, run)
     config.run.debug = False
     with pytest.raises(Diverged) as raised:
@@ -227,7 +227,7 @@ def test_a_replay_takes_the_runs_own_steps(bn, steps_per_call, weights, tmp_path
     assert loop.train(config, run) == 0
     told = capsys.readouterr()
     assert f"Step 6 of {run}" in told.out
-    assert ("Going on from step 3" in told.out) == (bn == "frozen")
+    assert ("Resuming from step 3" in told.out) == (bn == "frozen")
     assert "layer2" in told.err
     assert snapshot(run) == before
     (step, frozen, learning, arrays), (*again, arrays_again) = looked_at

@@ -73,7 +73,7 @@ def test_auto_keeps_what_fits_where_it_is_shown_again(monkeypatch):
 
 
 def test_what_cannot_be_kept_is_refused(monkeypatch):
-    with pytest.raises(InputError, match=r"feed='resident' keeps all images with one process; take stream"):
+    with pytest.raises(InputError, match=r"feed='resident' works with one process only; use stream"):
         choice("resident", processes=2)
     monkeypatch.setattr(feeding, "MOST_BYTES", 1_000)
     for crop in ("pad", "random_resized"):

@@ -204,21 +204,33 @@ def factors(**by_pattern: float) -> tuple[tuple[re.Pattern[str], float], ...]:
     ("unfreeze", "changes", "words"),
     [
         ((("layer9", 0.0),), {}, "unfreeze: 'layer9' matches no parameter"),
-        ((("^fc", 1.9), ("layer2", 1.0)), {}, r"unfreeze: '\^fc@1\.9' adds nothing: .*the head always does.*'\^fc@0'$"),
-        ((("fc", 1.0),), {"norms": "frozen"}, "unfreeze: 'fc@1' adds nothing: .*the head always does"),
-        ((("layer2", 0.5), ("layer2_0", 1.5)), {}, r"unfreeze: 'layer2_0@1\.5' adds nothing: .*by earlier lines"),
-        ((("layer2", 0.5), ("fc|layer2", 0.5)), {}, r"unfreeze: 'fc\|layer2@0\.5' adds nothing: .*by earlier lines"),
+        ((("^fc", 1.9), ("layer2", 1.0)), {}, r"unfreeze: '\^fc@1\.9' adds nothing: .*the head always is.*'\^fc@0'$"),
+        ((("fc", 1.0),), {"norms": "frozen"}, "unfreeze: 'fc@1' adds nothing: .*the head always is"),
+        (
+            (("layer2", 0.5), ("layer2_0", 1.5)),
+            {},
+            r"unfreeze: 'layer2_0@1\.5' adds nothing: .*because of earlier lines",
+        ),
+        (
+            (("layer2", 0.5), ("fc|layer2", 0.5)),
+            {},
+            r"unfreeze: 'fc\|layer2@0\.5' adds nothing: .*because of earlier lines",
+        ),
         ((), {"multipliers": factors(head=2.0)}, "lr_multipliers: 'head' matches no parameter"),
-        ((), {"multipliers": factors(layer=0.1, layer2=10)}, "'layer2=10' acts on nothing: an earlier pattern"),
-        ((), {"multipliers": factors(layer1=0.1, layer2=10, layer=2)}, "'layer=2' acts on nothing: an earlier pattern"),
+        ((), {"multipliers": factors(layer=0.1, layer2=10)}, "'layer2=10' has no effect: an earlier pattern"),
+        ((), {"multipliers": factors(layer1=0.1, layer2=10, layer=2)}, "'layer=2' has no effect: an earlier pattern"),
         (
             (("layer2", 1.0),),
             {"multipliers": factors(layer1=0.1)},
-            r"'layer1=0\.1' acts on nothing: config\.transfer\.unfreeze=\('layer2@1',\) lets nothing",
+            r"'layer1=0\.1' has no effect: config\.transfer\.unfreeze=\('layer2@1',\) keeps everything",
         ),
         # Of what it matches, layer2 learns by the first and layer1 rests.
-        ((("layer2", 1.0),), {"multipliers": factors(layer2=0.1, layer=10)}, "'layer=10' acts on nothing: an earlier"),
-        ((), {"mode": "probe", "multipliers": factors(fc=2, layer1=0.1)}, r"'layer1=0\.1' .*a probe trains the head"),
+        ((("layer2", 1.0),), {"multipliers": factors(layer2=0.1, layer=10)}, "'layer=10' has no effect: an earlier"),
+        (
+            (),
+            {"mode": "probe", "multipliers": factors(fc=2, layer1=0.1)},
+            r"'layer1=0\.1' .*a probe trains only the head",
+        ),
         # The backbone rests for good, so its statistics must not move.
         ((("^fc", 0.0),), {}, r"bn='train'.*\('\^fc@0',\) leaves every norm.*frozen or recalibrate"),
     ],

@@ -71,7 +71,7 @@ def test_what_the_user_can_mend_is_no_reason_to_start_again(monkeypatch, error, 
     with pytest.raises(Ended) as end, peers.together():
         raise error
     assert end.value.args[1] == code
-    mended = ("out of memory (", "metrics.jsonl: No space left on device; mend that")
+    mended = ("out of memory (", "metrics.jsonl: No space left on device; fix that")
     assert end.value.args[0].startswith(mended) is (code == 2)
 
 

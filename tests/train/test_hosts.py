@@ -133,7 +133,7 @@ def test_one_process_is_alone_wherever_it_was_started():
 
 
 def test_launchers_that_say_too_little_are_refused(monkeypatch):
-    with pytest.raises(InputError, match="Open MPI 5 does not tell where process 0 runs: give --coordinator"):
+    with pytest.raises(InputError, match="Open MPI 5 does not say where process 0 runs: give its --coordinator"):
         hosts.peers_of("", 0, -1, open_mpi(4, 1))
     monkeypatch.setattr(hosts.importlib.util, "find_spec", lambda name: None)
     pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
@@ -193,7 +193,7 @@ def test_a_gpu_that_a_process_cannot_use_is_no_fault_of_its_peers(monkeypatch):
 def test_processes_with_different_numbers_of_devices_are_refused():
     device = collections.namedtuple("device", "process_index")
     hosts.check_devices([device(0), device(1)])
-    with pytest.raises(InputError, match=r"process 0 has 1, process 1 has 2\); give each as many"):
+    with pytest.raises(InputError, match=r"process 0 has 1, process 1 has 2\); give each the same number"):
         hosts.check_devices([device(1), device(0), device(1)])
 
 
@@ -203,4 +203,4 @@ def test_a_peer_that_does_not_come_ends_in_a_line():
     ended = commands.run_fresh(sys.executable, "-c", script, environment={"JAX_PLATFORMS": "cpu"})
     assert ended.code == 2
     (line,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert "--coordinator=127.0.0.1:9: the processes did not find each other (one did not come within 1 s)" in line
+    assert "--coordinator=127.0.0.1:9: the processes did not find each other (one did not connect within 1 s)" in line

@@ -71,9 +71,9 @@ def stray(folder: Path) -> None:
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "array_cut": (lambda step: cut(largest(step / "variables")), "bytes"),
-    "array_flipped": (lambda step: flip(largest(step / "training"), 12345), "other bytes"),
+    "array_flipped": (lambda step: flip(largest(step / "training"), 12345), "not what was written"),
     "array_missing": (lambda step: largest(step / "variables").unlink(), "is missing"),
-    "array_is_a_link": (lambda step: [(f := largest(step)).unlink(), f.symlink_to("/dev/zero")], "is no file"),
+    "array_is_a_link": (lambda step: [(f := largest(step)).unlink(), f.symlink_to("/dev/zero")], "is not a file"),
     "meta_missing": (lambda step: shutil.rmtree(step / "meta"), "is missing"),
     "meta_cut": (lambda step: cut(step / "meta" / "metadata"), "bytes"),
     "times_cut": (lambda step: cut(step / TIMES), TIMES),
@@ -81,7 +81,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "manifest_of_another_shape": (lambda step: (step / MANIFEST).write_text('{"files": [1]}'), MANIFEST),
     "empty": (empty, "empty"),
     "stray": (stray, MANIFEST),
-    "no_folder": (lambda step: [shutil.rmtree(step), step.write_text("")], "no folder"),
+    "no_folder": (lambda step: [shutil.rmtree(step), step.write_text("")], "not a folder"),
 }
 
 
@@ -124,7 +124,7 @@ def test_several_damaged_ones_are_passed_over_and_none_may_be_left(root):
     with Checkpoints(root.parent, keep=2) as checkpoints:
         assert checkpoints.latest_step() is None
         assert len(checkpoints.set_aside) == count
-        assert ["begins anew" in line for line in checkpoints.set_aside] == [False] * (count - 1) + [True]
+        assert ["starts again" in line for line in checkpoints.set_aside] == [False] * (count - 1) + [True]
     assert (root / "damaged-9-2").is_dir()
 
 
@@ -168,7 +168,7 @@ def test_load_finds_the_best_through_a_damaged_newest_and_refuses_a_damaged_one(
     (root / "9").mkdir()
     assert load(root.parent)[1].step == BEST
     flip(largest(root / str(BEST) / "variables"), 4321)
-    with pytest.raises(InputError, match=f"{FOLDER}/{BEST}: the checkpoint cannot be read .* other bytes"):
+    with pytest.raises(InputError, match=f"{FOLDER}/{BEST}: the checkpoint cannot be read .* not what was written"):
         load(root.parent)
     assert (root / "9").is_dir(), "reading moves nothing: another process may be training there"
 
@@ -219,7 +219,7 @@ def test_a_step_saved_again_holds_the_new_state_and_one_that_is_gone_is_named(fi
         state, _ = checkpoints.restore(5, small_state(0.0), jnp.zeros(1).sharding)
         assert np.asarray(state.params["w"]).tolist() == [2.0] * 4
         assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["5"]
-        with pytest.raises(Damaged, match="not there"):
+        with pytest.raises(Damaged, match="does not exist"):
             checkpoints.restore(7, small_state(0.0), jnp.zeros(1).sharding)
 
 
@@ -258,7 +258,7 @@ def test_the_predictions_need_room_which_is_asked_for_before_the_hours_that_make
         loop.train(config, run)
     free[:] = [7, 10**9, 10**9]
     with pytest.raises(
-        InputError, match=r"predictions of the test images need .* make room, and the same command goes"
+        InputError, match=r"predictions of the test images need .* make room, then run the same command"
     ):
         loop.train(config, run)
     ids = ("a" * 30,) * 1000

@@ -27,11 +27,11 @@ def test_a_mesh_is_read(text, devices, shape):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "must be such as"),
-        ("model=2", "must be such as"),
-        ("data=0", "must be such as"),
-        ("data=-2", "must be such as"),
-        ("data=2,data=4", "must be such as"),
+        ("", "must look like"),
+        ("model=2", "must look like"),
+        ("data=0", "must look like"),
+        ("data=-2", "must look like"),
+        ("data=2,data=4", "must look like"),
         ("data=-1,fsdp=-1", "only one axis"),
         ("data=3", "does not fill the 8 devices"),
         ("data=-1,fsdp=3", "does not fill the 8 devices"),
@@ -66,5 +66,5 @@ def test_large_leaves_are_divided_along_their_longest_axis_that_divides():
 def test_every_part_of_an_accumulated_batch_must_divide():
     mesh = parallel.make_mesh()
     parallel.check_batch_size("config.data.batch_size", 8, mesh, 4)
-    with pytest.raises(InputError, match="take a multiple of 3"):
+    with pytest.raises(InputError, match="use a multiple of 3"):
         parallel.check_batch_size("config.data.batch_size", 8, mesh, 3)

@@ -88,7 +88,7 @@ def test_memory_that_does_not_do_is_told_with_what_helps_a_probe(data, weights, 
     with pytest.raises(InputError) as error:
         loop.train(probing(data, weights), tmp_path / "run")
     assert str(error.value) == (
-        "out of memory (Unable to allocate 9 TiB); take smaller images, a smaller --config.data.eval_batch_size or "
+        "out of memory (Unable to allocate 9 TiB); use smaller images, a smaller --config.data.eval_batch_size or "
         "--config.run.dtype=bfloat16"
     )
 
@@ -242,7 +242,7 @@ def test_weights_that_were_trained_with_blocks_dropped_are_probed_without_the_ke
     assert made.pretrained is not None
     assert made.pretrained.spec.stochastic_depth == 0.3
     config.model.stochastic_depth = 0.3
-    with pytest.raises(InputError, match=r"^config\.model\.stochastic_depth=0\.3 would be read by nothing"):
+    with pytest.raises(InputError, match=r"^config\.model\.stochastic_depth=0\.3 has no effect"):
         validate(config)
 
 
@@ -281,5 +281,5 @@ def test_a_probe_that_diverges_says_so_and_advises_nothing_that_it_refuses(data,
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run" / FILE).exists()
     config.run.debug = True
-    with pytest.raises(InputError, match="no probe"):
+    with pytest.raises(InputError, match="not a probe"):
         loop.train(config, tmp_path / "run")

@@ -205,7 +205,7 @@ def test_one_goes_on_as_four_as_two_as_one(recipe, data, alone, tmp_path, monkey
         job.go_on()
         ends = job.ends()
         assert {end.code for end in ends} == {128 + signal.SIGTERM}, ends
-        assert "Going on from step" in ends[0].out
+        assert "Resuming from step" in ends[0].out
     assert loop.train(config, workdir) == 0
     same_figures(workdir, alone)
     same_arrays(config, workdir, alone, **TOLERANCE)
@@ -321,10 +321,10 @@ print("went on")
 @pytest.mark.parametrize(
     ("before", "words"),
     [
-        ("dog.beat('after step 7')", "nothing was finished for 0.4 s (after step 7;"),
+        ("dog.beat('after step 7')", "nothing was completed for 0.4 s (after step 7;"),
         ("pass", ""),
         ("dog.beat('x'); dog.rest()", ""),
-        ("time.sleep(0.1)", "nothing was finished for 2.4 s (at the start;"),
+        ("time.sleep(0.1)", "nothing was completed for 2.4 s (at the start;"),
     ],
 )
 def test_the_watchdog_ends_what_hangs_and_is_patient_with_what_compiles(before, words):

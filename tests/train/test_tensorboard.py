@@ -117,5 +117,5 @@ def test_a_span_beyond_the_run_is_refused_and_nothing_written(data, tmp_path):
 def test_a_probe_has_no_steps_to_trace(data, tmp_path):
     config = tiny_config(data)
     config.transfer.mode, config.transfer.weights, config.run.profile = "probe", "x", "2:4"
-    with pytest.raises(InputError, match=r"run\.profile.*read by nothing"):
+    with pytest.raises(InputError, match=r"run\.profile.*no effect"):
         train(config, tmp_path / "run")

@@ -112,7 +112,7 @@ def test_one_that_cannot_be_opened_and_a_damaged_note_are_told(tmp_path, fake, m
 
 @pytest.mark.parametrize(
     ("writers", "word"),
-    [(("wandb,mlflow",), "--config.run.writers="), (("wandb", "wandb"), "each once"), (("clearml",), "choose of")],
+    [(("wandb,mlflow",), "--config.run.writers="), (("wandb", "wandb"), "each once"), (("clearml",), "choose from")],
 )
 def test_names_are_checked(tmp_path, writers, word):
     config = tiny_config(tmp_path)

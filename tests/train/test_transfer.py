@@ -140,7 +140,7 @@ def test_what_drops_in_blocks_is_refused_where_none_ever_learns(key, value, tmp_
     config = finetune(data, tmp_path, unfreeze=("fc@0",), bn="frozen")
     config.model.shortcut_transform = "dropout"
     config.model[key] = value
-    with pytest.raises(InputError, match=rf"^config\.model\.{key}={value} would be read by nothing: no block ever"):
+    with pytest.raises(InputError, match=rf"^config\.model\.{key}={value} has no effect: no block ever"):
         planned(config)
     config.transfer.unfreeze = ("layer2_0/bn2@1",)
     assert getattr(planned(config).network.spec, key) == value
@@ -155,10 +155,10 @@ def test_what_drops_in_blocks_is_refused_where_none_ever_learns(key, value, tmp_
         ),
         ({"weights": "torchvision:resnet51"}, r"^config\.transfer\.weights=torchvision:resnet51 is not known"),
         ({"weights": ""}, r"^config\.transfer\.mode='finetune' needs config\.transfer\.weights"),
-        ({"unfreeze": ("layer2@2",)}, r"goes beyond the run's 1\.6 epochs"),
-        ({"unfreeze": ("layer2@0.5", "layer1@50")}, r"goes beyond the run's 1\.6 epochs"),
+        ({"unfreeze": ("layer2@2",)}, r"extends past the run's 1\.6 epochs"),
+        ({"unfreeze": ("layer2@0.5", "layer1@50")}, r"extends past the run's 1\.6 epochs"),
         ({"unfreeze": ("layer2@0.5", "layer2_0@50")}, r"unfreeze: 'layer2_0@50' adds nothing: .*by earlier lines"),
-        ({"unfreeze": ("layer2@0.5", "fc@50")}, r"unfreeze: 'fc@50' adds nothing: .*the head always does"),
+        ({"unfreeze": ("layer2@0.5", "fc@50")}, r"unfreeze: 'fc@50' adds nothing: .*the head always is"),
         ({"unfreeze": ("layer2@x",)}, r"unfreeze: 'layer2@x': it must end in @ and a number"),
         ({"unfreeze": ("layer2@-1",)}, r"must not be negative"),
         ({"unfreeze": ("(",)}, r"not a regular expression"),
@@ -167,7 +167,7 @@ def test_what_drops_in_blocks_is_refused_where_none_ever_learns(key, value, tmp_
         ({"lr_multipliers": ("fc=inf",)}, r"must end in = and a number"),
         ({"head": "mlp"}, r"^config\.transfer\.head='mlp' must be linear or mlp:UNITS"),
         ({"head": "mlp:0"}, r"must be linear or mlp:UNITS"),
-        ({"mode": "probe", "bn": "train"}, r"bn='train' .*frozen backbone; take frozen or recalibrate"),
+        ({"mode": "probe", "bn": "train"}, r"bn='train' .*frozen backbone; use frozen or recalibrate"),
     ],
     ids=str,
 )
@@ -180,7 +180,7 @@ def test_a_slip_is_one_line_that_names_the_key(changes, words, data, weights, tm
 
 def test_a_file_of_another_kind_is_refused(data, tmp_path):
     (tmp_path / "weights.bin").write_bytes(b"no weights at all")
-    with pytest.raises(InputError, match=r"weights\.bin: is no weights file"):
+    with pytest.raises(InputError, match=r"weights\.bin: is not a known kind of weights file"):
         planned(finetune(data, tmp_path / "weights.bin"))
 
 

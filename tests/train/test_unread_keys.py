@@ -80,7 +80,7 @@ def test_a_key_set_for_nothing_is_refused(key):
     validate(config_with({**read, key: value}))
     message = refusal({**unread, key: value})
     assert message.startswith(f"config.{key}=")
-    assert "would be read by nothing" in message
+    assert "has no effect" in message
 
 
 @pytest.mark.parametrize("key", READ_WITH_VIEWS)
@@ -137,7 +137,7 @@ MAKING = {
 def test_a_flag_about_splits_is_refused_where_the_data_bring_them(key):
     config = config_with({key: MAKING[key]})
     brought = source_with("train", "val", "test")
-    with pytest.raises(InputError, match=rf"^config\.{key}=.* would be read by nothing: the data bring .* their own"):
+    with pytest.raises(InputError, match=rf"^config\.{key}=.* has no effect: the data have .* their own"):
         check_splits(config, brought, [key])
     # Said by the recipe, which may be for other data as well; by a flag that repeats the default, or asks for none.
     check_splits(config, brought, ["data.dir"])
@@ -151,7 +151,7 @@ def test_a_split_that_is_made_is_none_of_the_others_keys_business():
     half = dataclasses.replace(source_with("train", "val", "test"), made=("val",))
     config = config_with(MAKING)
     with pytest.raises(
-        InputError, match=r"config\.data\.test_fraction=0\.5 .*: the data bring a test split of their own"
+        InputError, match=r"config\.data\.test_fraction=0\.5 .*: the data have a test split of their own"
     ):
         check_splits(config, half, MAKING)
     check_splits(config, half, MAKING.keys() - {"data.test_fraction"})
@@ -160,7 +160,7 @@ def test_a_split_that_is_made_is_none_of_the_others_keys_business():
 def test_folds_need_data_without_a_test_split_whoever_asks_for_them():
     config = config_with({"data.folds": 5, "data.fold": 4})
     validate(config)
-    with pytest.raises(InputError, match=r"config\.data\.folds=5: the data bring a test split of their own"):
+    with pytest.raises(InputError, match=r"config\.data\.folds=5: the data have a test split of their own"):
         check_splits(config, source_with("train", "test"), [])
     check_splits(config, dataclasses.replace(source_with("train", "test"), made=("test",)), ["data.folds"])
     assert "data.folds=0" in refusal({"data.folds": 5, "data.test_fraction": 0.5})
@@ -171,7 +171,7 @@ def test_per_class_draws_by_the_seed_and_by_nothing_else():
     config = config_with({"data.per_class": 3, "data.split_seed": 7, "data.keep_copies_together": True})
     for source in (source_with("train", "test"), dataclasses.replace(source_with("train", "test"), made=("test",))):
         check_splits(config, source, ["data.split_seed"])
-        with pytest.raises(InputError, match=r"config\.data\.keep_copies_together=True would be read by nothing"):
+        with pytest.raises(InputError, match=r"config\.data\.keep_copies_together=True has no effect"):
             check_splits(config, source, ["data.keep_copies_together"])
 
 
@@ -179,7 +179,7 @@ def test_a_run_refuses_such_a_flag_before_anything_is_written(tmp_path):
     config = tiny_config(tiny_data(tmp_path))
     config.data.test_fraction = 0.5
     with pytest.raises(
-        InputError, match=r"^config\.data\.test_fraction=0\.5 .* the data bring a test split of their own"
+        InputError, match=r"^config\.data\.test_fraction=0\.5 .* the data have a test split of their own"
     ):
         train(config, tmp_path / "run", flagged=["data.test_fraction", "data.val_fraction"])
     assert not (tmp_path / "run").exists()
@@ -195,7 +195,9 @@ def test_what_flags_of_other_keys_left_unread_in_a_recipe_goes_with_a_word():
         "Note      the recipe's config.optim.final_lr",
         "Note      the recipe's config.run.epochs",
     ]
-    assert lines[0].endswith("nothing reads it with these flags; it acts only where optim.name is sgd, lars or rmsprop")
+    assert lines[0].endswith(
+        "it has no effect with these flags; it applies only where optim.name is sgd, lars or rmsprop"
+    )
     assert (config.optim.nesterov, config.optim.final_lr, config.run.epochs) == (False, 0.0, 90.0)
     validate(config)
 

@@ -212,7 +212,11 @@ def test_a_stem_for_other_channels_answers_as_before(tmp_path: Path, channels: i
         # A squeeze that does not divide the channels, and 3x3 convolutions of a width that is rounded.
         ({"squeeze_excitation": 5}, "torchvision", "squeeze_excitation=5, but .* read as squeeze_excitation=8"),
         ({"block": "bottleneck", "base_width": 12}, "torchvision", "base_width=12, but .* read as base_width=8"),
-        ({"block": "bottleneck", "width": 200, "base_width": 1}, "torchvision", "shapes make no ResNet .base_width=0"),
+        (
+            {"block": "bottleneck", "width": 200, "base_width": 1},
+            "torchvision",
+            "shapes do not form a ResNet .base_width=0",
+        ),
         ({"block": "bottleneck", "order": "full_preactivation"}, "keras", "stride_block='first' where Keras' V2"),
         ({}, "keras", "block="),
     ],
@@ -302,18 +306,20 @@ def test_a_contract_of_ones_own_comes_back_or_is_told(tmp_path: Path) -> None:
     back, given = taken_back(tmp_path / "in", tmp_path / "w.safetensors")
     assert given["interpolation"] == back.meta.contract.interpolation == "bicubic"
     assert (back.meta.contract.name, back.meta.resize_shorter) == ("torch", 235 / 224)
-    assert "but for" not in way_back(tmp_path / "in", tmp_path / "w.safetensors")
+    assert "except for" not in way_back(tmp_path / "in", tmp_path / "w.safetensors")
     mine = dataclasses.replace(own, mean=(0.5, 0.5, 0.5))
     save_converted(tmp_path / "other", variables, Meta(TINY_BASIC, names_of_classes, mine, 224, 1.0))
     told = way_back(tmp_path / "other", tmp_path / "w.safetensors")
-    assert "but for its preprocessing's mean: (0.5, 0.5, 0.5), where --contract=torch has (0.485, 0.456, 0.406)" in told
-    assert told.count("but for") == 1
+    assert (
+        "except for its preprocessing's mean: (0.5, 0.5, 0.5), where --contract=torch has (0.485, 0.456, 0.406)" in told
+    )
+    assert told.count("except for") == 1
     named = dataclasses.replace(CONTRACTS["torch"], name="mine")
     broken = ("a\nb", *names_of_classes[1:])
     save_converted(tmp_path / "named", variables, Meta(TINY_BASIC, broken, named, 224, 1.0))
     told = way_back(tmp_path / "named", tmp_path / "elsewhere.pth")
-    assert "but for its preprocessing's name: mine, where --contract=torch has torch" in told
-    assert "but for the names of the classes" in told
+    assert "except for its preprocessing's name: mine, where --contract=torch has torch" in told
+    assert "except for the names of the classes" in told
 
 
 def test_what_a_file_cannot_hold_is_told_at_its_export_and_given_back(tmp_path: Path) -> None:
@@ -326,9 +332,9 @@ def test_what_a_file_cannot_hold_is_told_at_its_export_and_given_back(tmp_path: 
     assert (back.meta.class_names, back.meta.contract, back.meta.image_size) == (mine, CONTRACTS["raw"], 48)
     assert back.meta.resize_shorter == 1.25
     assumed = convert(given["source"])
-    assert "taken for CIFAR-10's classes; if not, give --classes=FILE" in summary(assumed, "out")
+    assert "assumed to be CIFAR-10's classes; if not, give --classes=FILE" in summary(assumed, "out")
     (tmp_path / "w2.pth.classes.txt").touch()
-    with pytest.raises(InputError, match=r"w2\.pth\.classes\.txt: exists already"):
+    with pytest.raises(InputError, match=r"w2\.pth\.classes\.txt: already exists"):
         export(tmp_path / "in", "torchvision", tmp_path / "w2.pth")
     with pytest.raises(InputError, match=r"--resize_shorter=0\.5 must be 0 or from 1 to 16"):
         convert(given["source"], resize_shorter=0.5)

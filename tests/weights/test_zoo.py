@@ -78,7 +78,7 @@ def test_fetches_once(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("resumes", [True, False])
 def test_goes_on_where_the_connection_broke(server: Server, tmp_path: Path, resumes: bool) -> None:
     server.stop_after = 300_000
-    with pytest.raises(InputError, match="cannot be fetched"):
+    with pytest.raises(InputError, match="cannot be downloaded"):
         zoo.fetch(entry(server), tmp_path)
     kept = sum(path.stat().st_size for path in tmp_path.iterdir())
     assert 0 < kept <= 300_000

@@ -36,7 +36,7 @@ function element(name, text, parent) {
 function open(key) {
   // Isolated (U+2068, U+2069): a name that is written from right to left leaves the words around it in their order.
   const cell = data.cells[key], [truth, said] = key.split(",").map((index) => `\u2068${data.names[index]}\u2069`);
-  dialog.querySelector("h2").textContent = truth === said ? `${truth}, recognised` : `${truth}, taken for ${said}`;
+  dialog.querySelector("h2").textContent = truth === said ? `${truth}, correct` : `${truth}, predicted as ${said}`;
   const all = cell.rows.length === cell.count;
   dialog.querySelector("p").textContent = all
     ? `${cell.count} test images` : `${cell.rows.length} of ${cell.count} test images`;
