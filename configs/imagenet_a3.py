@@ -47,8 +47,8 @@ def get_config() -> ConfigDict:
     config.optim.schedule = "cosine"
     config.optim.step_epochs = default.optim().step_epochs
     config.optim.loss = "sigmoid"
-    # Both classes of a mixed image have target 1. In 64 % of mixup 0.1's batches one of the two images has a share under
-    # 1 % (Beta(0.1, 0.1)); 0.2 would drop such classes. mmpretrain trains A3 with -1, the shares themselves.
+    # Both classes of a mixed image have target 1. In 64 % of mixup 0.1's batches one of the two images has a share
+    # under 1 % (Beta(0.1, 0.1)); 0.2 would drop such classes. mmpretrain trains A3 with -1, the shares themselves.
     config.optim.target_threshold = 0.0
     config.optim.label_smoothing = 0.0
     config.run.epochs = 100.0

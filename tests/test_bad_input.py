@@ -54,10 +54,7 @@ RECIPES = {
     ),
     "nothing": ("def get_config():\n  return None\n", ["get_config"]),
     "plain_dict": ("def get_config():\n  return {'optim': {'lr': 0.1}}\n", ["get_config"]),
-    "value_error": (
-        "def get_config():\n  raise ValueError('no\\nsuch thing')\n",
-        ["ValueError (no)", "fix the recipe"],
-    ),
+    "value_error": ("def get_config():\n  raise ValueError('no\\nsuch thing')\n", ["ValueError (no)", "fix"]),
     "type_error": ("def get_config():\n  return len(3)\n", ["TypeError (object of type 'int' has no len())"]),
     "json_error": ("import json\ndef get_config():\n  return json.loads('{')\n", ["JSONDecodeError (Expecting"]),
     "file_absent": ("def get_config():\n  return open('/absent/file')\n", ["FileNotFoundError", "/absent/file"]),

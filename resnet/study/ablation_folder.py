@@ -23,8 +23,8 @@ def check_folder(workdir: Path) -> None:
     others = [entry for entry in entries if entry not in (LOCK, PROVENANCE, f".{PROVENANCE}.part", f".{MARK}.part")]
     if others and MARK not in entries:
         raise InputError(
-            f"{printable(str(workdir))} is not an ablation's folder but holds {printable(others[0])!r}; give --workdir a "
-            "new or empty folder"
+            f"{printable(str(workdir))} is not an ablation's folder but holds {printable(others[0])!r}; give --workdir "
+            "a new or empty folder"
         )
 
 

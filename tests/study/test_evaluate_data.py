@@ -130,7 +130,9 @@ def test_a_run_over_arrays_is_shown_them_as_it_saw_them(run, tmp_path, monkeypat
     assert shown(dataclasses.replace(larger, progress={"variant": "plain"}, image_size=16)) == (1.0, 16)
     with pytest.raises(InputError, match=r"holds images of 16 px; the checkpoint is of another size, not of 16$"):
         open_like(dataclasses.replace(larger, config={}), str(file), "fail")
-    with pytest.raises(InputError, match=r"give --data a folder of images, tfds:NAME or a file of write_arrays$"):
+    with pytest.raises(
+        InputError, match=r"give --data a folder of images, tfds:NAME or a file that write_arrays wrote$"
+    ):
         open_like(larger, __file__, "fail")
 
 

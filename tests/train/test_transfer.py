@@ -157,7 +157,10 @@ def test_what_drops_in_blocks_is_refused_where_none_ever_learns(key, value, tmp_
         ({"weights": ""}, r"^config\.transfer\.mode='finetune' needs config\.transfer\.weights"),
         ({"unfreeze": ("layer2@2",)}, r"extends past the run's 1\.6 epochs"),
         ({"unfreeze": ("layer2@0.5", "layer1@50")}, r"extends past the run's 1\.6 epochs"),
-        ({"unfreeze": ("layer2@0.5", "layer2_0@50")}, r"unfreeze: 'layer2_0@50' adds nothing: .*by earlier lines"),
+        (
+            {"unfreeze": ("layer2@0.5", "layer2_0@50")},
+            r"unfreeze: 'layer2_0@50' adds nothing: .*because of earlier lines",
+        ),
         ({"unfreeze": ("layer2@0.5", "fc@50")}, r"unfreeze: 'fc@50' adds nothing: .*the head always is"),
         ({"unfreeze": ("layer2@x",)}, r"unfreeze: 'layer2@x': it must end in @ and a number"),
         ({"unfreeze": ("layer2@-1",)}, r"must not be negative"),
