@@ -241,7 +241,7 @@ def test_another_configuration_is_refused_with_the_difference(file, finished):
         ("--config.optim.momentum=0.5", "optim.momentum: 0.9 -> 0.5"),
         ("--config.seeds=(0,1)", r"seeds: \[0, 5\] -> \[0, 1\]"),
     ):
-        with pytest.raises(InputError, match=f"variant residual is of another configuration.*{words}") as error:
+        with pytest.raises(InputError, match=f"variant residual has another configuration.*{words}") as error:
             command(file, finished, flag)
         assert f"or delete {finished}/variants/residual.json to train it again: " in str(error.value)
     assert records(finished) == before

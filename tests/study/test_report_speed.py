@@ -93,4 +93,4 @@ def test_activations_of_several_devices_are_those_of_all():
     record = a_run()
     assert "on all devices together" not in page(record)
     record.provenance["devices"] = 8
-    assert "keeps, on all devices together (counted)" in page(record)
+    assert "kept by a step, on all devices together (counted)" in page(record)
