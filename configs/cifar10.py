@@ -9,7 +9,7 @@ Default: the paper's recipe. short: 50 epochs of all 50,000 images instead of 18
 cores: cosine, Nesterov, twice the rate, five times the decay. The last step's weights are tested; no checkpoint is
 chosen.
 
-Result to expect: the paper's 8.75 % error for ResNet-20; short: 8.73 and 8.94 % (two seeds).
+Result to expect: 8.67 % error for ResNet-20 (one seed; the paper: 8.75 %); short: 8.73 and 8.94 % (two seeds).
 Differences from the paper: see docs/ablations.md. Also, the rate drops at steps 31,993 and 47,989, not 32k and 48k, and
 the checkpoint that is best on the validation images is tested, not the last.
 """
