@@ -1,4 +1,4 @@
-"""python -m tests.faults --count=50 --seed=0: injures real runs that often and says of each whether anybody could tell.
+"""python -m tests.faults --count=50 --seed=0: disrupts that many real runs and reports whether any result differs.
 
 A line per injury: phase, moment, kind and damage, how the process ended, what was damaged, and whether its run came out
 identical, bit for bit, to one that nothing happened to. Exit code 1 unless all did. On Linux with user namespaces
