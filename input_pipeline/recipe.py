@@ -113,8 +113,8 @@ def broken(recipe: str, error: BaseException) -> InputError:
     # Raised by the call of get_config, not inside it.
     if word and isinstance(error, TypeError) and error.__traceback__ and error.__traceback__.tb_next is None:
         return InputError(f"{where}: the recipe has no modes; omit :{printable(word)}")
-    mend = "fix the mode or the recipe" if word else "fix the recipe"
-    return InputError(f"{where}: {type(error).__name__} ({first_line(error)}); {mend}")
+    remedy = "fix the mode or the recipe" if word else "fix the recipe"
+    return InputError(f"{where}: {type(error).__name__} ({first_line(error)}); {remedy}")
 
 
 def check_opened(recipe: str, given: Any) -> None:

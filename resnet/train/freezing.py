@@ -124,12 +124,12 @@ def joining(transfer: Transfer, params: Sequence[str], steps_per_epoch: float) -
         start = math.ceil(epoch * steps_per_epoch - 1e-9)
         # 'fc@0' says what is so, and alone it is how the rest is kept frozen.
         if matched <= learning and not (start == 0 and matched <= head):
-            text, mend = f"{pattern.pattern}@{epoch:g}", "because of earlier lines; omit it"
+            text, remedy = f"{pattern.pattern}@{epoch:g}", "because of earlier lines; omit it"
             if matched <= head:
-                mend = f"the head always is, from the first step; write {printable(pattern.pattern + '@0')!r}"
+                remedy = f"the head always is, from the first step; write {printable(pattern.pattern + '@0')!r}"
             raise InputError(
                 f"config.transfer.unfreeze: {printable(text)!r} adds nothing: what it matches is already learning, "
-                f"{mend}"
+                f"{remedy}"
             )
         groups.setdefault(start, set()).update(matched - learning)
         learning |= matched
