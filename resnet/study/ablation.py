@@ -3,15 +3,16 @@
 python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR [--config.data.dir=PATH] [--only=NAME]
     [--keep_weights]
 
-The same command resumes where it stopped, variant by variant. It writes table.md, table.tex, table.csv,
-curves.png, variants/NAME.json and, with --keep_weights, weights/NAME/seed_S; docs/ablations.md explains them.
+The same command resumes where it stopped, variant by variant; given more seeds, it trains those alone. It writes
+table.md, table.tex, table.csv, curves.png, variants/NAME.json and, with --keep_weights, weights/NAME/seed_S;
+docs/ablations.md explains them.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,19 +25,8 @@ from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import ARRAYS
 from resnet import command
 from resnet.study.ablation_config import KEYS, Study, add_keys, known_key, read_study
-from resnet.study.ablation_folder import check_folder, start_folder, write_outputs
-from resnet.study.ablation_records import (
-    FAILED,
-    Curves,
-    Record,
-    check_identity,
-    drop_outdated,
-    identity_of,
-    outdated,
-    read_record,
-    record_file,
-    write_record,
-)
+from resnet.study.ablation_folder import check_folder, start_folder
+from resnet.study.ablation_records import Record, check_identity, identity_of, outdated, read_record, record_file
 from resnet.train.configuration import flatten
 from resnet.train.interruption import Interruption
 from resnet.train.unread_keys import check_splits
@@ -44,7 +34,7 @@ from resnet.train.workdir import claimed
 
 if TYPE_CHECKING:
     from input_pipeline.resident import ResidentData
-    from resnet.study.ablation_runs import Manner, OnDevice
+    from resnet.study.ablation_runs import Manner
 
 AUTO = "auto"
 TOGETHER = (AUTO, "vmap", "unrolled", "map", "turns")
@@ -66,6 +56,7 @@ def main() -> int:
     import jax
 
     from resnet.study.ablation_runs import put_data
+    from resnet.study.ablation_training import Training
     from resnet.study.ablation_weights import announce
 
     device = jax.local_devices()[0]
@@ -81,12 +72,13 @@ def main() -> int:
         eval_batch_size = study.base.data.eval_batch_size or study.base.data.batch_size
         resident = put_data(data, eval_batch_size, device)
         stop = lambda: interruption.requested or time.monotonic() > deadline  # noqa: E731
-        stopped = run_variants(study, only, resident, workdir, manner, stop, records, title, keep=keep)
+        training = Training(study, resident, workdir, manner, title, records, keep)
+        stopped = training.run(only, stop)
         if interruption.requested:
             return interruption.exit_code
     kept = ", weights/NAME/seed_S" if keep else ""
     print(f"{printable(str(workdir))}: table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}")
-    return 1 if not stopped and any(records[name].status == FAILED for name in only) else 0
+    return 1 if training.failed and not stopped else 0
 
 
 def make_flags(arguments: list[str]) -> flags.FlagValues:
@@ -168,6 +160,9 @@ def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) 
         record, identity = read_record(workdir, variant.name), identity_of(variant, study, data.fingerprint)
         if record is not None and not outdated(record, identity):
             file = record_file(workdir, variant.name)
+            if set(record.seeds) <= set(study.seeds):
+                # What it lacks is trained and added.
+                identity["seeds"] = list(record.seeds)
             check_identity(f"{printable(str(workdir))}: variant {variant.name}", file, record.identity, identity)
             records[variant.name] = record
     return records
@@ -180,61 +175,6 @@ def choose_manner(platform: str, together: str, steps_per_dispatch: int) -> Mann
 
     chosen = default_together(platform) if together == AUTO else together
     return Manner(chosen, steps_per_dispatch or default_steps_per_dispatch(platform))
-
-
-def run_variants(
-    study: Study,
-    only: list[str],
-    data: OnDevice,
-    workdir: Path,
-    manner: Manner,
-    stop: Callable[[], bool],
-    records: dict[str, Record],
-    title: str,
-    *,
-    keep: bool,
-) -> bool:
-    """Train what is not done yet, adding to `records`; tables after each variant. Whether it was stopped.
-
-    keep: whether to leave the weights too.
-    """
-    from resnet.study.ablation_runs import VariantRun
-    from resnet.study.ablation_weights import forget_weights, keep_done, write_weights
-
-    write_outputs(workdir, title, study, records)
-    if keep and keep_done(study, only, data, workdir, manner, records):
-        write_outputs(workdir, title, study, records)
-    for variant in study.variants:
-        done = records.get(variant.name)
-        if variant.name not in only or (done is not None and done.status != FAILED):
-            continue
-        if stop():
-            print(f"Stopped before {variant.name}. Run the same command to resume.")
-            return True
-        run, identity = None, identity_of(variant, study, data.host.fingerprint)
-        drop_outdated(workdir, variant.name, identity)
-        try:
-            run = VariantRun(variant, study, data, workdir, manner, stop)
-            record = run.go()
-        except (InputError, OSError):
-            raise
-        except Exception as error:  # Any: what fails for one variant (memory, a compiler) must not cost the others.
-            reason = f"{type(error).__name__}: {recipe.first_line(error)[:300]}"
-            empty = Curves(diverged=[None] * len(study.seeds))
-            kind = data.device.device_kind
-            record = Record(variant.name, FAILED, reason, identity, 0, 0, manner.together, kind, None, empty, {})
-        if record is None:
-            print(f"Stopped within {variant.name}, saved. Run the same command to resume.")
-            return True
-        if record.status != FAILED:
-            forget_weights(workdir, variant.name)
-        write_record(workdir, record)
-        if run and record.status != FAILED and not (keep and write_weights(run, workdir, record)):
-            run.discard()
-        records[variant.name] = record
-        write_outputs(workdir, title, study, records)
-        print(result(record))
-    return False
 
 
 def screen(title: str, study: Study, data: ResidentData, manner: Manner, device: str) -> str:
@@ -250,19 +190,6 @@ def screen(title: str, study: Study, data: ResidentData, manner: Manner, device:
             f"Device    {device}, {study.base.run.dtype}",
         ]
     )
-
-
-def result(record: Record) -> str:
-    """One variant in one line."""
-    from resnet.study.ablation_statistics import figures
-    from resnet.study.ablation_table import with_deviation
-
-    if record.status == FAILED:
-        return f"{record.name}: failed: {record.reason}"
-    own = figures(record, None)
-    rate = f", {record.images_per_second:,.0f} images/s" if record.images_per_second else ""
-    shown = f"test error {with_deviation(own)} %" if own.mean is not None else "no seed has a result"
-    return f"{record.name}: {shown}{rate}" + (f" ({record.reason})" if record.reason else "")
 
 
 if __name__ == "__main__":

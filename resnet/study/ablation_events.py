@@ -34,7 +34,7 @@ def write_events(workdir: Path, study: Study, records: Mapping[str, Record]) -> 
         shutil.rmtree(part, ignore_errors=True)
         settings = flat_config(variant.config)
         counts = {"parameters": record.parameters, "multiply_adds": record.multiply_adds}
-        for place, seed in enumerate(study.seeds):
+        for place, seed in enumerate(record.seeds):
             events = EventFile(part / f"seed_{seed}", purge_step=0)
             events.write_hparams({**settings, "run.seed": seed, "variant": variant.name, **counts})
             for tag, (steps, values) in TAGS.items():

@@ -1,5 +1,6 @@
 """variants/NAME.json: all that is known of a variant that is done, and whether it is the one that is asked for."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -16,6 +17,8 @@ from resnet.train.workdir import without_nan, write_json
 # Quantity -> part of the network -> one number a seed, None where it was not finite.
 Diagnosis = dict[str, dict[str, list[float | None]]]
 FOLDER = "variants"
+# Apart from the variants' own checkpoints, which --keep_weights may still need when more seeds are trained.
+MORE_SEEDS = "more_seeds"
 FORMAT = 1
 OK, DIVERGED, FAILED = "ok", "diverged", "failed"
 # Where the data lie is no part of what they are: the fingerprint is taken over pixels and labels.
@@ -69,6 +72,11 @@ class Record:
     end: Diagnosis
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that it was trained with, in the order of every list of one value a seed."""
+        return tuple(self.identity["seeds"])
+
+    @property
     def images_per_second(self) -> float | None:
         """Training images per second of all seeds together."""
         return self.curves.images / self.curves.seconds if self.curves.seconds > 0 else None
@@ -84,9 +92,28 @@ def record_file(workdir: Path, name: str) -> Path:
     return workdir / FOLDER / f"{name}.json"
 
 
-def checkpoint_folder(workdir: Path, name: str) -> Path:
-    """Where the checkpoints of a variant lie until it is done."""
-    return workdir / FOLDER / name
+def checkpoint_folder(workdir: Path, name: str, *, more: bool = False) -> Path:
+    """Where the checkpoints of a variant lie until it is done. more: those of seeds that are added to its record."""
+    return workdir / (MORE_SEEDS if more else FOLDER) / name
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove a `checkpoint_folder`; of added seeds' the folder around it too, where it was the last in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.name == MORE_SEEDS:
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
+
+
+def diverged_reason(diverged: list[int | None], limit: int) -> str:
+    """What a record says of its seeds' `Curves.diverged`, '' where none did. limit: config.run.max_bad_steps."""
+    steps = [step for step in diverged if step is not None]
+    if not steps:
+        return ""
+    return (
+        f"{len(steps)} of {len(diverged)} seeds had {limit} non-finite steps in a row by step "
+        f"{', '.join(map(str, steps))}"
+    )
 
 
 def write_record(workdir: Path, record: Record) -> None:
@@ -153,5 +180,5 @@ def drop_outdated(workdir: Path, name: str, wanted: dict[str, Any]) -> None:
     """Remove the record of a variant if it is `outdated`, and before it the checkpoints of what failed."""
     record = read_record(workdir, name)
     if record is not None and outdated(record, wanted):
-        shutil.rmtree(checkpoint_folder(workdir, name), ignore_errors=True)
+        remove_checkpoints(checkpoint_folder(workdir, name))
         record_file(workdir, name).unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 """One variant of an ablation, from its configuration to its record: trained, evaluated, saved, gone on with."""
 
 import dataclasses
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from input_pipeline.order import Order
 from input_pipeline.resident import ResidentData, evaluation_rows, step_rows
@@ -25,13 +23,16 @@ from resnet.study.ablation_records import (
     Diagnosis,
     Record,
     check_identity,
-    checkpoint_folder,
+    diverged_reason,
     identity_of,
+    remove_checkpoints,
 )
-from resnet.train.checkpoints import Checkpoints, Meta
+from resnet.study.ablation_statistics import mean, present
+from resnet.train.checkpoints import Checkpoints, Meta, newest_meta
 from resnet.train.code_digests import code_digest
 from resnet.train.dispatch import Dispatch, next_dispatch
 from resnet.train.plan import Plan, make_plan
+from resnet.train.progress import EpochBar
 from resnet.train.provenance import revision
 from resnet.train.state import TrainState
 from resnet.train.steps import reset_sums
@@ -74,10 +75,11 @@ class VariantRun:
     """A variant that is under way: its parts, its loop, and what happens at an evaluation and at a stop."""
 
     def __init__(
-        self, variant: Variant, study: Study, data: OnDevice, workdir: Path, manner: Manner, stop: Callable[[], bool]
+        self, variant: Variant, study: Study, data: OnDevice, folder: Path, manner: Manner, stop: Callable[[], bool]
     ) -> None:
+        """study: its seeds are trained. folder: of the checkpoints. stop: whether to save and leave."""
         self.variant, self.study, self.data, self.manner, self.stop = variant, study, data, manner, stop
-        self.folder = checkpoint_folder(workdir, variant.name)
+        self.folder = folder
         self.plan: Plan = make_plan(variant.config, data.host.as_source(variant.config.data.source))
         train = data.host.splits["train"]
         self.orders = [Order(len(train), self.plan.batch_size, seed) for seed in study.seeds]
@@ -92,26 +94,20 @@ class VariantRun:
             self.checkpoints = checkpoints
             step, state = self.begin()
             self.compile(state)
-            total, unit = self.plan.total_steps, len(self.study.seeds) * self.plan.batch_size
+            plan, place = self.plan, self.study.variants.index(self.variant) + 1
+            label = f"{self.variant.name} ({place} of {len(self.study.variants)})"
             with (
-                tqdm(
-                    total=total * unit,
-                    initial=step * unit,
-                    desc=self.variant.name,
-                    unit="image",
-                    unit_scale=True,
-                    disable=None,
-                ) as self.bar,
+                EpochBar(plan.total_steps, plan.steps_per_epoch, start_step=step, label=label) as self.bar,
                 jax.transfer_guard("disallow"),
             ):
                 step, state = self.steps(step, state)
-            if step < total and not self.all_diverged():
+            if step < plan.total_steps and not self.all_diverged():
                 return None
         return self.record(step, state)
 
     def discard(self) -> None:
         """Remove the checkpoints, once the record that takes their place is on the disk."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_checkpoints(self.folder)
 
     def begin(self) -> tuple[int, TrainState]:
         """(step, states) to start from: the newest checkpoint's or fresh ones; what code goes on is noted."""
@@ -137,11 +133,13 @@ class VariantRun:
 
     def restore(self, step: int) -> TrainState:
         """The states of a checkpoint, and its curves. Raises InputError where it is of another configuration."""
+        # Before the arrays, which of another number of seeds have other shapes.
+        if stored := newest_meta(self.folder):
+            check_identity(f"the unfinished variant {self.variant.name}", self.folder, stored.config, self.identity)
         size = self.variant.config.data.image_size
         like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
         sharding = jax.sharding.SingleDeviceSharding(self.data.device)
         state, meta = self.checkpoints.restore(step, like, sharding, Curves)
-        check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
         self.curves = Curves(**meta.progress)
         return state
 
@@ -181,13 +179,15 @@ class VariantRun:
         upcoming = self.rows(self.dispatch_at(step)) if step < plan.total_steps else None
         while True:
             if self.due(step, plan.eval_every) and step not in self.curves.test_step[-1:]:
-                self.evaluate(step, state)
-                self.save(step, state)
+                with self.bar.paused():
+                    self.evaluate(step, state)
+                    self.save(step, state)
                 saved = step
             done = step == plan.total_steps or self.all_diverged()
             stopping = not done and self.stop()
             if step != saved and (stopping or self.due(step, plan.checkpoint_every)):
-                self.save(step, state)
+                with self.bar.paused():
+                    self.save(step, state)
                 saved = step
             if done or stopping or upcoming is None:
                 return step, state
@@ -200,9 +200,11 @@ class VariantRun:
             step = dispatch.last
             self.heed(dispatch, news, time.perf_counter() - begun)
             heap.heed()
+            means = {}
             if step % plan.log_every == 0 or step == plan.total_steps:
-                self.log(step, news["sums"])
+                means = self.log(step, news["sums"])
                 state = self.reset(state)
+            self.bar.update(step, dispatch.steps * len(self.orders) * plan.batch_size, **means)
 
     def due(self, step: int, every: int) -> bool:
         """Whether something that happens every `every` steps, and at the end, happens after `step` steps."""
@@ -216,19 +218,22 @@ class VariantRun:
         images = dispatch.steps * len(self.orders) * self.plan.batch_size
         self.curves.seconds += seconds
         self.curves.images += images
-        self.bar.update(images)
         limit = self.variant.config.run.max_bad_steps
         for seed, bad_steps in enumerate(news["bad_steps"].tolist()):
             if limit and bad_steps >= limit and self.curves.diverged[seed] is None:
                 self.curves.diverged[seed] = dispatch.last
 
-    def log(self, step: int, sums: dict[str, np.ndarray]) -> None:
-        """Note training loss and accuracy since the line before; None for a seed without one finite step."""
+    def log(self, step: int, sums: dict[str, np.ndarray]) -> dict[str, float | None]:
+        """Note training loss and accuracy since the line before; None for a seed without one finite step.
+
+        Returns the means over the seeds that have not diverged, of which the bar shows the last ones it was given.
+        """
         counts = np.where(sums["count"] > 0, sums["count"], np.nan)
         self.curves.train_step.append(step)
         self.curves.train_loss.append(without_nan((sums["loss"] / counts).tolist()))
         self.curves.train_top1.append(without_nan((sums["top1"] / counts).tolist()))
-        self.bar.set_postfix(step=step, loss=np.round(sums["loss"] / counts, 3).tolist(), refresh=False)
+        latest = {"loss": self.curves.train_loss[-1], "top1": self.curves.train_top1[-1]}
+        return {name: mean(self.curves.well(values)) for name, values in latest.items()}
 
     def evaluate(self, step: int, state: TrainState) -> None:
         """Note test loss and accuracy of every seed."""
@@ -237,6 +242,11 @@ class VariantRun:
         self.curves.test_step.append(step)
         self.curves.test_loss.append(without_nan(means["loss"].tolist()))
         self.curves.test_top1.append(without_nan(means["top1"].tolist()))
+        errors = [100 * (1 - share) for share in present(self.curves.well(self.curves.test_top1[-1]))]
+        if errors:
+            told = f" ({min(errors):.2f} to {max(errors):.2f}, {len(errors)} seeds)" if len(errors) > 1 else ""
+            at = f"{self.variant.name}: step {step:,} of {self.plan.total_steps:,}"
+            self.bar.write(f"{at}: test error {mean(errors):.2f} %{told}")
 
     def diagnose(self, state: TrainState) -> Diagnosis:
         """Branches and gradients of every seed; one at a time, as it happens twice in a run."""
@@ -270,18 +280,11 @@ class VariantRun:
 
     def record(self, step: int, state: TrainState) -> Record:
         """What is known of the variant now that it is done."""
-        diverged = [at for at in self.curves.diverged if at is not None]
-        reason = ""
-        if diverged:
-            limit = self.variant.config.run.max_bad_steps
-            reason = (
-                f"{len(diverged)} of {len(self.orders)} seeds had {limit} non-finite steps in a row by step "
-                f"{', '.join(map(str, diverged))}"
-            )
+        reason = diverged_reason(self.curves.diverged, self.variant.config.run.max_bad_steps)
         counts = count(self.plan.network.spec, self.variant.config.data.image_size)
         return Record(
             name=self.variant.name,
-            status=DIVERGED if diverged else OK,
+            status=DIVERGED if reason else OK,
             reason=reason,
             identity=self.identity,
             parameters=counts.parameters,

@@ -71,11 +71,12 @@ def mean(values: Sequence[float | None]) -> float | None:
 
 
 def figures(record: Record, baseline: Record | None) -> Figures:
-    """The figures of a variant beside those of the baseline, paired by seed; both must have the same seeds."""
+    """The figures of a variant beside those of the baseline, paired by seed; seeds that one has alone are no pairs."""
     last, best = errors(record)
     if baseline is None or baseline.name == record.name:
         return Figures(last, best)
-    pairs = zip(last, errors(baseline)[0], strict=True)
+    others = dict(zip(baseline.seeds, errors(baseline)[0], strict=True))
+    pairs = [(own, others.get(seed)) for seed, own in zip(record.seeds, last, strict=True)]
     differences = np.array([own - other for own, other in pairs if own is not None and other is not None])
     if len(differences) == 0:
         return Figures(last, best)

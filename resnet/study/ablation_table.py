@@ -11,6 +11,7 @@ from resnet.model import table_formats
 from resnet.study.ablation_config import Study, Variant
 from resnet.study.ablation_diagnostics_table import diagnostics_table
 from resnet.study.ablation_records import DIVERGED, FAILED, OK, Record
+from resnet.study.ablation_seeds import missing_seeds
 from resnet.study.ablation_statistics import Figures, figures, loss_kind, loss_kinds, present
 from resnet.study.ablation_weights import kept_seeds
 
@@ -23,7 +24,7 @@ Kept = Mapping[str, tuple[int, ...]]
 
 def write_tables(workdir: Path, title: str, study: Study, records: Records) -> None:
     """Write the tables, each in one piece. `records` holds the variants that are done; the others are named too."""
-    kept = {name: seeds for name, record in records.items() if (seeds := kept_seeds(workdir, study, record))}
+    kept = {name: seeds for name, record in records.items() if (seeds := kept_seeds(workdir, record))}
     write_whole(workdir / TABLE, markdown(title, study, records, kept))
     write_whole(workdir / TEX, latex(title, study, records))
     write_whole(workdir / CSV, comma_separated(study, records, kept))
@@ -74,7 +75,7 @@ def setting(study: Study, records: Records) -> str:
     rules = dict.fromkeys(f"{one.config.optim.name} {one.config.optim.schedule}" for one in study.variants)
     return (
         f"{steps} of {config.data.batch_size} images at {config.data.image_size} px, {' or '.join(rules)}, "
-        f"{config.run.dtype}; seeds {seeds}, trained together; {what}."
+        f"{config.run.dtype}; seeds {seeds}; {what}."
     )
 
 
@@ -91,7 +92,7 @@ def row(variant: Variant, study: Study, records: Records, sources: list[str]) ->
     if record is None:
         return [variant.name, NOT_RUN, "", "", "", "", "", "", paper]
     own = figures(record, records.get(study.baseline))
-    counted = f"{len(present(own.last))} of {len(own.last)}"
+    counted = f"{len(present(own.last))} of {len(study.seeds)}"
     rate = record.images_per_second
     return [
         variant.name,
@@ -146,6 +147,8 @@ def footnotes(study: Study, records: Records, sources: list[str]) -> list[str]:
         record = records.get(variant.name)
         if record is not None and record.status in (DIVERGED, FAILED):
             lines.append(f"{variant.name}: {record.status}: {record.reason}")
+        if record is not None and record.status != FAILED and (missing := missing_seeds(record, study)):
+            lines.append(f"{variant.name}: not trained yet with seeds {', '.join(map(str, missing))}")
     return [line + "\n" for line in lines]
 
 
@@ -226,17 +229,17 @@ def comma_separated(study: Study, records: Records, kept: Kept = MappingProxyTyp
         record = records.get(variant.name)
         line["weights"] = " ".join(map(str, kept.get(variant.name, ())))
         if record:
-            line |= measured(record, figures(record, records.get(study.baseline)), study.seeds)
+            line |= measured(record, figures(record, records.get(study.baseline)))
         writer.writerow({key: "" if value is None else value for key, value in line.items()})
     return file.getvalue()
 
 
-def measured(record: Record, own: Figures, seeds: tuple[int, ...]) -> dict[str, object]:
+def measured(record: Record, own: Figures) -> dict[str, object]:
     low, high = own.interval or (None, None)
     each = {
         f"{kind}_seed_{seed}": value
         for kind, values in (("last", own.last), ("best", own.best))
-        for seed, value in zip(seeds, values, strict=True)
+        for seed, value in zip(record.seeds, values, strict=True)
     }
     return {
         "status": record.status,

@@ -17,10 +17,11 @@ from input_pipeline.disk import amount, require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.resident import ResidentData
 from resnet.study.ablation_config import Study
-from resnet.study.ablation_records import FAILED, Record, checkpoint_folder
+from resnet.study.ablation_records import FAILED, Record, checkpoint_folder, remove_checkpoints
 from resnet.study.ablation_runs import Manner, OnDevice, VariantRun
+from resnet.study.ablation_seeds import missing_seeds
 from resnet.train import integrity
-from resnet.train.checkpoints import abstract_variables, save_converted
+from resnet.train.checkpoints import abstract_variables, newest_meta, save_converted
 from resnet.train.configuration import flatten, make_spec
 
 FOLDER = "weights"
@@ -30,17 +31,29 @@ def weights_folder(workdir: Path, name: str, seed: int) -> Path:
     return workdir / FOLDER / name / f"seed_{seed}"
 
 
-def wanted_seeds(study: Study, record: Record) -> tuple[int, ...]:
+def wanted_seeds(record: Record) -> tuple[int, ...]:
     """The seeds that have a result to keep the weights of: those that did not diverge, of a variant that is done."""
     if record.status == FAILED:
         return ()
-    return tuple(seed for seed, at in zip(study.seeds, record.curves.diverged, strict=True) if at is None)
+    return tuple(seed for seed, at in zip(record.seeds, record.curves.diverged, strict=True) if at is None)
 
 
-def kept_seeds(workdir: Path, study: Study, record: Record) -> tuple[int, ...]:
+def kept_seeds(workdir: Path, record: Record) -> tuple[int, ...]:
     """Those of them whose weights are there, by names and sizes of the files."""
-    folders = {seed: weights_folder(workdir, record.name, seed) for seed in wanted_seeds(study, record)}
+    folders = {seed: weights_folder(workdir, record.name, seed) for seed in wanted_seeds(record)}
     return tuple(seed for seed, folder in folders.items() if integrity.fault(folder, deep=False) is None)
+
+
+def last_checkpoints(workdir: Path, record: Record) -> dict[Path, tuple[int, ...]]:
+    """Folder -> its seeds, of the checkpoints of a variant that is done which are still there; training may go on in
+    another."""
+    found = {}
+    for folder in (checkpoint_folder(workdir, record.name, more=more) for more in (False, True)):
+        meta = newest_meta(folder)
+        seeds = tuple(meta.config.get("seeds", ())) if meta else ()
+        if seeds and set(seeds) <= set(record.seeds):
+            found[folder] = seeds
+    return found
 
 
 def announce(
@@ -49,16 +62,16 @@ def announce(
     """One line on the weights that are still to be written. Raises InputError unless the disk has room for them."""
     folders, needed = 0, 0
     for variant in study.variants:
-        record = records.get(variant.name)
-        done = record is not None and record.status != FAILED
-        if variant.name not in only or (done and not checkpoint_folder(workdir, variant.name).is_dir()):
+        if variant.name not in only:
             continue
-        seeds = len(study.seeds)
-        if record is not None and done:
-            seeds = len(wanted_seeds(study, record)) - len(kept_seeds(workdir, study, record))
+        record = records.get(variant.name)
+        seeds = set(missing_seeds(record, study))
+        if record is not None and record.status != FAILED:
+            there = {seed for of in last_checkpoints(workdir, record).values() for seed in of}
+            seeds |= there.intersection(wanted_seeds(record)).difference(kept_seeds(workdir, record))
         leaves = jax.tree.leaves(abstract_variables(make_spec(variant.config, len(data.class_names))))
-        folders += seeds
-        needed += seeds * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+        folders += len(seeds)
+        needed += len(seeds) * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
     advice = "omit --keep_weights or give another --workdir"
     require_room(workdir / FOLDER, needed, "the weights of --keep_weights", advice)
     place = printable(str(workdir / FOLDER))
@@ -66,7 +79,8 @@ def announce(
 
 
 def write_weights(run: VariantRun, workdir: Path, record: Record) -> bool:
-    """Write the weights that a variant which is done lacks, and remove its checkpoint; False where that is gone.
+    """Write the weights that a variant which is done lacks of the run's seeds, and remove the run's checkpoint; False
+    where that is gone.
 
     Raises InputError where the disk refuses; then the checkpoint stays.
     """
@@ -74,7 +88,7 @@ def write_weights(run: VariantRun, workdir: Path, record: Record) -> bool:
     if state is None:
         return False
     evaluated, meta = jax.device_get(state.evaluated()), run.meta(run.plan.total_steps)
-    kept, wanted = kept_seeds(workdir, run.study, record), wanted_seeds(run.study, record)
+    kept, wanted = kept_seeds(workdir, record), wanted_seeds(record)
     for place, seed in enumerate(run.study.seeds):
         if seed in kept or seed not in wanted:
             continue
@@ -111,11 +125,12 @@ def keep_done(
         record = records.get(variant.name)
         if record is None or variant.name not in only:
             continue
-        if kept_seeds(workdir, study, record) == wanted_seeds(study, record):
+        if kept_seeds(workdir, record) == wanted_seeds(record):
             continue
-        if write_weights(VariantRun(variant, study, data, workdir, manner, lambda: False), workdir, record):
-            written = True
-        else:
+        for folder, seeds in last_checkpoints(workdir, record).items():
+            group = dataclasses.replace(study, seeds=seeds)
+            written |= write_weights(VariantRun(variant, group, data, folder, manner, lambda: False), workdir, record)
+        if kept_seeds(workdir, record) != wanted_seeds(record):
             lacking.append(variant.name)
     if lacking:
         files = ", ".join(f"variants/{name}.json" for name in lacking)
@@ -127,5 +142,6 @@ def keep_done(
 
 
 def forget_weights(workdir: Path, name: str) -> None:
-    """Remove the weights of an earlier training of a variant, whose record was deleted to train it anew."""
+    """Remove what is left of an earlier training of a variant, whose record was deleted to train it anew."""
     shutil.rmtree(workdir / FOLDER / name, ignore_errors=True)
+    remove_checkpoints(checkpoint_folder(workdir, name, more=True))

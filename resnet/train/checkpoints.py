@@ -328,6 +328,19 @@ def find_step(folder: Path) -> Path:
     raise InputError(f"{printable(str(root))}: none of the checkpoints can be read; restore one of them")
 
 
+def newest_meta(workdir: Path) -> Meta | None:
+    """What the newest whole checkpoint of a run's folder says of itself; None where there is none. Raises InputError
+    for one of another format, as `Meta.from_json` does."""
+    root = workdir / FOLDER
+    for folder in (root / str(step) for step in integrity.step_numbers(root)):
+        if integrity.fault(folder, deep=False) is None:
+            stored_meta.check_files(folder)
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                restored = checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))
+            return Meta.from_json(restored["meta"])
+    return None
+
+
 def abstract_variables(spec: ResNetSpec) -> Variables:
     """Shapes and dtypes of the variables of the network that `spec` describes, on this process' first device."""
     network = ResNet(spec, backend=jax.lax.conv_general_dilated)

@@ -134,16 +134,18 @@ class EpochBar:
         steps_per_epoch: float,
         *,
         start_step: int = 0,
+        label: str = "",
         stream: TextIO | None = None,
         plain_every: float = 30.0,
         clock: Clock = time.perf_counter,
     ) -> None:
         """A run of `total_steps`, `start_step` of them done. Epoch e (from 0) ends at the first step s >= (e + 1) *
-        steps_per_epoch, which may be fractional. `stream` is standard error unless given; `clock` is in seconds.
+        steps_per_epoch, which may be fractional. label: what begins the bar or line, of several runs in turn.
+        `stream` is standard error unless given; `clock` is in seconds.
         """
         self._total_steps, self._steps_per_epoch, self._plain_every = total_steps, steps_per_epoch, plain_every
         self._stream = stream if stream is not None else sys.stderr
-        self._clock = clock
+        self._clock, self._label = clock, f"{label}  " if label else ""
         self._terminal = self._stream.isatty()
         self._bar: tqdm | None = None
         self._bar_epoch = 0
@@ -179,8 +181,7 @@ class EpochBar:
             self._advance_bar(step)
         elif now - self._last_line >= self._plain_every or step >= self._total_steps > self._step:
             self._last_line = now
-            epochs = self._epoch(self._total_steps) + 1
-            head = f"epoch {self._epoch(step) + 1}/{epochs}  step {step}/{self._total_steps}"
+            head = f"{self._head(self._epoch(step))}  step {step}/{self._total_steps}"
             print(f"{head}  {self._status(step)}", file=self._stream, flush=True)
         self._step = step
 
@@ -222,6 +223,10 @@ class EpochBar:
         # A step belongs to the epoch of its first example. The allowance keeps step 4 of 3 * (1 / 3) out of the first.
         return max(0, math.floor((step - 1) / self._steps_per_epoch + 1e-9))
 
+    def _head(self, epoch: int) -> str:
+        """`epoch 3/12` for the epoch 2, behind the label."""
+        return f"{self._label}epoch {epoch + 1}/{self._epoch(self._total_steps) + 1}"
+
     def _epoch_end(self, epoch: int) -> int:
         """The number of steps done when `epoch` (from 0; -1 is the start) is."""
         return min(self._total_steps, math.ceil((epoch + 1) * self._steps_per_epoch - 1e-9))
@@ -238,7 +243,7 @@ class EpochBar:
             self._bar = tqdm(
                 total=self._epoch_end(epoch) - start,
                 initial=max(0, self._step - start),
-                desc=f"epoch {epoch + 1}/{self._epoch(self._total_steps) + 1}",
+                desc=self._head(epoch),
                 file=self._stream,
                 **_width(self._stream),
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",

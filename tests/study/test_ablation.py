@@ -1,8 +1,6 @@
 """The command, from recipe to table: what diverges or fails is a row, what is stopped goes on as if it had not been."""
 
-import csv
 import importlib
-import json
 import os
 import shutil
 import signal
@@ -14,35 +12,11 @@ import numpy as np
 import pytest
 
 from input_pipeline.errors import InputError
-from input_pipeline.resident import Images, make_resident, write_arrays
 from resnet.study import ablation, ablation_runs
 from tests.commands import run_fresh
 from tests.compiling import convolve_by_lax
 from tests.hparams_table import hparams_table
-
-RECIPE = """
-from configs.ablations.study import study
-from tests.tiny import tiny_config
-
-def get_config():
-    base = tiny_config("{data}")
-    base.model.stage_sizes = (1,)
-    base.data.source = "arrays"
-    base.data.image_size = 8
-    base.data.crop, base.data.crop_padding = "pad", 1
-    base.data.val_fraction = 0.0
-    base.data.eval_batch_size = 9
-    base.run.steps, base.run.log_every, base.run.max_bad_steps = 9, 2, 2
-    base.run.eval_every = base.run.checkpoint_every = 0.5
-    variants = {{
-        "residual": {{"model": {{"shortcut": "A"}}}},
-        "plain": {{"model": {{"shortcut": "none"}}}},
-        "wild": {{"optim": {{"lr": 1e30, "clip_norm": 1.0}}}},
-    }}
-    return study(base, variants, baseline="residual", seeds=(0, 5), paper={{"plain": (9.0, "a paper")}})
-"""
-# What a clock says differs between runs; everything else may not.
-CLOCK = ("images_per_second", "train_seconds")
+from tests.study.small_ablation import command, lines, records, write_recipe
 
 
 @pytest.fixture(autouse=True)
@@ -55,26 +29,7 @@ def compiled_fast(monkeypatch):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory) -> Path:
-    """A recipe over forty images of noise around one colour a class."""
-    folder = tmp_path_factory.mktemp("ablation")
-    rng = np.random.default_rng(0)
-
-    def images(count: int) -> Images:
-        labels = (np.arange(count) % 3).astype(np.int32)
-        pixels = rng.integers(0, 128, (count, 8, 8, 3)) + 127 * np.eye(3, dtype=int)[labels][:, None, None]
-        return Images(pixels.astype(np.uint8), labels)
-
-    write_arrays(make_resident(("r", "g", "b"), {"train": images(40), "test": images(20)}), folder / "set.npz")
-    (folder / "small.py").write_text(RECIPE.format(data=folder / "set.npz"))
-    return folder / "small.py"
-
-
-def command(file: Path, workdir: Path, *flags: str) -> int:
-    """The command in this process."""
-    arguments = ["ablation", f"--config={file}", f"--workdir={workdir}", "--steps_per_dispatch=2", *flags]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", arguments)
-        return ablation.main()
+    return write_recipe(tmp_path_factory.mktemp("ablation"))
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +47,6 @@ def test_a_flag_about_splits_is_refused_where_a_file_brings_them(flag, file, tmp
     with pytest.raises(InputError, match=r"^config\.data\..* has no effect: the.*; omit the flag"):
         command(file, tmp_path / "run", flag)
     assert not (tmp_path / "run").exists()
-
-
-def records(workdir: Path) -> dict[str, dict]:
-    found = {path.stem: json.loads(path.read_text()) for path in sorted((workdir / "variants").glob("*.json"))}
-    for record in found.values():
-        del record["curves"]["seconds"]
-    return found
-
-
-def lines(workdir: Path) -> list[dict[str, str]]:
-    with (workdir / "table.csv").open() as table:
-        return [{key: value for key, value in line.items() if key not in CLOCK} for line in csv.DictReader(table)]
 
 
 def test_what_is_written(finished):
@@ -299,7 +242,8 @@ def test_without_tensorflow_and_tensorboard_arrays_suffice(file, tmp_path):
         "import importlib\n"
         "from resnet.study import ablation, ablation_runs, ablation_table, ablation_curves\n"
         "sys.argv = ['ablation', '--config=' + sys.argv[1], '--workdir=' + sys.argv[2], '--max_seconds=1']\n"
-        "ablation.run_variants = lambda *arguments, **options: print('would train') or True\n"
+        "from resnet.study.ablation_training import Training\n"
+        "Training.run = lambda *arguments: print('would train') or True\n"
         "sys.exit(ablation.main())"
     )
     result = run_fresh(sys.executable, "-c", code, file, tmp_path / "run")

@@ -210,7 +210,11 @@ def test_a_single_seed_has_no_interval_and_it_is_said():
     config.seeds = (7,)
     one = {
         name: dataclasses.replace(
-            BASE, name=name, curves=Curves(test_step=[1], test_top1=[[share]], diverged=[None]), end={}
+            BASE,
+            name=name,
+            identity={"seeds": [7]},
+            curves=Curves(test_step=[1], test_top1=[[share]], diverged=[None]),
+            end={},
         )
         for name, share in (("resnet20", 0.9), ("plain20", 0.8))
     }
