@@ -2,12 +2,13 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tqdm import tqdm
 
+Batch = TypeVar("Batch")
 # Smaller sets are done in a blink, and a bar would only flicker.
 BAR_FROM = 500
 # Seconds: a batch system keeps what is written, and an audit of ImageNet takes an hour.
@@ -15,14 +16,24 @@ _LINE_EVERY = 30.0
 
 
 class Bar:
-    """A context manager on standard error. what: 'checking images'. total: how many. shown: False for nothing."""
+    """A context manager on standard error. what: 'checking images'. total: how many, `done` of which were done before.
+    shown: False for nothing.
+    """
 
-    def __init__(self, what: str, total: int, *, shown: bool, clock: Callable[[], float] = time.monotonic) -> None:
-        self._what, self._total, self._clock, self._done = what, total, clock, 0
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        done: int = 0,
+        shown: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._what, self._total, self._clock, self._done = what, total, clock, done
         self._shown = shown and total >= BAR_FROM
         self._bar = None
         if self._shown and sys.stderr.isatty():
-            self._bar = tqdm(None, what, total, unit="image", leave=False)
+            self._bar = tqdm(None, what, total, initial=done, unit="image", leave=False)
         self._start, self._last, self._first = 0.0, 0.0, 0
 
     def update(self, count: int = 1) -> None:
@@ -48,3 +59,11 @@ class Bar:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def over_batches(batches: Iterable[Batch], what: str, total: int, size: int) -> Iterator[Batch]:
+    """The batches, with a bar over their `total` images; each has `size` of them, the last what is left."""
+    with Bar(what, total) as bar:
+        for number, batch in enumerate(batches):
+            yield batch
+            bar.update(min(size, total - number * size))

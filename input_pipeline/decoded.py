@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from input_pipeline.bars import over_batches
 from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Split
@@ -98,12 +98,11 @@ def _sha256(path: Path) -> str:
 
 
 def _decode_all(rows: np.ndarray, decode: Callable[[int, np.ndarray], None]) -> None:
-    """Fill every row, in threads; a bar where standard error is a terminal."""
+    """Fill every row, in threads, with a bar."""
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         done = in_order(pool, lambda i: decode(i, rows[i]), len(rows))
-        bar = tqdm(done, "decoding images", len(rows), unit="image", leave=False, disable=None)
         try:
-            deque(bar, maxlen=0)
+            deque(over_batches(done, "decoding images", len(rows), 1), maxlen=0)
         except BaseException:
             # What waits in line would be decoded first.
             pool.shutdown(wait=False, cancel_futures=True)

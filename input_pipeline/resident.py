@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from input_pipeline.bars import Bar
 from input_pipeline.crops import Crop, boxes
 from input_pipeline.errors import InputError, printable
 from input_pipeline.images import SPLITS, content_of
@@ -79,7 +79,7 @@ def decode_source(source: Source, crop: Crop, *, threads: int | None = None) -> 
     count = sum(len(split) for split in source.splits.values())
     _check_bytes(count * crop.image_size**2 * 3, f"{count:,} images at {crop.image_size} px")
     splits = {}
-    with tqdm(total=count, desc="decoding images", unit="image", leave=False, disable=None) as bar:
+    with Bar("decoding images", count) as bar:
         for name, split in source.splits.items():
             images = np.empty((len(split), crop.image_size, crop.image_size, 3), np.uint8)
             for batch in eval_batches(split, min(_DECODED_AT_A_TIME, len(split)), crop, threads=threads):

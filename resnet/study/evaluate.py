@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
+from input_pipeline.bars import over_batches
 from input_pipeline.errors import InputError, printable
 from input_pipeline.sources import Source
 from resnet import command
@@ -153,7 +153,7 @@ def evaluate(model: Model, source: Source, name: str, batch_size: int) -> Outcom
         batch_size=size,
         mesh=mesh,
         loss=model.meta.loss,
-        watch=lambda batches: tqdm(batches, total=-(-len(split) // size), unit="batch", leave=False, disable=None),
+        watch=lambda batches: over_batches(batches, f"evaluating {name}", len(split), size),
     )
     return judge(source, name, model.meta.step, predictions)
 

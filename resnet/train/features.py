@@ -18,10 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from input_pipeline import cuts
 from input_pipeline.augment import augment, prepare
+from input_pipeline.bars import Bar
 from input_pipeline.disk import require_room
 from input_pipeline.errors import InputError, printable
 from input_pipeline.order import Order
@@ -152,7 +152,7 @@ def rows(
     batches = train_batches(split, order, crop, start_step=start, num_steps=total - start, threads=threads)
     name = f"features of {split.name}" + (f", view {wanted.view + 1}" if wanted.view else "")
     done = min(start * batch_size, len(split))
-    with tqdm(total=len(split), initial=done, desc=name, unit="image", leave=False, disable=None) as bar:
+    with Bar(name, len(split), done=done) as bar:
         for batch in parallel.put_batches(batches, mesh):
             count = min(batch_size, len(split) - done)
             file.write(np.asarray(jax.device_get(step(variables, batch)))[:count].tobytes())

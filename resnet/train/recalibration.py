@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from input_pipeline.augment import prepare
+from input_pipeline.bars import over_batches
 from input_pipeline.contract import Contract
 from input_pipeline.crops import Crop
 from input_pipeline.errors import InputError
@@ -59,9 +59,8 @@ def recalibrate(
     step = jax.jit(make_statistics_step(plan.network, plan.contract))
     order = Order(len(split), len(split), plan.recipe.seed).indices(0)
     sums: dict[str, np.ndarray] = {}
-    steps = -(-len(split) // BATCH)
     batches = whole_batches(split, order, plan.eval_crop, threads)
-    for images in tqdm(batches, total=steps, desc="statistics", unit="batch", leave=False, disable=None):
+    for images in over_batches(batches, "statistics", len(split), min(BATCH, len(split))):
         if stop():
             raise Interrupted
         found = flatten_dict(jax.device_get(step(variables, images)), sep="/")
