@@ -4,8 +4,8 @@ python -m resnet.study.ablation --config=configs/ablations/NAME.py --workdir=DIR
     [--keep_weights]
 
 The same command resumes where it stopped, variant by variant; given more seeds, it trains those alone. It writes
-table.md, table.tex, table.csv, curves.png, variants/NAME.json and, with --keep_weights, weights/NAME/seed_S;
-docs/ablations.md explains them.
+report.html, table.md, table.tex, table.csv, curves.png, variants/NAME.json and, with --keep_weights,
+weights/NAME/seed_S; docs/ablations.md explains them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def main() -> int:
         if interruption.requested:
             return interruption.exit_code
     kept = ", weights/NAME/seed_S" if keep else ""
-    print(f"{printable(str(workdir))}: table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}")
+    print(
+        f"{printable(str(workdir))}: report.html, table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}"
+    )
     return 1 if training.failed and not stopped else 0
 
 

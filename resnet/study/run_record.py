@@ -14,7 +14,7 @@ from input_pipeline.ordinary_files import read_ordinary
 from resnet.train.configuration import BEST_METRICS, flatten, make_spec, steps_of
 from resnet.train.integrity import MOST_JSON
 from resnet.train.predictions import KeptPredictions, read_predictions
-from resnet.train.workdir import CLASSES, CONFIG, PROVENANCE
+from resnet.train.workdir import ABLATION, CLASSES, CONFIG, PROVENANCE
 from resnet.train.writers import read_metrics
 
 Line = dict[str, Any]
@@ -93,6 +93,8 @@ def read_run(folder: Path) -> RunRecord:
     name = printable(str(folder))
     if not folder.is_dir():
         raise InputError(f"{name}: no such folder; name a run's folder (--workdir of train_main.py)")
+    if (folder / ABLATION).is_file():
+        raise InputError(f"{name} is an ablation's folder, not a run's; its report is report.html in it")
     if not (folder / CONFIG).is_file():
         raise InputError(f"{name} is not a run: it has no {CONFIG}; name a run's folder (--workdir of train_main.py)")
     # Keys that are new since the run have their defaults.

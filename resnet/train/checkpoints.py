@@ -28,6 +28,7 @@ from resnet.out_of_memory import out_of_memory
 from resnet.train import hosts, integrity, stored_meta, structure
 from resnet.train.meta import Meta, OtherCode, Progress, check_progress
 from resnet.train.state import TrainState, Variables
+from resnet.train.workdir import ABLATION
 
 FOLDER = "checkpoints"
 # What a disk says when it does not take a file; in orbax' errors it stands behind paths of any length.
@@ -311,9 +312,10 @@ def find_step(folder: Path) -> Path:
     root = folder / FOLDER
     steps = integrity.step_numbers(root)
     if not steps:
-        raise InputError(
-            f"{printable(str(folder))}: no checkpoint here; give a run's workdir, a step's folder or converted weights"
-        )
+        told = "no checkpoint here; give a run's workdir, a step's folder or converted weights"
+        if (folder / ABLATION).is_file():
+            told = "an ablation's folder; give one of its weights/NAME/seed_S, which --keep_weights writes"
+        raise InputError(f"{printable(str(folder))}: {told}")
     checkpointer = ocp.Checkpointer(ocp.CompositeCheckpointHandler())
     for step in steps:
         if integrity.fault(root / str(step), deep=False):
@@ -329,8 +331,7 @@ def find_step(folder: Path) -> Path:
 
 
 def newest_meta(workdir: Path) -> Meta | None:
-    """What the newest whole checkpoint of a run's folder says of itself; None where there is none. Raises InputError
-    for one of another format, as `Meta.from_json` does."""
+    """What the newest whole checkpoint of a run says of itself, None without one. Raises as `Meta.from_json`."""
     root = workdir / FOLDER
     for folder in (root / str(step) for step in integrity.step_numbers(root)):
         if integrity.fault(folder, deep=False) is None:

@@ -26,7 +26,7 @@ _COARSE = (None, "default", "fastest", "high", "tensorfloat32", "TF32_TF32_F32")
 def provenance(source: Source) -> dict[str, Any]:
     """What config.json does not say and a second try needs to know; plain JSON values."""
     return {
-        "command": shell_words(sys.argv),
+        "command": shell_words(arguments()),
         "revision": revision(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -45,6 +45,14 @@ def provenance(source: Source) -> dict[str, Any]:
             "dropped": {name: dict(kinds) for name, kinds in source.dropped.items()},
         },
     }
+
+
+def arguments() -> list[str]:
+    """The words behind `python`, as they were given: of `python -m NAME …` sys.argv has NAME's file in their place."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    if spec is not None and spec.origin == sys.argv[0]:
+        return ["-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]]
+    return sys.argv
 
 
 def one_cpu() -> bool:

@@ -19,6 +19,8 @@ from resnet.train.configuration import FREE, LENGTH, PLACES, differences, differ
 from resnet.train.integrity import MOST_JSON
 
 CONFIG, CLASSES, PROVENANCE, LOCK = "config.json", "classes.json", "provenance.json", ".lock"
+# The mark of an ablation's folder (resnet.study.ablation), which is no run's.
+ABLATION = "ablation.json"
 # What a run that was killed before its configuration was written may have left: as good as an empty folder.
 BEGINNINGS = (LOCK, PROVENANCE, CLASSES, *(f".{name}.part" for name in (PROVENANCE, CLASSES, CONFIG)))
 

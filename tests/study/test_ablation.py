@@ -51,8 +51,8 @@ def test_a_flag_about_splits_is_refused_where_a_file_brings_them(flag, file, tmp
 
 def test_what_is_written(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
-        ".lock", "ablation.json", "curves.png", "provenance.json", "table.csv", "table.md", "table.tex", "tensorboard",
-        "variants",
+        ".lock", "ablation.json", "curves.png", "provenance.json", "report.html", "table.csv", "table.md", "table.tex",
+        "tensorboard", "variants",
     ]  # fmt: skip
     assert sorted(path.name for path in (finished / "variants").iterdir()) == [
         "plain.json", "residual.json", "wild.json",
@@ -100,6 +100,20 @@ def test_done_is_done(file, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation_runs.VariantRun, "go", lambda self: pytest.fail("trained again"))
     assert command(file, tmp_path / "run") == 0
     assert records(tmp_path / "run") == records(finished)
+
+
+def test_where_bokeh_is_not_installed_the_tables_are_written_all_the_same(
+    file, finished, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(finished, tmp_path / "run")
+    for name in ("report.html", "table.md"):
+        (tmp_path / "run" / name).unlink()
+    monkeypatch.setitem(sys.modules, "resnet.study.ablation_report", None)
+    assert command(file, tmp_path / "run") == 0
+    told = capsys.readouterr().err.splitlines()[0]
+    assert told.startswith(f"No {tmp_path}/run/report.html: ")
+    assert (tmp_path / "run" / "table.md").is_file()
+    assert not (tmp_path / "run" / "report.html").exists()
 
 
 def test_stopped_anywhere_and_gone_on_gives_the_same_table(file, finished, tmp_path, monkeypatch):
