@@ -77,9 +77,8 @@ def main() -> int:
         if interruption.requested:
             return interruption.exit_code
     kept = ", weights/NAME/seed_S" if keep else ""
-    print(
-        f"{printable(str(workdir))}: report.html, table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}"
-    )
+    page = "report.html, " if (workdir / "report.html").is_file() else ""
+    print(f"{printable(str(workdir))}: {page}table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}")
     return 1 if training.failed and not stopped else 0
 
 

@@ -102,9 +102,7 @@ def test_done_is_done(file, finished, tmp_path, monkeypatch):
     assert records(tmp_path / "run") == records(finished)
 
 
-def test_where_bokeh_is_not_installed_the_tables_are_written_all_the_same(
-    file, finished, tmp_path, monkeypatch, capsys
-):
+def test_without_bokeh_the_tables_are_written_all_the_same(file, finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished, tmp_path / "run")
     for name in ("report.html", "table.md"):
         (tmp_path / "run" / name).unlink()
