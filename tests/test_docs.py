@@ -37,7 +37,6 @@ TINY_STUDY = (
     "--config.data.image_size=8",
     "--config.data.batch_size=8",
     "--config.data.crop_padding=1",
-    "--config.seeds=(0,1)",
     "--config.run.epochs=1",
 )
 
@@ -134,6 +133,8 @@ def typed(shown: commands.Shown, checkout: Path) -> Result:
             arguments += ["--config.data.source=folder", "--config.data.dir=.data/flowers"]
     elif target == "resnet.study.ablation":
         arguments += TINY_STUDY
+        if not any(argument.startswith("--config.seeds=") for argument in arguments):
+            arguments.append("--config.seeds=(0,1)")
     environment = {"XDG_CACHE_HOME": str(checkout / "cache"), **shown.environment}
     return run(target, *arguments, environment=environment, directory=checkout)
 
