@@ -27,6 +27,7 @@ from resnet import command
 from resnet.study.ablation_config import KEYS, Study, add_keys, known_key, read_study
 from resnet.study.ablation_folder import check_folder, start_folder
 from resnet.study.ablation_records import Record, check_identity, identity_of, outdated, read_record, record_file
+from resnet.study.report import REPORT_FILE
 from resnet.train.configuration import flatten
 from resnet.train.interruption import Interruption
 from resnet.train.unread_keys import check_splits
@@ -77,7 +78,7 @@ def main() -> int:
         if interruption.requested:
             return interruption.exit_code
     kept = ", weights/NAME/seed_S" if keep else ""
-    page = "report.html, " if (workdir / "report.html").is_file() else ""
+    page = f"{REPORT_FILE}, " if (workdir / REPORT_FILE).is_file() else ""
     print(f"{printable(str(workdir))}: {page}table.md, table.tex, table.csv, curves.png, variants/NAME.json{kept}")
     return 1 if training.failed and not stopped else 0
 
@@ -144,6 +145,7 @@ def open_data(config: ConfigDict, flagged: Collection[str] = ()) -> ResidentData
 
 def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) -> dict[str, Record]:
     """The records of what is done. Raises InputError, naming the variant, before anything is trained."""
+    from resnet.study.ablation_seeds import check_begun
     from resnet.train.plan import make_plan
 
     if "test" not in data.splits:
@@ -166,6 +168,8 @@ def check_all(study: Study, only: list[str], data: ResidentData, workdir: Path) 
                 identity["seeds"] = list(record.seeds)
             check_identity(f"{printable(str(workdir))}: variant {variant.name}", file, record.identity, identity)
             records[variant.name] = record
+        if variant.name in only and (record is None or variant.name in records):
+            check_begun(record, study, variant, workdir, data.fingerprint)
     return records
 
 

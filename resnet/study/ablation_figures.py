@@ -8,12 +8,12 @@ from bokeh.models import ColumnDataSource, FactorRange, Range1d
 from bokeh.models.annotations import Span
 
 from resnet.study.ablation_config import Study
-from resnet.study.ablation_records import Record
+from resnet.study.ablation_records import FAILED, Record
 from resnet.study.ablation_statistics import figures, loss_kinds
 from resnet.study.report_figures import POINTS, Key, add_hover, curve, panel, thinned
 
-# Lines of every seed of more variants than these hide each other.
-_VARIANTS_WITH_SEEDS = 8
+# Lines of more variants' seeds, or of more seeds in all, hide each other.
+_VARIANTS_WITH_SEEDS, _SEEDS_DRAWN = 8, 40
 # Pixels: of the figures by variant, for each of them and around.
 _ROW, _AROUND = 26, 80
 Records = Mapping[str, Record]
@@ -37,7 +37,8 @@ def all_figures(study: Study, records: Records, keys: Sequence[Key]) -> dict[str
 
 def draws_seeds(records: Records) -> bool:
     """Whether curves have a thin line for each seed."""
-    return len(records) <= _VARIANTS_WITH_SEEDS
+    counts = [len(record.seeds) for record in records.values() if record.status != FAILED]
+    return len(counts) <= _VARIANTS_WITH_SEEDS and sum(counts) <= _SEEDS_DRAWN and max(counts, default=1) > 1
 
 
 def numbers(values: Values) -> np.ndarray:

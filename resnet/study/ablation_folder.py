@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from input_pipeline.recipe import first_line
 from resnet.study.ablation_alike import flat_config
 from resnet.study.ablation_config import Study
 from resnet.study.ablation_records import Record
+from resnet.study.report import REPORT_FILE
 from resnet.train.workdir import ABLATION, LOCK, PROVENANCE, names_in, write_json
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def write_outputs(workdir: Path, title: str, study: Study, records: dict[str, Re
         # What they need besides is not on every accelerator's machine.
         from resnet.study.ablation_report import write_report
     except ImportError as error:
-        print(f"No {printable(str(workdir))}/report.html: {first_line(error)}", file=sys.stderr)
+        # What an earlier call wrote no longer holds.
+        (workdir / REPORT_FILE).unlink(missing_ok=True)
+        print(f"No {printable(str(workdir / REPORT_FILE))}: {first_line(error)}", file=sys.stderr)
         return
-    write_report(workdir, f"Ablation {title}", study, records, json.loads((workdir / PROVENANCE).read_text("utf-8")))
+    write_report(workdir, f"Ablation {title}", study, records)

@@ -172,8 +172,14 @@ def check_identity(what: str, at: Path, stored: dict[str, Any], wanted: dict[str
 
 
 def outdated(record: Record, wanted: dict[str, Any]) -> bool:
-    """Whether a record says that another configuration failed: no reason to refuse this one, and nothing to keep."""
-    return record.status == FAILED and bool(differences(record.identity, wanted))
+    """Whether a record says that another configuration failed: no reason to refuse this one, and nothing to keep.
+
+    With more seeds it is the same one: what some of them had done is gone on with.
+    """
+    stored = record.identity
+    if set(stored.get("seeds", ())) <= set(wanted["seeds"]):
+        stored = {**stored, "seeds": wanted["seeds"]}
+    return record.status == FAILED and bool(differences(stored, wanted))
 
 
 def drop_outdated(workdir: Path, name: str, wanted: dict[str, Any]) -> None:

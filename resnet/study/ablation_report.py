@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.errors import printable
-from input_pipeline.shell_words import shell_word
+from input_pipeline.shell_words import shell_words
 from input_pipeline.whole_files import write_whole
 from resnet.study import ablation_figures, report_figures, report_tables
 from resnet.study.ablation_alike import flat_config
@@ -15,21 +15,30 @@ from resnet.study.ablation_seeds import missing_seeds
 from resnet.study.ablation_statistics import Figures, figures
 from resnet.study.ablation_table import footnotes, setting
 from resnet.study.ablation_weights import kept_seeds
+from resnet.study.report import REPORT_FILE
 from resnet.study.report_template import render
-from resnet.study.run_record import changed_keys
+from resnet.study.run_record import changed_keys, read_json
+from resnet.train.provenance import arguments
+from resnet.train.workdir import PROVENANCE
 
-REPORT = "report.html"
 Records = Mapping[str, Record]
 
 
-def write_report(workdir: Path, title: str, study: Study, records: Records, provenance: dict[str, Any]) -> Path:
-    """Write WORKDIR/report.html in one piece, of what is done so far; its place. provenance: of provenance.json."""
-    write_whole(workdir / REPORT, page(workdir, title, study, records, provenance), errors="backslashreplace")
-    return workdir / REPORT
+def write_report(workdir: Path, title: str, study: Study, records: Records) -> Path:
+    """Write WORKDIR/report.html in one piece, of what is done so far; its place."""
+    file = workdir / PROVENANCE
+    provenance = read_json(file, dict) if file.is_file() else {}
+    text = page(workdir, title, study, records, provenance, shell_words(arguments()))
+    write_whole(workdir / REPORT_FILE, text, errors="backslashreplace")
+    return workdir / REPORT_FILE
 
 
-def page(workdir: Path, title: str, study: Study, records: Records, provenance: dict[str, Any]) -> str:
-    """The whole page as HTML, which loads nothing from anywhere."""
+def page(workdir: Path, title: str, study: Study, records: Records, provenance: dict[str, Any], command: str) -> str:
+    """The whole page as HTML, which loads nothing from anywhere.
+
+    provenance: of the call that began the ablation. command: of the one that writes the page, the words behind
+    `python`.
+    """
     keys = report_figures.keys([variant.name for variant in study.variants])
     script, places = report_figures.embedded(ablation_figures.all_figures(study, records, keys))
     flat = flat_config(study.base)
@@ -52,9 +61,7 @@ def page(workdir: Path, title: str, study: Study, records: Records, provenance: 
             if not key.startswith(("model.", "optim.")) or all_have(study, key, value)
         ],
         "provenance": report_tables.flattened(provenance),
-        "command": f"./run.sh python {printable(str(provenance.get('command', '')))}",
-        "revision": printable(str(provenance.get("revision") or "")),
-        "folder": shell_word(str(workdir)),
+        "command": f"./run.sh python {printable(command)}",
     }
     return render("ablation.html", context, figure_script=script)
 

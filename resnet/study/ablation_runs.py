@@ -28,7 +28,7 @@ from resnet.study.ablation_records import (
     remove_checkpoints,
 )
 from resnet.study.ablation_statistics import mean, present
-from resnet.train.checkpoints import Checkpoints, Meta, newest_meta
+from resnet.train.checkpoints import Checkpoints, Meta
 from resnet.train.code_digests import code_digest
 from resnet.train.dispatch import Dispatch, next_dispatch
 from resnet.train.plan import Plan, make_plan
@@ -133,13 +133,11 @@ class VariantRun:
 
     def restore(self, step: int) -> TrainState:
         """The states of a checkpoint, and its curves. Raises InputError where it is of another configuration."""
-        # Before the arrays, which of another number of seeds have other shapes.
-        if stored := newest_meta(self.folder):
-            check_identity(f"the unfinished variant {self.variant.name}", self.folder, stored.config, self.identity)
         size = self.variant.config.data.image_size
         like = jax.eval_shape(lambda: program.first_states(self.plan, self.study.seeds, size))
         sharding = jax.sharding.SingleDeviceSharding(self.data.device)
         state, meta = self.checkpoints.restore(step, like, sharding, Curves)
+        check_identity(f"the unfinished variant {self.variant.name}", self.folder, meta.config, self.identity)
         self.curves = Curves(**meta.progress)
         return state
 

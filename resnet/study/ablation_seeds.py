@@ -1,11 +1,25 @@
 """More seeds for a variant that is done: which ones it lacks, and one record of all."""
 
 import dataclasses
+from pathlib import Path
 
-from resnet.study.ablation_config import Study
-from resnet.study.ablation_records import DIVERGED, FAILED, OK, Curves, Diagnosis, Record, diverged_reason
+from resnet.study.ablation_config import Study, Variant
+from resnet.study.ablation_records import (
+    DIVERGED,
+    FAILED,
+    OK,
+    Curves,
+    Diagnosis,
+    Record,
+    check_identity,
+    checkpoint_folder,
+    diverged_reason,
+    identity_of,
+)
+from resnet.train.checkpoints import newest_meta
 
 Rows = list[list[float | None]]
+UNKNOWN_CODE = "not noted"
 
 
 def missing_seeds(record: Record | None, study: Study) -> tuple[int, ...]:
@@ -13,6 +27,30 @@ def missing_seeds(record: Record | None, study: Study) -> tuple[int, ...]:
     if record is None or record.status == FAILED:
         return study.seeds
     return tuple(seed for seed in study.seeds if seed not in record.seeds)
+
+
+def begun_seeds(folder: Path) -> tuple[int, ...]:
+    """The seeds whose training the checkpoints in a `checkpoint_folder` are of; none without one that can be read."""
+    meta = newest_meta(folder)
+    return tuple(meta.config.get("seeds", ())) if meta else ()
+
+
+def next_seeds(record: Record | None, study: Study, folder: Path) -> tuple[int, ...]:
+    """Those of `missing_seeds` to train next: all at once, unless some are under way in `folder`: these first."""
+    missing, begun = missing_seeds(record, study), begun_seeds(folder)
+    return begun if begun and set(begun) <= set(missing) else missing
+
+
+def check_begun(record: Record | None, study: Study, variant: Variant, workdir: Path, fingerprint: str) -> None:
+    """Raise InputError with the differences if what is under way of a variant cannot be gone on with."""
+    more = record is not None and record.status != FAILED
+    folder = checkpoint_folder(workdir, variant.name, more=more)
+    meta = newest_meta(folder)
+    if meta is None or (record is not None and set(begun_seeds(folder)) <= set(record.seeds)):
+        return
+    group = dataclasses.replace(study, seeds=next_seeds(record, study, folder))
+    wanted = identity_of(variant, group, fingerprint)
+    check_identity(f"the unfinished variant {variant.name}", folder, meta.config, wanted)
 
 
 def merged(one: Record, other: Record) -> Record:
@@ -34,7 +72,7 @@ def merged(one: Record, other: Record) -> Record:
         seconds=left.seconds + right.seconds,
         images=left.images + right.images,
         start=diagnoses(left.start, right.start),
-        code=list(dict.fromkeys(left.code + right.code)),
+        code=codes(left.code, right.code),
     )
     reason = diverged_reason(curves.diverged, one.identity["run.max_bad_steps"])
     return dataclasses.replace(
@@ -48,6 +86,13 @@ def merged(one: Record, other: Record) -> Record:
         curves=curves,
         end=diagnoses(one.end, other.end),
     )
+
+
+def codes(one: list[str], other: list[str]) -> list[str]:
+    """The codes of both; one that is not known, of an early record, is not taken for the other's."""
+    if not one and not other:
+        return []
+    return list(dict.fromkeys([*(one or [UNKNOWN_CODE]), *(other or [UNKNOWN_CODE])]))
 
 
 def both_of(one: str, other: str) -> str:

@@ -170,8 +170,8 @@ def code_note(records: Records) -> list[str]:
     of: dict[str, list[str]] = {}
     for name, record in records.items():
         if record.curves.code:
-            of.setdefault(", then ".join(record.curves.code), []).append(name)
-    if len(of) < 2 and not any(", " in each for each in of):
+            of.setdefault(" and ".join(record.curves.code), []).append(name)
+    if len(of) < 2 and not any(" and " in each for each in of):
         return []
     told = "; ".join(f"{each}: {', '.join(names)}" for each, names in of.items())
     return [

@@ -19,11 +19,10 @@ from resnet.study.ablation_records import (
     write_record,
 )
 from resnet.study.ablation_runs import Manner, OnDevice, VariantRun
-from resnet.study.ablation_seeds import merged, missing_seeds
+from resnet.study.ablation_seeds import merged, missing_seeds, next_seeds
 from resnet.study.ablation_statistics import figures
 from resnet.study.ablation_table import with_deviation
 from resnet.study.ablation_weights import forget_weights, keep_done, last_checkpoints, write_weights
-from resnet.train.checkpoints import newest_meta
 
 
 @dataclasses.dataclass
@@ -57,8 +56,8 @@ class Training:
                     return True
         return False
 
-    def lacking(self, variant: Variant) -> tuple[int, ...]:
-        return missing_seeds(self.records.get(variant.name), self.study)
+    def lacking(self, variant: Variant) -> bool:
+        return bool(missing_seeds(self.records.get(variant.name), self.study))
 
     def write(self) -> None:
         write_outputs(self.workdir, self.title, self.study, self.records)
@@ -70,10 +69,8 @@ class Training:
         """
         done = self.records.get(variant.name)
         before = done if done is not None and done.status != FAILED else None
-        folder, seeds = self.prepare(variant, before), self.lacking(variant)
-        begun = newest_meta(folder)
-        if begun and set(begun.config.get("seeds", ())) <= set(seeds):
-            seeds = tuple(begun.config["seeds"])
+        folder = self.prepare(variant, before)
+        seeds = next_seeds(done, self.study, folder)
         try:
             group = dataclasses.replace(self.study, seeds=seeds)
             run = VariantRun(variant, group, self.data, folder, self.manner, stop)
@@ -117,7 +114,7 @@ class Training:
             print(f"{variant.name}: {told}; the results of the other seeds are kept")
             return
         identity = identity_of(variant, self.study, self.data.host.fingerprint)
-        empty = Curves(diverged=[None] * len(seeds))
+        empty = Curves(diverged=[None] * len(self.study.seeds))
         kind = self.data.device.device_kind
         self.add(Record(variant.name, FAILED, reason, identity, 0, 0, self.manner.together, kind, None, empty, {}))
         self.write()

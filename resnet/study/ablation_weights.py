@@ -19,9 +19,9 @@ from input_pipeline.resident import ResidentData
 from resnet.study.ablation_config import Study
 from resnet.study.ablation_records import FAILED, Record, checkpoint_folder, remove_checkpoints
 from resnet.study.ablation_runs import Manner, OnDevice, VariantRun
-from resnet.study.ablation_seeds import missing_seeds
+from resnet.study.ablation_seeds import begun_seeds, missing_seeds
 from resnet.train import integrity
-from resnet.train.checkpoints import abstract_variables, newest_meta, save_converted
+from resnet.train.checkpoints import abstract_variables, save_converted
 from resnet.train.configuration import flatten, make_spec
 
 FOLDER = "weights"
@@ -49,8 +49,7 @@ def last_checkpoints(workdir: Path, record: Record) -> dict[Path, tuple[int, ...
     another."""
     found = {}
     for folder in (checkpoint_folder(workdir, record.name, more=more) for more in (False, True)):
-        meta = newest_meta(folder)
-        seeds = tuple(meta.config.get("seeds", ())) if meta else ()
+        seeds = begun_seeds(folder)
         if seeds and set(seeds) <= set(record.seeds):
             found[folder] = seeds
     return found

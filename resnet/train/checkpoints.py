@@ -27,7 +27,7 @@ from resnet.model.spec import ResNetSpec
 from resnet.out_of_memory import out_of_memory
 from resnet.train import hosts, integrity, stored_meta, structure
 from resnet.train.meta import Meta, OtherCode, Progress, check_progress
-from resnet.train.state import TrainState, Variables
+from resnet.train.state import TrainState, Variables, divide, unite
 from resnet.train.workdir import ABLATION
 
 FOLDER = "checkpoints"
@@ -223,22 +223,6 @@ def room_needed(workdir: Path, *, keep: int, total_steps: int, state_bytes: int)
     return 0 if total_steps in steps else max(1, keep + 2 - len(steps)) * state_bytes
 
 
-def divide(state: TrainState) -> tuple[Variables, dict[str, Any]]:
-    """(variables that evaluation uses, everything else): together exactly the state, nothing twice."""
-    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    newest = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
-    averages = fields.pop("ema")
-    return (averages, fields | {"newest": newest}) if averages else (newest, fields)
-
-
-def unite(variables: Variables, training: dict[str, Any]) -> TrainState:
-    """The inverse of `divide`."""
-    rest = dict(training)
-    newest = rest.pop("newest", None)
-    averages = variables if newest else {}
-    return TrainState(**(newest or variables), ema=averages, **rest)
-
-
 def load(checkpoint: str | Path) -> tuple[Variables, Meta]:
     """Variables and meta of a run's workdir (its best checkpoint), one step's folder, or converted weights.
 
@@ -331,14 +315,21 @@ def find_step(folder: Path) -> Path:
 
 
 def newest_meta(workdir: Path) -> Meta | None:
-    """What the newest whole checkpoint of a run says of itself, None without one. Raises as `Meta.from_json`."""
+    """What the newest checkpoint of a run's folder says of itself; None without one that can be read.
+
+    Raises OtherCode, naming the checkpoint, for a network that this code does not know.
+    """
     root = workdir / FOLDER
     for folder in (root / str(step) for step in integrity.step_numbers(root)):
-        if integrity.fault(folder, deep=False) is None:
+        try:
             stored_meta.check_files(folder)
             with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
                 restored = checkpointer.restore(folder, ocp.args.Composite(meta=ocp.args.JsonRestore()))
             return Meta.from_json(restored["meta"])
+        except OtherCode as error:
+            raise OtherCode(f"{printable(str(folder))}: {error}") from error
+        except Exception:  # Any: for torn content orbax raises a bare Exception.
+            continue
     return None
 
 

@@ -1,5 +1,6 @@
 """The state of a run: everything that the next step depends on, as one pytree."""
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -61,3 +62,19 @@ def create_state(
         bad_steps=jnp.zeros((), jnp.int32),
         bad_steps_total=jnp.zeros((), jnp.int32),
     )
+
+
+def divide(state: TrainState) -> tuple[Variables, dict[str, Any]]:
+    """(variables that evaluation uses, everything else): together exactly the state, nothing twice."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    newest = {"params": fields.pop("params"), "batch_stats": fields.pop("batch_stats")}
+    averages = fields.pop("ema")
+    return (averages, fields | {"newest": newest}) if averages else (newest, fields)
+
+
+def unite(variables: Variables, training: dict[str, Any]) -> TrainState:
+    """The inverse of `divide`."""
+    rest = dict(training)
+    newest = rest.pop("newest", None)
+    averages = variables if newest else {}
+    return TrainState(**(newest or variables), ema=averages, **rest)

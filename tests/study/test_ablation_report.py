@@ -19,7 +19,8 @@ from tests.browser import CHROMIUM, Browser
 from tests.study.test_ablation_config import recipe
 from tests.study.test_ablation_statistics import BASE, OTHER, record
 
-PROVENANCE = {"command": "-m resnet.study.ablation --config=x.py", "revision": "abc", "device": "cpu"}
+PROVENANCE = {"command": "-m resnet.study.ablation", "revision": "abc", "device": "cpu"}
+COMMAND = "-m resnet.study.ablation --config=x.py"
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def words(text: str) -> str:
 
 
 def test_it_says_what_the_table_says(study, records, tmp_path):
-    said = words(page(tmp_path, "Ablation depth", study, records, PROVENANCE))
+    said = words(page(tmp_path, "Ablation depth", study, records, PROVENANCE, COMMAND))
     assert "not finished: 3 of 10 variants" in said
     assert "resnet20 model.name=cifar_resnet20 20.00 ± 10.00 % baseline 13.33 % 3 of 3 1,234,567" in said
     # 20, 20, 50 against 10, 20, 30: differences of 10, 0, 20.
@@ -63,7 +64,7 @@ def test_it_says_what_the_table_says(study, records, tmp_path):
 
 def test_seeds_that_are_lacking_and_pairs_that_are_few(study, records, tmp_path):
     one = dataclasses.replace(OTHER, identity={"seeds": [0, 1, 7]})
-    said = words(page(tmp_path, "", study, {**records, "plain20": one}, PROVENANCE))
+    said = words(page(tmp_path, "", study, {**records, "plain20": one}, PROVENANCE, COMMAND))
     assert "plain20: not trained yet with seeds 2" in said
     assert "+5.00 (-58.53 to +68.53) 2 pairs" in said
     assert "not finished: 2 of 10" in said
@@ -74,7 +75,7 @@ def test_it_asks_for_nothing_and_a_papers_words_stay_words(study, records, tmp_p
     first, *others = study.variants
     first = dataclasses.replace(first, published=Published(hostile, f"{hostile} & more"))
     changed = dataclasses.replace(study, variants=(first, *others))
-    text = page(tmp_path, hostile, changed, records, {**PROVENANCE, "command": hostile, "device": hostile})
+    text = page(tmp_path, hostile, changed, records, {"command": hostile, "device": hostile}, hostile)
     assert "<script>alert" not in text
     assert "<img" not in text
     assert "default-src &#39;none&#39;" in text or "default-src 'none'" in text
@@ -110,7 +111,7 @@ def test_a_report_of_an_ablation_is_its_own(tmp_path, monkeypatch):
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1280, 420])
 def test_a_reader_hides_a_variant_and_sorts(study, records, tmp_path, width):
-    place = write_report(tmp_path, "Ablation depth", study, records, PROVENANCE)
+    place = write_report(tmp_path, "Ablation depth", study, records)
     with Browser(width=width) as browser:
         browser.open(Path(place).as_uri())
         browser.until("window.Bokeh && Bokeh.documents.flatMap((d) => d.roots()).length === 6", "the figures")
@@ -119,6 +120,14 @@ def test_a_reader_hides_a_variant_and_sorts(study, records, tmp_path, width):
             ".filter((m) => m.type === 'GlyphRenderer' && m.tags[0] === 5).map((m) => m.visible)"
         )
         assert set(browser.run(drawn)) == {True}
+        alphas = drawn.replace("m.visible", "m.glyph.line_alpha.value ?? m.glyph.line_alpha")
+        before = browser.run(alphas)
+        assert min(before) < max(before)
+        pointed = "document.querySelector(`button[data-run='%d']`).dispatchEvent(new Event('pointer%s'))"
+        browser.run(pointed % (0, "enter"))
+        assert set(browser.run(alphas)) == {0.12}
+        browser.run(pointed % (0, "leave"))
+        assert browser.run(alphas) == before
         browser.click("button[data-run='5']")
         assert set(browser.run(drawn)) == {False}
         names = "[...document.querySelectorAll('table.sortable tbody bdi')].map((e) => e.textContent)"

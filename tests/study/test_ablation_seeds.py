@@ -10,7 +10,7 @@ import pytest
 from input_pipeline.errors import InputError
 from resnet.study import ablation_runs, ablation_training
 from resnet.study.ablation_records import Curves, Record, read_record
-from resnet.study.ablation_seeds import merged
+from resnet.study.ablation_seeds import codes, merged
 from tests.compiling import convolve_by_lax
 from tests.study.small_ablation import command, lines, records, write_recipe
 
@@ -124,7 +124,7 @@ def test_stopped_within_them_it_goes_on(file, at_once, copy, trained, monkeypatc
     with pytest.raises(InputError, match=r"seeds: \[0, 5, 7, 9\] -> \[0, 5\]"):
         command(file, copy)
     assert command(file, copy, MORE, "--keep_weights") == 0
-    assert trained == [(7, 9), (7, 9), (7,), (7, 9), (7, 9)]
+    assert trained == [(7, 9)] * 4
     same(copy, at_once)
 
 
@@ -138,6 +138,44 @@ def test_seeds_that_are_under_way_are_trained_to_their_end_first(file, at_once, 
     assert command(file, workdir, MORE, "--keep_weights") == 0
     assert trained[3:] == [(0, 5, 7, 9), (9,), (0, 5, 7, 9)]
     same(workdir, at_once)
+
+
+def test_a_failure_in_the_midst_of_its_first_seeds_is_a_row_and_keeps_what_they_did(
+    file, at_once, tmp_path, trained, monkeypatch
+):
+    """More seeds are asked for than are under way; it is tried again with those, from where they were."""
+    stop_within_plain(monkeypatch)
+    workdir = tmp_path / "run"
+    assert command(file, workdir, "--config.seeds=(0,5)", "--only=plain") == 0
+    heed, begun = ablation_runs.VariantRun.heed, []
+
+    def fail_late(self, dispatch, news, seconds):
+        heed(self, dispatch, news, seconds)
+        begun.append(dispatch.first)
+        if len(begun) == 2:
+            raise MemoryError("too large")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation_runs.VariantRun, "heed", fail_late)
+        assert command(file, workdir, "--config.seeds=(0,5,7)", "--only=plain") == 1
+    assert lines(workdir)[1]["reason"] == "MemoryError: too large"
+    assert command(file, workdir, MORE, "--only=residual") == 0
+    assert lines(workdir)[1]["status"] == "failed"
+    assert command(file, workdir, MORE, "--keep_weights") == 0
+    assert begun == [2, 4]
+    assert trained == [(0, 5), (0, 5), (0, 5, 7, 9), (0, 5), (7, 9), (0, 5, 7, 9)]
+    assert records(workdir) == records(at_once)
+
+
+def test_a_checkpoint_whose_words_are_damaged_is_set_aside(file, copy, at_once, trained, monkeypatch, capsys):
+    stop_within_plain(monkeypatch)
+    assert command(file, copy, MORE, "--keep_weights") == 0
+    folder = copy / "more_seeds" / "plain" / "checkpoints"
+    meta = folder / "2" / "meta" / "metadata"
+    meta.write_bytes(b"\0" * meta.stat().st_size)
+    assert command(file, copy, MORE, "--keep_weights") == 0
+    assert trained == [(7, 9)] * 4
+    same(copy, at_once)
 
 
 def test_where_they_fail_the_others_keep_their_results(file, at_once, copy, monkeypatch, capsys):
@@ -216,6 +254,13 @@ def test_seeds_that_ended_at_different_steps_stand_side_by_side(two):
     assert found.curves.code == [*whole.curves.code, "other"]
     assert (found.device, found.together) == (f"{whole.device}, a GPU", "turns, vmap")
     assert all(len(values) == 3 for parts in found.end.values() for values in parts.values())
+
+
+def test_the_code_of_an_early_record_is_not_taken_for_that_of_added_seeds():
+    assert codes([], []) == []
+    assert codes(["a"], ["a"]) == ["a"]
+    assert codes(["a", "b"], ["b", "c"]) == ["a", "b", "c"]
+    assert codes([], ["b"]) == ["not noted", "b"]
 
 
 def one_seed(found):

@@ -66,7 +66,7 @@ def test_variants_of_two_codes_are_told_apart():
     study = read_study(recipe_of(base, {"resnet20": {}, "plain20": {"optim": {"name": "lamb"}}}, baseline="resnet20"))
     records = {"resnet20": dataclasses.replace(BASE, curves=dataclasses.replace(BASE.curves, code=["a1"]))}
     words = "Not all of it was trained by the same code"
-    for of_plain, told in ([], None), (["a1"], None), (["b2"], "b2: plain20"), (["a1", "b2"], "a1, then b2: plain20"):
+    for of_plain, told in ([], None), (["a1"], None), (["b2"], "b2: plain20"), (["a1", "b2"], "a1 and b2: plain20"):
         curves = dataclasses.replace(OTHER.curves, code=of_plain)
         table = markdown("t", study, {**records, "plain20": dataclasses.replace(OTHER, curves=curves)})
         assert (words in table) == (told is not None)
@@ -314,15 +314,16 @@ def test_blocks_come_back_by_depth_not_by_name(tmp_path):
 
 def test_what_another_configuration_failed_at_is_dropped_before_training_alone(tmp_path):
     (tmp_path / "variants" / "a" / "checkpoints").mkdir(parents=True)
-    failed = Record("a", FAILED, "no memory", {"optim.lr": 0.1}, 0, 0, "map", "cpu", None, Curves(), {})
+    failed = Record("a", FAILED, "no memory", {"optim.lr": 0.1, "seeds": [0]}, 0, 0, "map", "cpu", None, Curves(), {})
     write_record(tmp_path, failed)
-    drop_outdated(tmp_path, "a", {"optim.lr": 0.1})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.1, "seeds": [0]})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.1, "seeds": [0, 1]})
     assert read_record(tmp_path, "a") == failed
     assert (tmp_path / "variants" / "a").is_dir()
-    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
-    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2, "seeds": [0]})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2, "seeds": [0]})
     assert list((tmp_path / "variants").iterdir()) == []
     done = dataclasses.replace(failed, status=OK)
     write_record(tmp_path, done)
-    drop_outdated(tmp_path, "a", {"optim.lr": 0.2})
+    drop_outdated(tmp_path, "a", {"optim.lr": 0.2, "seeds": [0]})
     assert read_record(tmp_path, "a") == done

@@ -80,17 +80,21 @@ function colour_figures(printing) {
 // A legend's buttons: a click hides a run, pointing at one or reaching it by the keyboard brings it out.
 const run_buttons = [...document.querySelectorAll("button[data-run]")];
 function each_curve(change) {
+  if (window.Bokeh === undefined) return;
   for (const root of Bokeh.documents.flatMap((each) => each.roots())) {
     for (const model of root.references()) {
       if (model.type === "GlyphRenderer" && model.tags.length) change(model, model.tags[0]);
     }
   }
 }
+const own_alphas = new WeakMap();
 function bring_out(run) {
   each_curve((curve, number) => {
-    const alpha = run === null || run === number ? 1 : 0.12;
-    curve.glyph.line_alpha = alpha;
-    if ("fill_alpha" in curve.glyph.properties) curve.glyph.fill_alpha = alpha;
+    const { glyph } = curve, faded = run !== null && run !== number;
+    if (!own_alphas.has(glyph)) own_alphas.set(glyph, [glyph.line_alpha, glyph.fill_alpha]);
+    const [line, fill] = own_alphas.get(glyph);
+    glyph.line_alpha = faded ? 0.12 : line;
+    if ("fill_alpha" in glyph.properties) glyph.fill_alpha = faded ? 0.12 : fill;
   });
 }
 for (const button of run_buttons) {
