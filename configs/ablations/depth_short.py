@@ -5,7 +5,10 @@
 
 20 and 56 layers, residual and plain, on all of CIFAR-10 at its own size: 6,250 steps of 128 images in place of the
 paper's 64,000, so the rate falls by a cosine and the decay is five times the paper's. Optimizer and length are the same
-for all four.
+for all four. One seed ("--config.seeds=(0,)") takes an hour and a half.
+
+Result to expect: of seed 0 a test error of 11.65 % with 20 layers and 10.74 % with 56; without shortcuts 14.21 and
+29.27 %. docs/ablations.md has the table.
 """
 
 from ml_collections import ConfigDict
