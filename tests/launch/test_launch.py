@@ -151,9 +151,10 @@ def test_local_passes_each_signal_on_once(number, heard, code, tmp_path):
     note = lambda name: f"trap 'echo {name} >> {tmp_path}/heard.$id; code={128 + getattr(signal, f'SIG{name}')}' {name}"  # noqa: E731
     wait = f"code=; : > {tmp_path}/ready.$id; for i in $(seq 100); do [ $code ] && break; sleep 0.1; done; sleep 1"
     command, environment = local(tmp_path, 2, f"{note('INT')}; {note('TERM')}; {wait}; exit $code")
-    # Where the suite itself was started in the background, all that it starts ignores Ctrl-C, and bash traps no signal
-    # that it was started to ignore.
-    hear = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+    # Where the suite itself was started in the background, all that it starts ignores Ctrl-C, and under nohup SIGHUP;
+    # bash traps no signal that it was started to ignore.
+    heard_again = "[signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGHUP)]"
+    hear = f"import os, signal, sys; {heard_again}; os.execvp(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen([sys.executable, "-c", hear, *command], env=environment, start_new_session=True)
     until = time.monotonic() + 30
     while len(list(tmp_path.glob("ready.*"))) < 2 and time.monotonic() < until:
