@@ -26,7 +26,7 @@ from benchmarks.part_processes import Part, run_all
 from input_pipeline.errors import InputError
 
 # What has a + between compiles at once; torch.compile's max-autotune takes minutes and all cores, so it is by itself.
-PARTS = ("ours+torch+fast+ours_without_blocks+ours_without_graphs", "torch_compiled", "torch_resident", "ours_seeds")
+PARTS = ("ours+torch+fast+ours_without_blocks+ours_in_graphs", "torch_compiled", "torch_resident", "ours_seeds")
 # Seconds of one part at most.
 LONGEST = 200
 BAR = 10

@@ -103,6 +103,7 @@ def write_some(sheets: str, file: Path) -> None:
 
     from input_pipeline.resident import Images, make_resident, read_arrays, write_arrays
 
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_cifar(sheets.split(","), file)
     whole = read_arrays(file, 32)
 

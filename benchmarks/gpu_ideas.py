@@ -17,6 +17,7 @@ import os
 from typing import Any
 
 from benchmarks import gpu_idea_bytes as moved
+from benchmarks.gpu_cifar_parts import IN_GRAPHS
 from benchmarks.gpu_idea_parts import ALONE, BATCH, PIECES
 from benchmarks.part_processes import Part, run_all
 
@@ -27,8 +28,8 @@ FLAGS: dict[str, str] = {
     "autotune_0": "--xla_gpu_autotune_level=0",
     "exhaustive_tiling": "--xla_gpu_exhaustive_tiling_search=true",
     "no_command_buffers": "--xla_gpu_enable_command_buffer=",
-    "default_command_buffers": "--xla_gpu_enable_command_buffer="
-    "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION",
+    # Convolutions and loops too; only with kernels timed in the same process (benchmarks/gpu_notes.md).
+    "convolutions_in_graphs": f"--xla_gpu_enable_command_buffer={IN_GRAPHS}",
     "latency_hiding": "--xla_gpu_enable_latency_hiding_scheduler=true",
     "convolution_fusions": "--xla_gpu_experimental_enable_conv_fusion=true",
     "same_shape_fusions": "--xla_gpu_experimental_enable_same_shape_multi_output_fusion=true",

@@ -13,8 +13,6 @@ from input_pipeline.errors import InputError, printable
 
 DATA, FSDP = "data", "fsdp"
 AXIS = re.compile(r"(data|fsdp)=(-1|[1-9][0-9]{0,6})")
-# XLA's default kinds of what CUDA graphs may hold, and the last two.
-GRAPHED = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONDITIONAL,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE"
 # Numbers in a leaf below which dividing it saves nothing: a BN scale in 8 parts costs more in messages than in memory.
 LEAST_DIVIDED = 4096
 
@@ -128,13 +126,14 @@ def put_count(count: int, mesh: Mesh) -> jax.Array:
 
 
 def compiler_options() -> dict[str, str] | None:
-    """What jax.jit is to compile with: on a GPU convolutions and loops too go into CUDA graphs.
+    """What jax.jit is to compile the programs of a run with: XLA's own choices, on every backend.
 
-    XLA leaves these two out by default, so that the host starts each convolution by itself and asks a loop on after
-    each of its steps. CIFAR ResNet-20, batch 128, H100: 1.50 ms a step, without 1.98, on a host whose cores were busy,
-    which is when it helps most; on a quiet one neither this nor blocks took 1.84. ResNet-50 gains nothing (2026-11-26).
+    Tests and benchmarks put others here. Those for a GPU must leave convolutions out of CUDA graphs, as XLA does: it
+    records a graph before anything in it has run, and cuDNN cannot load a kernel while it is recorded ("cudnn status
+    5003"). Only where XLA has timed kernels, so compiled anew in this process, are they loaded already: every command
+    whose programs came from the compilation cache failed (H200, jax 0.11.2, 2026-11-28; benchmarks/gpu_notes.md).
     """
-    return {"xla_gpu_enable_command_buffer": GRAPHED} if jax.default_backend() == "gpu" else None
+    return None
 
 
 def compile_train_step(

@@ -44,10 +44,7 @@ def test_weights_without_a_head_are_for_transfer_alone(tmp_path):
     assert taken["params"].keys() == variables["params"].keys()
 
 
-def test_a_compiler_takes_the_options_for_a_gpu(monkeypatch):
-    """Every backend reads them, and refuses a name that it does not know."""
-    assert parallel.compiler_options() is None
+def test_convolutions_stay_out_of_cuda_graphs(monkeypatch):
+    """In them, commands whose programs came from the compilation cache failed (H200, 2026-11-28)."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    options = parallel.compiler_options()
-    monkeypatch.undo()
-    assert jax.jit(lambda x: x + 1, compiler_options=options)(1.0) == 2.0
+    assert not parallel.compiler_options()
