@@ -62,6 +62,18 @@ def folder_of_all_tests(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["BAD_INPUT_BASE"] = str(tmp_path_factory.getbasetemp())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Compiled programs go with the test file that made them.
+
+    They stayed to the end of a worker: of tests/model alone 4.2 GB and 8,020 mapped regions, with this 2.2 GB and 3,500
+    at most, in no more time (2026-11-28).
+    """
+    yield
+    if (jax := sys.modules.get("jax")) is not None:
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def bare() -> Iterator[None]:
     """Runs in this process draw nothing (see `tests.bare`) while a test file has its tests."""
