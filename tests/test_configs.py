@@ -104,6 +104,14 @@ def test_a_short_run_on_cifar_trains_on_all_images_and_chooses_nothing():
     assert (recipe("cifar10").run.steps, recipe("cifar10").optim.schedule) == (64_000, "step")
 
 
+def test_the_papers_recipe_drops_where_the_paper_does():
+    """He et al. 2015, Section 4.2: after 32k and 48k steps, of 45,000 training images."""
+    config = recipe("cifar10")
+    schedule = make_schedule(plan.schedule_settings(config), 45_000 / config.data.batch_size, config.run.steps)
+    found = [float(schedule(step)) for step in (31_999, 32_000, 47_999, 48_000)]
+    assert found == pytest.approx([0.1, 0.01, 0.01, 0.001])
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_valid_as_it_stands(name):
     """Its network, its optimizer and its schedule over 10,000 images, as written."""
