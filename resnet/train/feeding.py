@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,6 +34,9 @@ from resnet.train.steps import Batch
 # Decoded bytes up to which 'auto' keeps a set on the devices: a number of its own, not what a device has free, so that
 # the same configuration feeds the same pixels on every device of a kind.
 AUTO_BYTES = 2 * 1024**3
+# Images whose places and boxes are drawn together. For a step's 128 most of the time goes into NumPy's calls, which are
+# as many for 2,048; more at once would keep the loop waiting longer at a time.
+DRAWN_AT_A_TIME = 2048
 Kept = dict[str, jax.Array]
 
 
@@ -122,11 +126,29 @@ class Resident:
 
     def rows(self, step: int) -> dict[str, np.ndarray]:
         """What step number `step` shows: 'index' int32[B], 'mask' float32[B] and 'box' float32[B, 4]."""
-        index, epochs = self.order.indices(step), self.order.epochs(step)
+        return {name: values[0] for name, values in self.rows_of(step, 1).items()}
+
+    def rows_of(self, first: int, count: int) -> dict[str, np.ndarray]:
+        """`rows` of the steps first .. first + count - 1, stacked along a first axis."""
+        steps = range(first, first + count)
+        index = np.concatenate([self.order.indices(step) for step in steps])
+        epochs = np.concatenate([self.order.epochs(step) for step in steps])
         sizes = self.split.sizes[index]
+        # Each of an example's own, whatever is drawn beside it.
         box = boxes(self.crop, self.order.seed, epochs, index, sizes)
         placed = box.astype(np.float32) if self.layout is None else self.layout.boxes(box, index, sizes)
-        return {"index": index.astype(np.int32), "mask": np.ones(len(index), np.float32), "box": placed}
+        rows = {"index": index.astype(np.int32), "mask": np.ones(len(index), np.float32), "box": placed}
+        return {name: values.reshape(count, -1, *values.shape[1:]) for name, values in rows.items()}
+
+    def blocks(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """`rows_of` step after step from `step` on, `together` at a time, without end."""
+        for first in itertools.count(step, self.together):
+            yield self.rows_of(first, self.together)
+
+    @property
+    def together(self) -> int:
+        """How many steps `blocks` draws at once: those of DRAWN_AT_A_TIME images, at least one."""
+        return max(1, DRAWN_AT_A_TIME // self.order.batch_size)
 
     def whole(self, kept: Kept, rows: Batch) -> Batch:
         """Inside jit: the batch that the stream would send, with 'image' uint8[B, S, S, 3] and 'label' int32[B]."""
@@ -143,6 +165,27 @@ class Resident:
     def step_on_rows(self, step: Callable[[Any, Batch], Any]) -> Callable[[Any, Batch, Kept], Any]:
         """`step`, a function of (state, batch), as a function of (state, rows, kept)."""
         return lambda state, rows, kept: step(state, self.whole(kept, rows))
+
+
+def put_blocks(blocks: Iterable[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+    """What each step shows, on the devices and split over the mesh, from `Resident.blocks`; nothing here blocks.
+
+    For one process, as the resident feed is. A block crosses as a whole, and a step's rows are taken out of it there:
+    a transfer for each step takes the host several times as long (`benchmarks.host_work` times all of a step).
+    """
+    take = jax.jit(_taken, out_shardings=(parallel.split_rows(mesh), parallel.replicated(mesh)))
+    first = parallel.put_count(0, mesh)
+    for block in blocks:
+        there, number = jax.device_put(block, parallel.split_rows(mesh, 1)), first
+        for _ in range(len(block["index"])):
+            rows, number = take(there, number)
+            yield rows
+
+
+def _taken(block: Batch, number: jax.Array) -> tuple[Batch, jax.Array]:
+    """(the rows of step `number` of the block, int32 scalar; the number of the next)."""
+    rows = {name: jax.lax.dynamic_index_in_dim(values, number, keepdims=False) for name, values in block.items()}
+    return rows, number + 1
 
 
 def reading_until(stop: Callable[[], bool], read: Callable[[int], bytes]) -> Callable[[int], bytes]:

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from input_pipeline.stream import train_batches
 from resnet.train import diagnosis, hosts, parallel, peers, screen
 from resnet.train.configuration import BEST_METRICS
 from resnet.train.dispatch import Dispatch, loops_pay, next_dispatch, repeat
-from resnet.train.feeding import Kept
+from resnet.train.feeding import Kept, put_blocks
 from resnet.train.freezing import Stage, joined_state
 from resnet.train.interruption import Interruption
 from resnet.train.meta import Progress
@@ -63,6 +63,8 @@ class Stepping:
         self.feed: Iterator[dict[str, jax.Array]] | None = None
         # Images on the devices, where the feed is resident; put there before the first batch.
         self.kept: tuple[Kept, ...] = ()
+        # The numbers of steps of a call are few, and each crosses once.
+        self.put_count = cache(partial(parallel.put_count, mesh=mesh))
         self.pulses: collections.deque[tuple[dict[str, jax.Array], Dispatch]] = collections.deque()
 
     def begin(self, stage: Stage) -> None:
@@ -114,9 +116,9 @@ class Stepping:
             batch = next(self.feed)
         if self.longest == 1:
             return self.train_step(state, batch, *self.kept)
-        return self.train_steps(state, batch, parallel.put_count(dispatch.steps, self.mesh), *self.kept)
+        return self.train_steps(state, batch, self.put_count(dispatch.steps), *self.kept)
 
-    @property
+    @cached_property
     def longest(self) -> int:
         """Steps that one call of the device does at most."""
         wanted = min(self.config.run.steps_per_call, self.plan.total_steps)
@@ -124,6 +126,8 @@ class Stepping:
 
     def dispatch_at(self, step: int) -> Dispatch:
         """The steps of the call that begins at `step`, up to one after which something is due."""
+        if self.longest == 1:
+            return Dispatch(step, step + 1)
         plan = self.plan
         # The profiler's steps are no others' either, in the processes that do not trace too.
         ends = [*(stage.start for stage in plan.stages), *(read_span(self.config.run.profile) or ())]
@@ -134,32 +138,44 @@ class Stepping:
 
     def batches(self, step: int) -> Iterator[dict[str, jax.Array]]:
         """Training batches on the devices, one a step, from step `step` on."""
-        return parallel.put_batches(self.host_batches(step), self.mesh, self.stop_of_batches)
+        if (resident := self.plan.resident) is not None:
+            self.load()
+            return put_blocks(resident.blocks(step), self.mesh)
+        return parallel.put_batches(self.streamed_batches(step), self.mesh, self.stop_of_batches)
 
     def pieces(self, step: int) -> Iterator[dict[str, jax.Array]]:
         """Training batches on the devices, those of a call stacked and filled up with zeros to the longest."""
-        host = iter(self.host_batches(step))
+        self.load()
+        stacked = self.streamed_pieces(step) if self.plan.resident is None else self.resident_pieces(step)
+        return parallel.put_batches(stacked, self.mesh, self.stop_of_batches, rows_axis=1)
 
-        def stacked(step: int) -> Iterator[dict[str, np.ndarray]]:
-            while step < self.plan.total_steps:
-                dispatch = self.dispatch_at(step)
-                group = [next(host) for _ in range(dispatch.steps)]
-                group += [jax.tree.map(np.zeros_like, group[0])] * (self.longest - dispatch.steps)
-                yield jax.tree.map(lambda *rows: np.stack(rows), *group)
-                step = dispatch.last
+    def resident_pieces(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """What `pieces` sends of a resident feed."""
+        assert self.plan.resident is not None
+        while step < self.plan.total_steps:
+            dispatch = self.dispatch_at(step)
+            fill = (0, self.longest - dispatch.steps)
+            rows = self.plan.resident.rows_of(dispatch.first, dispatch.steps)
+            yield {name: np.pad(values, (fill, *((0, 0),) * (values.ndim - 1))) for name, values in rows.items()}
+            step = dispatch.last
 
-        return parallel.put_batches(stacked(step), self.mesh, self.stop_of_batches, rows_axis=1)
+    def streamed_pieces(self, step: int) -> Iterator[dict[str, np.ndarray]]:
+        """What `pieces` sends of a streamed feed."""
+        host = iter(self.streamed_batches(step))
+        while step < self.plan.total_steps:
+            dispatch = self.dispatch_at(step)
+            group = [next(host) for _ in range(dispatch.steps)]
+            group += [jax.tree.map(np.zeros_like, group[0])] * (self.longest - dispatch.steps)
+            yield jax.tree.map(lambda *rows: np.stack(rows), *group)
+            step = dispatch.last
 
     @property
     def stop_of_batches(self) -> Callable[[], bool] | None:
         """What batches carry from each of several processes to the others: whether it was asked to end."""
         return (lambda: self.interruption.requested) if hosts.several() else None
 
-    def host_batches(self, step: int) -> Iterable[dict[str, np.ndarray]]:
-        """This process' rows of the training batches, from step `step` on."""
-        if (resident := self.plan.resident) is not None:
-            self.load()
-            return (resident.rows(number) for number in range(step, self.plan.total_steps))
+    def streamed_batches(self, step: int) -> Iterable[dict[str, np.ndarray]]:
+        """This process' rows of the training batches of a streamed feed, from step `step` on."""
         return train_batches(
             self.source.splits["train"],
             self.plan.order,
@@ -190,11 +206,10 @@ class Stepping:
         # Not `step`: seconds and images are those of the steps that are done.
         self.bar.update(done.last, done.steps * self.plan.batch_size, loss=float(seen["loss"][-1]))
         self.watchdog.beat(f"after step {step}")
-        self.asked_to_end |= bool(seen.get("stop", np.zeros(1)).any())
+        self.asked_to_end |= "stop" in seen and bool(seen["stop"].any())
         limit = self.config.run.max_bad_steps
-        too_many = np.flatnonzero((seen["bad_steps"] >= limit) & (limit > 0))
-        if len(too_many):
-            raise diagnosis.diverged(self, done.first + 1 + int(too_many[0]), state)
+        if limit > 0 and seen["bad_steps"].max() >= limit:
+            raise diagnosis.diverged(self, done.first + 1 + int(np.argmax(seen["bad_steps"] >= limit)), state)
 
     def log(self, step: int, state: TrainState) -> TrainState:
         """Write a training line from the sums since the last one; the state with its sums at zero."""

@@ -1,5 +1,6 @@
 """The resident feed trains on what the stream trains on, resumes bit for bit, and is taken where it can be."""
 
+import itertools
 import signal
 
 import jax
@@ -54,6 +55,31 @@ def test_batches_hold_what_the_streamed_ones_hold(kind):
             assert batch[name].dtype == streamed[name].dtype
         difference = np.abs(batch["image"].astype(int) - streamed["image"])
         assert difference.max() <= (1 if kind == "random_resized" else 0)
+
+
+@pytest.mark.parametrize("kind", ["random_resized", "pad", "none"])
+def test_rows_drawn_and_sent_together_are_those_of_each_step(kind, monkeypatch):
+    """From step 1 on over three blocks of three steps, in which batches of 4 cross from one epoch of 6 to the next."""
+    split, mesh = split_of(noise(*SIZES), [1, 1, 1, 6, 3, 8]), parallel.make_mesh()
+    order, crop = Order(len(split), 4, seed=5), Crop(kind, 16, padding=2)
+    resident = choose_feed("resident", split, order, crop, processes=1, epochs=1.0, platform="cpu")
+    monkeypatch.setattr(feeding, "DRAWN_AT_A_TIME", 13)
+    assert resident.together == 3
+    with jax.transfer_guard("disallow"):
+        sent = list(itertools.islice(feeding.put_blocks(resident.blocks(1), mesh), 7))
+    for step, rows in enumerate(sent, 1):
+        alone = resident.rows(step)
+        assert rows.keys() == alone.keys()
+        for name, values in alone.items():
+            assert rows[name].sharding == parallel.split_rows(mesh)
+            assert rows[name].dtype == values.dtype
+            np.testing.assert_array_equal(rows[name], values)
+
+
+def test_a_batch_larger_than_what_is_drawn_at_a_time_is_drawn_alone(monkeypatch):
+    monkeypatch.setattr(feeding, "DRAWN_AT_A_TIME", 3)
+    resident = choice("resident", crop="pad")
+    assert [len(block["index"]) for block in itertools.islice(resident.blocks(0), 2)] == [1, 1]
 
 
 def test_auto_keeps_what_fits_where_it_is_shown_again(monkeypatch):
