@@ -64,4 +64,6 @@ def paper_recipe(model: str = "cifar_resnet20") -> ConfigDict:
     # 32k and 48k of 64k steps.
     config.optim.step_epochs = (32_000 / STEPS_PER_EPOCH, 48_000 / STEPS_PER_EPOCH)
     config.run.log_every = 100
+    # The command has --steps_per_dispatch.
+    config.run.steps_per_call = 1
     return config
