@@ -20,6 +20,14 @@ from benchmarks.run_agreement import differences
 # One step of CIFAR ResNet-20 takes some 1.5 ms of an H100: long enough to be stopped midway.
 STEPS, SMALL_STEPS = 2000, 120
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+# `evaluate` whose programs have convolutions in CUDA graphs.
+IN_GRAPHS = """\
+import runpy
+from benchmarks.gpu_cifar_parts import IN_GRAPHS
+from resnet.train import parallel
+parallel.compiler_options = lambda: {"xla_gpu_enable_command_buffer": IN_GRAPHS}
+runpy.run_module("resnet.study.evaluate", run_name="__main__")
+"""
 
 
 def main() -> None:
@@ -216,6 +224,27 @@ def out_of_memory(cifar: Cifar) -> None:
     cifar.shell.refused("out of memory", *words, f"--config.data.dir={drawn}", "--config.run.eval_every=100.0")
 
 
+def in_graphs(cifar: Cifar) -> None:
+    """`evaluate` with convolutions in CUDA graphs, compiled anew and then out of the cache, whose kernels nothing has
+    loaded: kernels loaded as they are needed, then all at the start. Told, not judged (gpu_notes.md)."""
+    words = ("-c", IN_GRAPHS, f"--checkpoint={cifar.base()}", f"--data={cifar.arrays}")
+    for loading in ("LAZY", "EAGER"):
+        cache = cifar.work / f"cache_{loading.lower()}"
+        environment = {"CUDA_MODULE_LOADING": loading, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        for programs in ("compiled anew", "from the cache"):
+            try:
+                cifar.shell.run(*words, f"--batch_size={cifar.evaluated_at_once}", environment=environment)
+                answer = "runs"
+            except Unexpected as error:
+                answer = str(error)
+            cifar.shell.note(found=[f"{loading}, {programs}: {answer}"])
+
+
+def single_steps(cifar: Cifar) -> None:
+    """`float32` with one step a call: what calls of ten are worth."""
+    cifar.train("single_steps", "--config.run.steps_per_call=1")
+
+
 def counting(cifar: Cifar) -> None:
     cifar.shell.run("-m", "resnet.model.counting", "--check")
 
@@ -231,7 +260,7 @@ PARTS: dict[str, Callable[[Cifar], Any]] = {
     function.__name__: function
     for function in (
         float32, bfloat16, stream, again, again_cold, deterministic, resumed, evaluate, inference, predict, report,
-        ablation, out_of_memory, counting, resnet50,
+        ablation, out_of_memory, counting, resnet50, in_graphs, single_steps,
     )
 }  # fmt: skip
 

@@ -12,9 +12,10 @@ cifar_arrays.py), 43 MB, small enough to be carried; without it they are drawn. 
 
 float32, bfloat16: CIFAR ResNet-20 through train_main.py. resumed: stopped by SIGTERM and gone on, beside `float32`, bit
 for bit. again, again_cold: the same run once more, with the first one's compiled programs or its own. deterministic:
-two such under XLA_FLAGS that forbid what is not. stream: batches cut by NumPy. evaluate, inference, predict, report:
-the commands on that run's checkpoint. resnet50: images/s and memory as train_main.py tells them, beside the step alone
-(benchmarks/gpu.py). ablation, out_of_memory, counting: those commands.
+two such under XLA_FLAGS that forbid what is not. single_steps: `float32` with one step a call. in_graphs: `evaluate`
+with convolutions in CUDA graphs, which failed (benchmarks/gpu_notes.md), and with what may mend it. stream: batches cut
+by NumPy. evaluate, inference, predict, report: the commands on that run's checkpoint. resnet50: images/s and memory as
+train_main.py tells them, beside the step alone (benchmarks/gpu.py). ablation, out_of_memory, counting: those commands.
 """
 
 import subprocess
@@ -32,7 +33,7 @@ from resnet import command
 # In order of worth: what comes late is what a short lease loses.
 PARTS = (
     *("float32", "resumed", "evaluate", "inference", "resnet50", "out_of_memory", "bfloat16", "again", "stream"),
-    *("predict", "report", "ablation", "again_cold", "deterministic", "counting"),
+    *("single_steps", "in_graphs", "predict", "report", "ablation", "again_cold", "deterministic", "counting"),
 )
 # Seconds of one part at most.
 LONGEST = 240
