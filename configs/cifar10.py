@@ -33,7 +33,7 @@ def get_config(mode: str = "paper") -> ConfigDict:
     config.data.resize_shorter = 0.0
     config.run.eval_every = 5.0
     config.run.checkpoint_every = 5.0
-    # A step is shorter on an accelerator than what the host does for it (docs/many-hosts.md).
+    # The host then does half as much for a step, which an accelerator may have to wait for (docs/many-hosts.md).
     config.run.steps_per_call = 10
     if mode == "paper":
         config.optim.schedule = "step"

@@ -128,10 +128,10 @@ def put_count(count: int, mesh: Mesh) -> jax.Array:
 def compiler_options() -> dict[str, str] | None:
     """What jax.jit is to compile the programs of a run with: XLA's own choices, on every backend.
 
-    Tests and benchmarks put others here. Those for a GPU must leave convolutions out of CUDA graphs, as XLA does: it
-    records a graph before anything in it has run, and cuDNN cannot load a kernel while it is recorded ("cudnn status
-    5003"). Only where XLA has timed kernels, so compiled anew in this process, are they loaded already: every command
-    whose programs came from the compilation cache failed (H200, jax 0.11.2, 2026-11-28; benchmarks/gpu_notes.md).
+    Tests and benchmarks put others here. Those for a GPU must leave convolutions out of CUDA graphs, as XLA does. With
+    them in, commands ran where XLA compiled and timed kernels anew, and failed with "cudnn status 5003" elsewhere, as
+    with the compilation cache (H200, jax 0.11.2, 2026-11-28). Most likely: XLA records a graph before anything in it
+    has run, and cuDNN cannot load a kernel meanwhile (benchmarks/gpu_notes.md).
     """
     return None
 
