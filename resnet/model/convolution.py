@@ -32,8 +32,8 @@ _SMALL_KERNEL = 3
 # latter is worth its products with padding.
 _FEW_OUTPUTS = 128
 _NOT_ALL_BORDER = 4
-# Fewest outputs, over the batch, for which oneDNN is faster: in each call it lays the whole kernel out anew. A step of
-# ResNet-50 at 64 px, batch 32: 212 ms, with 600 for 1×1 kernels 222, with 100 252 (2026-11-26).
+# Fewest outputs, over the batch, for which oneDNN's convolutions are faster: in each call they lay the whole kernel out
+# anew. A step of ResNet-50 at 64 px, batch 32: 212 ms, with 600 for 1×1 kernels 222, with 100 252 (2026-11-26).
 _MANY_OUTPUTS = 300
 
 
@@ -138,9 +138,12 @@ def _is_possible_by_onednn(x: Array) -> bool:
 
 
 def _pays_by_onednn(window: Window, x: Array, w: Array) -> bool:
-    """Whether oneDNN is faster though each call lays the kernel out: its threads divide a batch, never one image."""
+    """Whether oneDNN is faster: by products, or by convolutions, whose threads divide a batch, never one image."""
     high, wide = extent(window, x, w)
-    return x.shape[0] * high * wide >= _MANY_OUTPUTS and x.shape[0] >= len(os.sched_getaffinity(0))
+    outputs = x.shape[0] * high * wide
+    if onednn.takes_products(outputs, w.shape, window.groups):
+        return True
+    return outputs >= _MANY_OUTPUTS and x.shape[0] >= len(os.sched_getaffinity(0))
 
 
 def _has_own_form(window: Window, x: Array, w: Array) -> bool:

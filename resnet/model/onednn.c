@@ -44,10 +44,10 @@
 #define _GNU_SOURCE
 #include <stdio.h>
 
+#include "onednn_few.h"
 #include "onednn_pooling.h"
 #include "onednn_reading.h"
 #include "onednn_rows.h"
-#include "onednn_training.h"
 
 static XLA_FFI_Error *failure(const XLA_FFI_CallFrame *frame, const char *message) {
   XLA_FFI_Error_Create_Args it = {XLA_FFI_Error_Create_Args_STRUCT_SIZE, NULL, message, XLA_FFI_Error_Code_INTERNAL};
@@ -136,7 +136,7 @@ static int convolve_in_training(const XLA_FFI_CallFrame *frame, int back, const 
   Training t;
   memset(&t, 0, sizeof t);
   *wrong = read_training(frame, back, &t);
-  return *wrong ? SUCCESS : train(frame, &t);
+  return *wrong ? SUCCESS : is_few(&t.shape) ? train_few(frame, &t) : train(frame, &t);
 }
 
 /* What is read of any but training's. Shapes are told apart byte by byte. */
@@ -150,7 +150,8 @@ static int convolve_alone(const XLA_FFI_CallFrame *frame, int kind, const char *
   memset(&a, 0, sizeof a);
   *wrong = read(frame, kind, 0, a.shapes, &a.call);
   if (*wrong) return SUCCESS;
-  return kind == EVALUATED ? evaluate(frame, a.shapes, &a.call) : convolve(frame, a.shapes, &a.call);
+  if (kind == EVALUATED) return evaluate(frame, a.shapes, &a.call);
+  return is_few(a.shapes) ? convolve_few(frame, a.shapes, &a.call) : convolve(frame, a.shapes, &a.call);
 }
 
 static int evaluate_prepared(const XLA_FFI_CallFrame *frame, int kind, const char **wrong) {
@@ -237,6 +238,9 @@ const char *prepared_layouts(const int64_t *image, const int64_t *kernels, const
   }
   return status ? "is one that oneDNN refuses" : NULL;
 }
+
+/* Whether so many outputs, over the batch, of a kernel [h,w,I/groups,O] are computed by products of matrices. */
+int takes_products(int64_t outputs, const int64_t *kernel, int64_t groups) { return is_few_for(outputs, kernel, groups); }
 
 /* To be called before any of them, by one thread, with the library's file; NULL, or what is wrong. */
 const char *start(const char *path) {

@@ -11,10 +11,11 @@ those of its parts.
 
 Measured on 2 cores with AVX-512 (jax 0.10.2, 2026-11-26), steps in ms without and with oneDNN, in turns in one process:
 CIFAR ResNet-20, batch 128, 242 / 106; ResNet-18 at 64 px, batch 32, 127 / 87; ResNet-50 266 / 228. With no more than
-AVX2 CIFAR ResNet-20 287 / 206. For few outputs over the batch it does not pay (see `convolution`), for the kernel is
-laid out anew in each call: ResNet-50 285 ms with all of its convolutions by oneDNN.
+AVX2 CIFAR ResNet-20 287 / 206. Where outputs are too few to lay the kernel out anew in each call, products of matrices
+take the convolution's place (`takes_products`; docs/speed-notes.md).
 """
 
+import ctypes
 import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,10 +28,20 @@ from jax import Array, lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from resnet.model import onednn_library
 from resnet.model.convolution_forms import Window, by_lax, extent
 from resnet.model.onednn_library import TARGETS, target
 
 _OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT, EVALUATED = (Primitive(target(name)) for name in TARGETS[:4])
+
+
+def takes_products(outputs: int, kernel: Sequence[int], groups: int) -> bool:
+    """Whether so few outputs, over the batch, of a kernel [kh, kw, I / groups, O] are computed by products of matrices.
+
+    Then the kernel is not laid out anew, and threads share channels, not images (onednn_taps.h).
+    """
+    ask = onednn_library.function("takes_products")
+    return bool(ask(ctypes.c_int64(outputs), (ctypes.c_int64 * 4)(*kernel), ctypes.c_int64(groups)))
 
 
 def output(window: Window, x: Array, w: Array) -> Array:

@@ -168,6 +168,8 @@ static int cut_alike(const Shape *shapes, int64_t most, Call *call) {
   return cut(shapes, most, call);
 }
 
+static int64_t rows_of(const int64_t *map) { return map[0] * map[1] * map[2]; }
+
 static int64_t bytes_of(const int64_t *rows) { return rows[1] * rows[2] * rows[3] * (int64_t)sizeof(float); }
 
 static int64_t parts_wanted(const Shape *shapes, int links, int threads) {

@@ -211,9 +211,9 @@ static int find(const Shape *shape, const Compiled **found) {
 }
 
 /* What a thread keeps until it ends: a stream, and memory for scratch, for kernels that are laid out anew, for copies of
- * addends, for a piece's gradient by the kernel, for sums and for what lies between two convolutions, of its own and of all
- * threads, as large as was ever asked for. */
-enum { SCRATCH, LAID_OUT, ADDEND, GRADIENT, SUMS, BETWEEN, SHARED = BETWEEN + 3, MEMORIES = SHARED + 2 };
+ * addends, for a piece's gradient by the kernel, for sums and for what lies between two convolutions, of its own, of all
+ * threads and of all threads between two runs of convolutions, as large as was ever asked for. */
+enum { SCRATCH, LAID_OUT, ADDEND, GRADIENT, SUMS, BETWEEN, SHARED = BETWEEN + 3, PASSED = SHARED + 2, MEMORIES = PASSED + 2 };
 typedef struct {
   void *stream, *memory[MEMORIES];
   size_t size[MEMORIES];

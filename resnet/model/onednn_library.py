@@ -38,11 +38,13 @@ _SOURCES = (
             "buffers",
             "call",
             "compiled",
+            "few",
             "interface",
             "norms",
             "pooling",
             "reading",
             "rows",
+            "taps",
             "training",
             "work",
         ]

@@ -3,7 +3,7 @@
  */
 #include <sched.h>
 
-#include "onednn_call.h"
+#include "onednn_taps.h"
 
 /* Slabs of rows that an image is cut into at most, and multiplications in one at least: fewer are done as soon as another
  * thread is found. */
@@ -121,14 +121,33 @@ static int do_rows(const XLA_FFI_CallFrame *frame, int threads, Rows *r) {
   return atomic_load(&r->call->status);
 }
 
-/* `convolve`, of convolutions in evaluation. */
-static int evaluate(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *call) {
+/* `convolve`, of convolutions in evaluation none of which is of few outputs, or whose kernels were laid out ahead. */
+static int evaluate_many(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *call) {
   const int threads = threads_of_pool(frame);
   if (shapes->image[0] >= threads) return convolve(frame, shapes, call);
   Rows rows = {.call = call, .shapes = shapes};
   TRY(cut_rows(&rows, threads));
   TRY(make_kernels_ready(frame, threads, call));
   return do_rows(frame, threads, &rows);
+}
+
+/* The same of any: those of few outputs one by one, those between them together. */
+static int evaluate(const XLA_FFI_CallFrame *frame, const Shape *shapes, Call *call) {
+  const int links = call->links;
+  int few = 0;
+  for (int i = 0; i < links; ++i) few |= is_few(&shapes[i]);
+  if (!few || call->link->ahead) return evaluate_many(frame, shapes, call);
+  for (int i = 0, end, runs = 0; i < links; i = end, ++runs) {
+    for (end = i + 1; !is_few(&shapes[i]) && end < links && !is_few(&shapes[end]);) ++end;
+    const size_t size = shapes->image[0] * bytes_of(shapes[end - 1].output);
+    Call run = {.links = end - i, .image = call->image, .output = call->output, .addend = call->addend};
+    memcpy(run.link, call->link + i, run.links * sizeof *run.link);
+    if (end < links) run.output = own_memory(PASSED + runs % 2, size);
+    if (!run.output) return OUT_OF_MEMORY;
+    TRY(is_few(&shapes[i]) ? convolve_few(frame, &shapes[i], &run) : evaluate_many(frame, &shapes[i], &run));
+    call->image = run.output;
+  }
+  return SUCCESS;
 }
 
 /* Find what is compiled for the parts, or slabs, of `evaluate`, and so how it wants its kernels. */

@@ -6,8 +6,7 @@
  * computed again. But where a block ends between them (onednn_chain.py) it is, for the next block adds it to its own.
  */
 #pragma once
-#include "onednn_call.h"
-#include "onednn_norms.h"
+#include "onednn_taps.h"
 
 /* Bytes: of image and output, on each thread, of what is worked on at once, or one image of more; and of results that no
  * cache holds until they are read. A convolution is a third slower where it writes such a result than where it writes
@@ -34,8 +33,6 @@ typedef struct {
   double *totals;          /* [parts,2,C], of what becomes `found` or `sums` */
 } Training;
 
-static int64_t rows_of(const int64_t *map) { return map[0] * map[1] * map[2]; }
-
 /* Add [2,C] to the part's totals. */
 static void keep(const float *sums, int64_t channels, double *totals) {
   for (int64_t c = 0; c < 2 * channels; ++c) totals[c] += sums[c];
@@ -61,26 +58,51 @@ static float *between(int which, const int64_t *map) {
 
 static int64_t size_of(const int64_t *map) { return map[1] * map[2] * map[3]; }
 
+/* What the convolution takes of the images from `at` on, as many as `map` has: those, or what `forth` makes of them, at z. */
+static const float *take_in(const Training *t, const int64_t *map, int64_t at, float *z) {
+  const float *const x = t->image + at * size_of(map);
+  if (!t->forth) return x;
+  if (t->closed)
+    end_block(x, t->addend + at * size_of(map), rows_of(map), map[3], t->forth, t->added, z);
+  else
+    normalise(x, rows_of(map), map[3], t->forth, z);
+  return z;
+}
+
+/* The gradient by the convolution's output of as many, or what `back` makes of that by what the norm gives, at d. */
+static const float *descend_to(const Training *t, const int64_t *map, int64_t at, float *d) {
+  const float *const g = t->gradient + at * size_of(map);
+  if (!t->back) return g;
+  descend(g, t->output + at * size_of(map), rows_of(map), map[3], t->back, d);
+  return d;
+}
+
+static void find_moments(const float *y, const int64_t *map, float *sums, double *totals) {
+  sum_up(y, rows_of(map), map[3], sums);
+  keep_moments(sums, y, rows_of(map), map[3], totals);
+}
+
+/* What there is to do with the gradient by the image once it is there, of which z was computed. */
+static void finish(const Training *t, const int64_t *map, int64_t at, const float *z, float *by_x, float *sums,
+                   double *totals) {
+  const float *const x = (t->source ? t->source : t->image) + at * size_of(map);
+  if (t->addend) add(t->addend + at * size_of(map), map[0] * size_of(map), by_x);
+  if (!sums) return;
+  rectify_and_sum_up(by_x, z, x, rows_of(map), map[3], by_x, sums);
+  keep(sums, map[3], totals);
+}
+
 /* The convolution of a piece, which begins with the image `at`. */
 static int do_forward(const Training *t, const Compiled *c, int64_t at, float *sums, double *totals) {
   const Shape *s = &c->shape;
-  const float *x = t->image + at * size_of(s->image);
   float *const y = t->result + at * size_of(s->output);
   float *const closed = t->closed ? t->closed + at * size_of(s->image) : NULL;
-  if (t->forth) {
-    float *const z = closed && !t->closed_past ? closed : between(0, s->image);
-    if (!z) return OUT_OF_MEMORY;
-    if (closed)
-      end_block(x, t->addend + at * size_of(s->image), rows_of(s->image), s->image[3], t->forth, t->added, z);
-    else
-      normalise(x, rows_of(s->image), s->image[3], t->forth, z);
-    x = z;
-  }
+  float *const z = !t->forth || (closed && !t->closed_past) ? closed : between(0, s->image);
   float *const near = t->past ? between(1, s->output) : y;
-  if (!near) return OUT_OF_MEMORY;
+  if ((t->forth && !z) || !near) return OUT_OF_MEMORY;
+  const float *const x = take_in(t, s->image, at, z);
   TRY(do_link(t->forward.link, c, 0, (char *)x, (char *)near, NULL));
-  if (sums) sum_up(near, rows_of(s->output), s->output[3], sums);
-  if (sums) keep_moments(sums, near, rows_of(s->output), s->output[3], totals);
+  if (sums) find_moments(near, s->output, sums, totals);
   if (t->past) store(near, s->output[0] * size_of(s->output), y);
   if (closed && t->closed_past) store(x, s->image[0] * size_of(s->image), closed);
   return SUCCESS;
@@ -90,31 +112,18 @@ static int do_forward(const Training *t, const Compiled *c, int64_t at, float *s
 static int do_backward(const Training *t, const Compiled *by_kernel, const Compiled *by_image, int part, int first,
                        int64_t at, float *sums, double *totals) {
   const Shape *s = &by_kernel->shape;
-  const float *x = t->image + at * size_of(s->image), *z = x, *d = t->gradient + at * size_of(s->output);
-  if (t->forth) {
-    float *const normalised = between(0, s->image);
-    if (!normalised) return OUT_OF_MEMORY;
-    normalise(x, rows_of(s->image), s->image[3], t->forth, normalised);
-    z = normalised;
-  }
-  if (t->back) {
-    float *const descended = between(1, s->output);
-    if (!descended) return OUT_OF_MEMORY;
-    descend(d, t->output + at * size_of(s->output), rows_of(s->output), s->output[3], t->back, descended);
-    d = descended;
-  }
+  float *const normalised = t->forth ? between(0, s->image) : NULL;
+  float *const descended = t->back ? between(1, s->output) : NULL;
+  if ((t->forth && !normalised) || (t->back && !descended)) return OUT_OF_MEMORY;
+  const float *const z = take_in(t, s->image, at, normalised), *const d = descend_to(t, s->output, at, descended);
   TRY(add_gradient(t, by_kernel, part, first, (char *)z, (char *)d));
   if (!by_image) return SUCCESS;
   float *const by_x = t->result + at * size_of(s->image);
   float *const near = t->past ? between(2, s->image) : by_x;
   if (!near) return OUT_OF_MEMORY;
   TRY(do_link(t->by_image.link, by_image, 0, (char *)near, (char *)d, NULL));
-  const int64_t size = s->image[0] * size_of(s->image);
-  if (t->addend) add(t->addend + at * size_of(s->image), size, near);
-  if (t->source) x = t->source + at * size_of(s->image);
-  if (sums) rectify_and_sum_up(near, z, x, rows_of(s->image), s->image[3], near, sums);
-  if (sums) keep(sums, s->image[3], totals);
-  if (t->past) store(near, size, by_x);
+  finish(t, s->image, at, z, near, sums, totals);
+  if (t->past) store(near, s->image[0] * size_of(s->image), by_x);
   return SUCCESS;
 }
 
@@ -146,22 +155,26 @@ static int do_pieces(Training *t, int part) {
   return SUCCESS;
 }
 
-/* The gradient by what the norm behind gives, where a ReLU is behind that, and the sums that its slopes are made of. */
+/* Of as many images as `map` has: the gradient by what the norm behind gives, where a ReLU is behind that, and the sums that
+ * its slopes are made of. */
+static void begin_images(Training *t, const int64_t *map, int64_t image, float *sums, double *totals) {
+  const int64_t at = image * size_of(map), rows = rows_of(map), channels = map[3];
+  memset(sums, 0, 2 * channels * sizeof *sums);
+  if (t->rectified)
+    rectify_and_sum_up(t->gradient + at, t->rectified + at, t->output + at, rows, channels, t->by_norm + at, sums);
+  else
+    sum_products_up(t->gradient + at, t->output + at, rows, channels, sums);
+  keep(sums, channels, totals);
+}
+
 static int begin_pieces(Training *t, int part) {
   const Link *all = t->by_kernel.link;
-  const int64_t channels = t->shape.output[3], size = 2 * channels * sizeof(float);
-  float *const sums = own_memory(SUMS, size);
+  const int64_t channels = t->shape.output[3];
+  float *const sums = own_memory(SUMS, 2 * channels * sizeof(float));
   if (!sums) return OUT_OF_MEMORY;
-  for (int64_t piece = first_piece(t, part); piece < first_piece(t, part + 1); ++piece) {
-    const int64_t *map = (piece == t->pieces - 1 ? all->last : all->part)->shape.output, rows = rows_of(map);
-    const int64_t at = piece * all->part->shape.image[0] * size_of(map);
-    memset(sums, 0, size);
-    if (t->rectified)
-      rectify_and_sum_up(t->gradient + at, t->rectified + at, t->output + at, rows, channels, t->by_norm + at, sums);
-    else
-      sum_products_up(t->gradient + at, t->output + at, rows, channels, sums);
-    keep(sums, channels, t->totals + part * 2 * channels);
-  }
+  for (int64_t piece = first_piece(t, part); piece < first_piece(t, part + 1); ++piece)
+    begin_images(t, (piece == t->pieces - 1 ? all->last : all->part)->shape.output, piece * all->part->shape.image[0],
+                 sums, t->totals + part * 2 * channels);
   return SUCCESS;
 }
 
@@ -217,8 +230,8 @@ static int cut_training(Training *t, int threads) {
 static int lend_training_memory(Training *t) {
   Call *const kernel = t->forward.links ? &t->forward : t->by_image.links ? &t->by_image : NULL;
   Link *const gradient = t->by_kernel.links ? t->by_kernel.link : NULL;
-  const int laid_out = kernel && kernel->link->part->slices;
-  const int apart = gradient && (gradient->part->slices || t->parts > 1);
+  const int few = is_few(&t->shape), laid_out = kernel && !few && kernel->link->part->slices;
+  const int apart = gradient && !few && (gradient->part->slices || t->parts > 1);
   const size_t kernel_size = laid_out ? aligned(kernel->link->part->laid_out_size) : 0;
   const size_t gradient_size = apart ? aligned(gradient->part->laid_out_size) : 0;
   const size_t forth_size = t->before.statistics ? aligned(3 * t->shape.image[3] * sizeof(float)) : 0;
@@ -261,7 +274,7 @@ static void find_totals(const double *totals, int parts, int64_t channels, int64
   }
 }
 
-static int begin(const XLA_FFI_CallFrame *frame, int threads, Training *t) {
+static int begin(const XLA_FFI_CallFrame *frame, int threads, void (*begin_part)(void *, int), Training *t) {
   const int64_t channels = t->shape.output[3];
   if (!do_in_parts(frame, threads, t->parts, begin_part, t)) return OUT_OF_MEMORY;
   TRY(atomic_load(&t->by_kernel.status));
@@ -272,6 +285,23 @@ static int begin(const XLA_FFI_CallFrame *frame, int threads, Training *t) {
   return SUCCESS;
 }
 
+/* Memory, and the coefficients of the norms. */
+static int prepare(const XLA_FFI_CallFrame *frame, int threads, void (*begin_part)(void *, int), Training *t) {
+  TRY(lend_training_memory(t));
+  if (t->sums) TRY(begin(frame, threads, begin_part, t));
+  if (t->forth) find_coefficients(&t->before, t->epsilon, t->shape.image[3], t->forth);
+  if (t->added) find_coefficients(&t->projected, t->epsilon, t->shape.image[3], t->added);
+  if (t->back)
+    find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back, t->by_scale, t->by_bias);
+  return SUCCESS;
+}
+
+/* What is found of all parts' totals. */
+static void give_found(Training *t) {
+  const int64_t count = t->forward.links ? rows_of(t->shape.output) : 0;
+  if (t->found) find_totals(t->totals, t->parts, channels_found(t), count, t->found);
+}
+
 /* `t` needs its operands and results; the rest is found here. A status of oneDNN's. */
 static int train(const XLA_FFI_CallFrame *frame, Training *t) {
   const int threads = threads_of_pool(frame);
@@ -279,17 +309,11 @@ static int train(const XLA_FFI_CallFrame *frame, Training *t) {
   t->past = t->shape.image[0] * result * (int64_t)sizeof(float) >= LARGE_RESULT;
   t->closed_past = t->shape.image[0] * size_of(t->shape.image) * (int64_t)sizeof(float) >= LARGE_RESULT;
   TRY(cut_training(t, threads));
-  TRY(lend_training_memory(t));
-  if (t->sums) TRY(begin(frame, threads, t));
-  if (t->forth) find_coefficients(&t->before, t->epsilon, t->shape.image[3], t->forth);
-  if (t->added) find_coefficients(&t->projected, t->epsilon, t->shape.image[3], t->added);
-  if (t->back)
-    find_slopes(&t->behind, t->epsilon, rows_of(t->shape.output), t->shape.output[3], t->back, t->by_scale, t->by_bias);
+  TRY(prepare(frame, threads, begin_part, t));
   if (t->forward.links) TRY(lay_all_out(frame, threads, &t->forward));
   if (t->by_image.links) TRY(lay_all_out(frame, threads, &t->by_image));
   if (!do_in_parts(frame, threads, t->parts, do_training_part, t)) return OUT_OF_MEMORY;
   TRY(atomic_load(&t->by_kernel.status));
-  const int64_t count = t->forward.links ? rows_of(t->shape.output) : 0;
-  if (t->found) find_totals(t->totals, t->parts, channels_found(t), count, t->found);
+  give_found(t);
   return t->by_kernel.links ? add_all_up(frame, threads, &t->by_kernel) : SUCCESS;
 }

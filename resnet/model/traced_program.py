@@ -22,6 +22,8 @@ CONSUMING = (
     *("reduce_max", "reduce_min", "log", "log1p", "sin", "cos", "erf", "abs", "pow", "integer_pow", "square"),
 )
 NORM_SCOPE = re.compile(r"(downsample_)?bn")
+# Primitives whose work no program tells: kernels, and calls of C, as ours of oneDNN (onednn_library.target).
+_OTHER_LANGUAGES = ("pallas_call", "ffi_call", "resnet_convolution")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +61,14 @@ def _walk(jaxpr: Jaxpr, outer: Scope, times: int) -> Iterator[Operation]:
             yield _convolution(eqn, outer + scope_of(eqn), times)
         elif name == "dot_general":
             yield _product(eqn, outer + scope_of(eqn), times)
+        elif name.startswith(_OTHER_LANGUAGES):
+            where = "/".join(outer + scope_of(eqn)) or "the top"
+            raise ValueError(f"multiply-adds inside {name} at {where} cannot be counted")
         elif programs := list(_nested(eqn)):
             scope = outer + scope_of(eqn)
             repeats = eqn.params["length"] if name == "scan" else 1
             inner = [list(_walk(nested, scope, times * repeats)) for nested in programs]
-            if name == "pallas_call" or (name == "while" and any(inner)):
+            if name == "while" and any(inner):
                 raise ValueError(f"multiply-adds inside {name} at {'/'.join(scope) or 'the top'} cannot be counted")
             if name == "cond":
                 inner = [max(inner, key=lambda found: sum(operation.multiply_adds for operation in found))]

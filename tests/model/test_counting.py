@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
+from resnet.model import onednn_library
 from resnet.model.counting_tables import TIMES
 from resnet.model.counts import Stage, count
 from resnet.model.errors import SpecError
@@ -210,12 +211,22 @@ def test_what_elementary_functions_keep_counts() -> None:
     assert sorted(size for _, size in kept_values(program, program.jaxpr.invars[:1])) == [1, 6, 6, 6]
 
 
-def test_our_own_convolution_counts_as_lax_does() -> None:
+def test_our_own_convolution_counts_as_lax_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its CPU branches leave products with padding out; the branch for other devices has them all."""
+    monkeypatch.setattr(onednn_library, "missing", lambda: "not here")
     spec = variant("cifar_resnet20").spec
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     program = jax.make_jaxpr(lambda x: ResNet(spec).init_with_output(jax.random.key(0), x, train=False)[0])(images)
     assert sum(operation.multiply_adds for operation in operations(program)) == 40_551_040
+
+
+@pytest.mark.skipif(bool(onednn_library.missing()), reason=f"no oneDNN: {onednn_library.missing()}")
+def test_what_onednn_computes_cannot_be_counted() -> None:
+    images = jax.ShapeDtypeStruct((64, 32, 32, 3), jnp.float32)
+    network = ResNet(variant("cifar_resnet20").spec)
+    program = jax.make_jaxpr(lambda x: network.init_with_output(jax.random.key(0), x, train=False)[0])(images)
+    with pytest.raises(ValueError, match=r"inside resnet_convolution_evaluated at .*stem cannot"):
+        operations(program)
 
 
 # --- Against torch ----------------------------------------------------------------------------------------------------

@@ -218,7 +218,7 @@ def test_outside_jit_and_donated():
 
 @needs_onednn
 def test_which_convolutions_are_its_own():
-    """Large batches in float32, an image for each thread at least; all else keeps what it had."""
+    """In float32 large batches, an image for each thread at least, and few outputs; all else keeps what it had."""
 
     def program(x_shape, w_shape, dtype=jnp.float32, **changes):
         x, w = (jax.ShapeDtypeStruct(shape, dtype) for shape in (x_shape, w_shape))
@@ -228,7 +228,10 @@ def test_which_convolutions_are_its_own():
     mine = onednn_library.target("convolution_output")
     assert mine in program((images, 32, 32, 16), (3, 3, 16, 16))
     assert mine in program((images, 32, 32, 16), (3, 3, 4, 16), feature_group_count=4)
-    assert mine not in program((images, 2, 2, 16), (3, 3, 16, 16))
+    assert mine in program((1, 2, 2, 16), (3, 3, 16, 16))
+    assert mine not in program((1, 16, 16, 16), (3, 3, 16, 16))
+    assert mine not in program((1, 2, 2, 16), (3, 3, 4, 16), feature_group_count=4)
+    assert mine not in program((1, 2, 2, 16), (5, 5, 16, 16), padding=((2, 2), (2, 2)))
     assert mine not in program((images, 32, 32, 16), (3, 3, 16, 16), jnp.bfloat16)
     assert mine not in program((images, 32, 32, 16), (3, 3, 16, 16), padding="SAME")
     if images > 1:
