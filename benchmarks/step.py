@@ -91,14 +91,6 @@ def enter(
             figures["left_out"][name] = f"{error.name} is not installed"
             print(f"{name}: left out, {error.name} is not installed (./run.sh setup bench)")
             continue
-        if peer.compile_seconds:
-            # The others end where they are dropped.
-            again = [separate(name, setting).compile_seconds for _ in range(compiles - 1)]
-            figures["compile_seconds"][name] = medians([peer.compile_seconds, *again])
-            taken = ", ".join(
-                f"{kind} in {spent['wall']:.1f} s" for kind, spent in figures["compile_seconds"][name].items()
-            )
-            print(f"{name}: compiled {taken}", flush=True)
         if steps:
             entry = entries[name] = Entry(peer)
             entry.step("train")
@@ -108,6 +100,14 @@ def enter(
                     if entry.last.get(kind, 0.0) < LONG:
                         entry.step(kind)
             print(f"{name}: first train step after {entry.first_step:.1f} s", flush=True)
+        if peer.compile_seconds:
+            # The others end where they are dropped.
+            again = [separate(name, setting).compile_seconds for _ in range(compiles - 1)]
+            figures["compile_seconds"][name] = medians([peer.compile_seconds, *again])
+            taken = ", ".join(
+                f"{kind} in {spent['wall']:.1f} s" for kind, spent in figures["compile_seconds"][name].items()
+            )
+            print(f"{name}: compiled {taken}", flush=True)
     return entries
 
 

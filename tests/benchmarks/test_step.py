@@ -98,11 +98,16 @@ def test_what_is_timed_is_compiled_anew():
 
 
 def test_compiling_alone_takes_no_step(tmp_path, monkeypatch):
+    """Of three processes the medians count."""
+    taken = iter((1.5, 4.0, 1.0))
+
     def make(name, setting):
-        return Peer({"train": pytest.fail, "eval": pytest.fail}, {"train": {"wall": 1.5, "cpu": 2.5}})
+        return Peer({"train": pytest.fail, "eval": pytest.fail}, {"train": {"wall": next(taken), "cpu": 2.5}})
 
     monkeypatch.setattr(step, "separate", make)
-    monkeypatch.setattr("sys.argv", ["step", "--rounds=0", "--peers=ours", f"--out={tmp_path / 'step.json'}"])
+    monkeypatch.setattr(
+        "sys.argv", ["step", "--rounds=0", "--compiles=3", "--peers=ours", f"--out={tmp_path / 'step.json'}"]
+    )
     step.main()
     figures = record.read(tmp_path / "step.json").figures
     assert figures["compile_seconds"] == {"ours": {"train": {"wall": 1.5, "cpu": 2.5}}}
@@ -130,7 +135,7 @@ def test_rounds_and_warm_steps(monkeypatch):
     clock = Clock(monkeypatch)
     monkeypatch.setattr(step, "separate", lambda name, setting: clock.peer(name, {"ours": 1.0, "linen": 20.0}[name]))
     entries = step.enter(
-        Setting("resnet50", 64, 32), ["ours", "linen"], {"compile_seconds": {}, "left_out": {}}, steps=True
+        Setting("resnet50", 64, 32), ["ours", "linen"], {"compile_seconds": {}, "left_out": {}}, steps=True, compiles=1
     )
     assert clock.done == ["ours train", "ours train", "ours eval", "ours eval", "linen train", "linen eval"]
     assert (entries["ours"].first_step, entries["linen"].first_step) == (1.0, 20.0)
