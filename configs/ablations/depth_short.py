@@ -7,8 +7,8 @@
 paper's 64,000, so the rate falls by a cosine and the decay is five times the paper's. Optimizer and length are the same
 for all four. One seed ("--config.seeds=(0,)") takes an hour and a half.
 
-Result to expect (three seeds): a test error of 11.78 ± 0.11 % with 20 layers and 10.38 ± 0.35 % with 56; without
-shortcuts 14.05 ± 0.14 % and 28.74 ± 3.37 %. docs/ablations.md has the table.
+Result to expect: a test error of 11.78 ± 0.11 % with 20 layers and 10.38 ± 0.35 % with 56; without
+shortcuts 14.05 ± 0.14 % and 28.74 ± 3.37 % (three seeds each). docs/ablations.md has the table.
 """
 
 from ml_collections import ConfigDict
