@@ -14,9 +14,10 @@ from resnet.model.convolution_forms import Window, extent
 from resnet.model.network import ResNet, evaluate, initialise
 from resnet.model.onednn_training import BLOCK, NOTHING, PROJECTED, RELU, Trained
 from resnet.model.variants import variant
+from tests.model import test_onednn as alone
 from tests.model import test_onednn_training as training
 from tests.model.test_convolution import arrays, assert_near
-from tests.model.test_onednn import all_three, both, needs_onednn, square
+from tests.model.test_onednn import needs_onednn, square
 from tests.model.test_onednn_evaluated import in_parts, several
 
 
@@ -31,12 +32,16 @@ def few(draw):
     """(x shape, w shape, window) of kernels up to 3×3 on small maps, which some of their elements may never meet."""
     kernel = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     padding = tuple((draw(st.integers(0, k - 1)), draw(st.integers(0, k - 1))) for k in kernel)
-    size = [draw(st.integers(max(1, k - sum(p)), 5)) for k, p in zip(kernel, padding, strict=True)]
+    # From 2 on: for maps of 1 XLA aborts over some of its own gradients, which ours are held against (jax 0.10.2, x
+    # 1×4×1×40, w 2×2×40×50, strides 2, padding 1).
+    size = [draw(st.integers(max(2, k - sum(p)), 5)) for k, p in zip(kernel, padding, strict=True)]
     strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 2)))
     channels = draw(st.tuples(st.sampled_from((7, 16, 40, 96)), st.sampled_from((5, 32, 50, 130))))
-    shapes = (draw(st.integers(1, 9)), *size, channels[0]), (*kernel, *channels), Window(strides, padding, 1, None)
-    assume(are_products(shapes))
-    return shapes
+    window = Window(strides, padding, 1, None)
+    # As many images as are few: of nearly all that is drawn at least one is.
+    batches = [n for n in range(1, 10) if are_products(((n, *size, channels[0]), (*kernel, *channels), window))]
+    assume(batches)
+    return (draw(st.sampled_from(batches)), *size, channels[0]), (*kernel, *channels), window
 
 
 LAST_STAGE = [
@@ -65,10 +70,7 @@ def with_examples(*more):
 @given(few())
 @with_examples()
 def test_value_and_gradients_are_those_of_lax(shapes):
-    x_shape, w_shape, window = shapes
-    x, w = arrays(x_shape, w_shape)
-    ours, theirs = both(lambda convolve, x, w: all_three(convolve, window, x, w), x, w)
-    assert_near(ours, theirs, 2e-5)
+    alone.test_value_and_gradients_are_those_of_lax.hypothesis.inner_test(shapes)
 
 
 @needs_onednn
