@@ -2,8 +2,8 @@
  * matrices, over the outputs that see it inside the map. Threads share channels, not images.
  *
  * oneDNN's convolutions would lay the whole kernel out anew for some hundred outputs, and sum its gradient up over the
- * threads. For kernels of ResNet-50's last stage and 128 outputs, none in the cache, these products reach 370 to 550
- * GFLOP/s on two cores (1×1; 3×3 on maps of 2×2 200 to 380), of 500 that large products reach (2026-11-28).
+ * threads. For the 1×1 kernels of ResNet-50's last stage and 128 outputs, none in the cache, such products alone reached
+ * 360 to 560 GFLOP/s on two cores (2026-11-28); what they are worth in a network is in docs/speed-notes.md.
  */
 #pragma once
 #include "onednn_call.h"
