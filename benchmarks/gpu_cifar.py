@@ -10,7 +10,7 @@
    left of the ratio is not the DataLoader's. Bar: ours at least 10 times torch with its DataLoader.
 2. `fast`: configs/cifar10_fast.py, ten seeds one after the other in one compiled program: seconds of training (host's
    work included, evaluation and compilation apart) and test accuracy. `fast_NAME`: two seeds of what CANDIDATES (in
-   benchmarks/gpu_cifar_parts.py) says instead; a second call chooses among them: --parts=fast_resnet18,fast_early,…
+   benchmarks/gpu_cifar_parts.py) says instead; a second call chooses among them: --parts=fast_resnet18,fast_longer,…
 
 Needs jax, flax, optax, orbax-checkpoint, ml_collections, Pillow and torch; no TensorFlow. CIFAR-10 is cut out of
 mosaics (benchmarks/cifar_arrays.py); on a machine that only gets this checkout, name a folder inside it.
