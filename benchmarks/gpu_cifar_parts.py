@@ -32,6 +32,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     },
     # More depth at the same widths.
     "resnet18": {"model.stage_sizes": (2, 2, 2, 2)},
+    # Three stages, twice as wide, each halving the map in its first convolution: little is done at 32×32 pixels.
+    "early": {"model.stage_sizes": (1, 1, 1), "model.width": 128, "model.stride_block": "last"},
     "longer": {"run.epochs": 24.0, "optim.warmup_epochs": 6.0, "run.eval_every": 24.0, "run.checkpoint_every": 24.0},
     "shorter": {"run.epochs": 10.0, "optim.warmup_epochs": 2.5, "run.eval_every": 10.0, "run.checkpoint_every": 10.0},
     "batch1024": {"data.batch_size": 1024, "optim.lr": 2.0, "model.norm_momentum": 0.6},
